@@ -1,0 +1,3 @@
+from kd_cli.cli import main
+
+raise SystemExit(main())

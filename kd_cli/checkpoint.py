@@ -1,0 +1,143 @@
+"""Atomic writes, and the state from which a killed run continues.
+
+Every file appears whole or not at all: it is written beside its place, flushed to the disk and
+renamed. (`.keras` files and `save_weights` leave out the state of dropout's seed generators, so the
+state here is `model.variables`, not `model.weights`.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Gives a temporary path with the same suffix; renames it to `path` when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is safe from a power cut only when the folder is on the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON at full precision; NaN and infinity, which JSON has not, are a ValueError."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with atomic(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with atomic(path) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def save_model(path: Path, model: Any) -> None:
+    """Saves a Keras model as `.keras`, atomically."""
+    with atomic(path) as temporary:
+        model.save(temporary)
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Appends one JSON line, on the disk when this returns."""
+    with open(path, "a") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The complete rows of a `.jsonl` file; a last line cut short by a kill is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def rewrite_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class State:
+    """`state/` of a run: the variables and counters of the last finished epoch, and the best weights.
+
+    `last.npz` is the only file that counts. It names the file of the best weights, which is written
+    before it and never changed, so a kill between the two writes leaves the older pair intact.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "last.npz"
+
+    def save(
+        self,
+        variables: list[Any],
+        run_id: str,
+        counters: dict[str, Any],
+        best: list[np.ndarray] | None,
+    ) -> None:
+        """Writes the state of an epoch; `best` holds the weights when this epoch was the best."""
+        if best is not None:
+            write_npz(
+                self.folder / f"best-{counters['best_epoch']}.npz",
+                {f"{number:05d}": array for number, array in enumerate(best)},
+            )
+        arrays = {f"{n:05d}": np.asarray(variable) for n, variable in enumerate(variables)}
+        record = json.dumps({"run_id": run_id, "counters": counters})
+        write_npz(self.path, {**arrays, "record": np.array(record)})
+        for old in self.folder.glob("best-*.npz"):
+            if old.name != f"best-{counters['best_epoch']}.npz":
+                old.unlink()
+
+    def run_id(self) -> str | None:
+        """Whose state this is, or None without one."""
+        if not self.path.exists():
+            return None
+        with open_npz(self.path) as archive:
+            return json.loads(str(archive["record"]))["run_id"]
+
+    def load(self, variables: list[Any]) -> dict[str, Any] | None:
+        """Puts the saved values into `variables`; returns the counters, or None without a state."""
+        if not self.path.exists():
+            return None
+        with open_npz(self.path) as archive:
+            for number, variable in enumerate(variables):
+                variable.assign(archive[f"{number:05d}"])
+            return json.loads(str(archive["record"]))["counters"]
+
+    def best_weights(self, epoch: int) -> list[np.ndarray]:
+        with open_npz(self.folder / f"best-{epoch}.npz") as archive:
+            return [archive[name] for name in sorted(archive.files)]
+
+
+@contextlib.contextmanager
+def open_npz(path: Path) -> Iterator[Any]:
+    """Opens an `.npz` without executing anything in it (`allow_pickle=False`)."""
+    with np.load(path, allow_pickle=False) as archive:
+        yield archive

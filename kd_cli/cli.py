@@ -1,0 +1,371 @@
+"""The `kd` entrypoint: a command word becomes Hydra's primary config; errors become one line.
+
+Everything of Hydra stays: multirun, launchers, --cfg, --info, --config-dir, completion. Before Hydra
+starts, the configuration (of every point of a sweep) is composed and checked here, so that a mistake
+leaves no directory behind. Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from kd_cli import __version__
+from kd_cli.manual import COMMANDS, page
+
+log = logging.getLogger("kd")
+
+# Hydra's flags, with whether they take a value.
+_FLAGS = {
+    "--help": False,
+    "-h": False,
+    "--hydra-help": False,
+    "--version": False,
+    "--multirun": False,
+    "-m": False,
+    "--run": False,
+    "-r": False,
+    "--resolve": False,
+    "--shell-completion": False,
+    "-sc": False,
+    "--cfg": True,
+    "-c": True,
+    "--package": True,
+    "-p": True,
+    "--config-dir": True,
+    "-cd": True,
+    "--config-path": True,
+    "-cp": True,
+    "--config-name": True,
+    "-cn": True,
+    "--experimental-rerun": True,
+    "--info": False,
+    "-i": False,
+}
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_SHOW = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "-sc", "--shell-completion"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `kd` and returns its exit code: 0, 1 a run failed, 2 a user's mistake, 130 Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # Makes Hydra raise instead of printing, so that every error passes through here.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    from kd_cli.errors import ConfigError
+
+    try:
+        return _main(argv)
+    except ConfigError as error:
+        if traceback_wanted:
+            traceback.print_exc()
+        print(f"kd: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "kd: interrupted; the same command continues after the last finished epoch",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:  # the reader of a pipe (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    finally:
+        if not traceback_wanted:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _main(argv: list[str]) -> int:
+    from kd_cli.errors import ConfigError, suggest
+
+    if "--version" in argv:
+        print(f"kd {__version__}")
+        return 0
+    if not argv or argv in (["--help"], ["-h"], ["help"]):
+        print(page())
+        return 0
+    command, rest = "distill", argv
+    if not argv[0].startswith(("-", "+", "~")) and "=" not in argv[0]:
+        command, rest = argv[0], argv[1:]
+    if command not in COMMANDS:
+        raise ConfigError(
+            f"unknown command '{command}'{suggest(command, COMMANDS)} "
+            f"(commands: {', '.join(COMMANDS)}; kd --help)"
+        )
+    overrides, flags = _arrange(rest)
+    if "-sc" in flags or "--shell-completion" in flags:
+        return _complete(overrides, flags)
+    config_dir = _value(flags, "--config-dir", "-cd")
+    # So that `_target_` reaches a user's own module beside his YAML, or in the working directory.
+    for folder in (config_dir, "."):
+        if folder and str(Path(folder).resolve()) not in sys.path:
+            sys.path.append(str(Path(folder).resolve()))
+    from kd_cli.identity import register_resolvers
+
+    register_resolvers()
+    if _SHOW & set(flags):
+        return _hydra(command, overrides, flags)
+    if "--multirun" in flags or "-m" in flags:
+        return _sweep(command, overrides, flags, config_dir)
+    return _single(command, overrides, flags, config_dir)
+
+
+def _arrange(rest: list[str]) -> tuple[list[str], list[str]]:
+    """Overrides and flags apart: Hydra 1.3 refuses overrides on both sides of a flag."""
+    from kd_cli.errors import ConfigError, suggest
+
+    overrides: list[str] = []
+    flags: list[str] = []
+    words = iter(rest)
+    for word in words:
+        name = word.split("=", 1)[0]
+        if not word.startswith("-"):
+            if "=" not in word and not word.startswith("~"):
+                raise ConfigError(f"'{word}' is neither key=value nor a flag (see kd --help)")
+            overrides.append(word)
+        elif name not in _FLAGS:
+            raise ConfigError(f"unknown flag '{name}'{suggest(name, _FLAGS)} (see kd --help)")
+        elif _FLAGS[name] and "=" not in word:
+            value = next(words, None)
+            if value is None:
+                raise ConfigError(f"{name} needs a value")
+            flags += [word, value]
+        elif word in ("--info", "-i"):
+            following = rest[rest.index(word) + 1 :][:1]
+            flags.append(word)
+            if following and following[0] in _INFO:
+                flags.append(next(words))
+        else:
+            flags += [name, word.split("=", 1)[1]] if "=" in word else [word]
+    return overrides, flags
+
+
+def _value(flags: list[str], *names: str) -> str | None:
+    for position, flag in enumerate(flags):
+        if flag in names:
+            return flags[position + 1]
+    return None
+
+
+def _compose(command: str, overrides: list[str], config_dir: str | None) -> Any:
+    """Composes, with Hydra's errors in the user's words."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from kd_cli.config import compose
+    from kd_cli.errors import ConfigError, explain, explain_hydra
+
+    try:
+        return compose(command, overrides, config_dir)
+    except HydraException as error:
+        raise ConfigError(explain_hydra(error, _known_keys(command, overrides))) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+
+
+def _known_keys(command: str, overrides: list[str]) -> list[str]:
+    """All dotted keys of the command with the groups chosen so far, to suggest one."""
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+
+    from kd_cli.config import compose, conf_dir, override_key
+
+    groups = [p.name for p in conf_dir().iterdir() if p.is_dir()]
+    try:
+        cfg = compose(command, [o for o in overrides if override_key(o) in groups])
+    except HydraException:
+        cfg = compose(command, [])
+    keys: list[str] = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in node:
+            if prefix == "" and key == "hydra":
+                continue
+            keys.append(prefix + str(key))
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                if isinstance(node[key], DictConfig):
+                    walk(node[key], f"{prefix}{key}.")
+
+    walk(cfg, "")
+    return keys
+
+
+def _single(command: str, overrides: list[str], flags: list[str], config_dir: str | None) -> int:
+    from kd_cli.config import check
+    from kd_cli.identity import run_dir
+
+    plan = check(_compose(command, overrides, config_dir), overrides)
+    _check_directory(run_dir(plan))
+    return _hydra(command, overrides, flags)
+
+
+def _sweep(command: str, overrides: list[str], flags: list[str], config_dir: str | None) -> int:
+    from kd_cli.config import check, override_key
+    from kd_cli.identity import OUTPUTS, point_dir, sweep_id
+    from kd_cli.sweep import expand, finish
+
+    points, swept = expand(overrides)
+    unswept = [o for o in overrides if override_key(o) not in swept]
+    if not any(override_key(o) == "sweep" for o in overrides):
+        overrides = [*overrides, f"sweep={sweep_id(command, unswept)}"]
+        points = [[*point, overrides[-1]] for point in points]
+    for point in points:
+        plan = check(_compose(command, point, config_dir), point)
+        _check_directory(point_dir(plan))
+    folder = OUTPUTS / "sweeps" / plan.sweep
+    try:
+        code = _hydra(command, overrides, flags)
+    finally:
+        failed = finish(folder, len(points))
+    return 1 if failed else code
+
+
+def _check_directory(out: Path) -> None:
+    """Refuses a file where a directory is needed, and files in it that are not a run's."""
+    from kd_cli.errors import ConfigError
+
+    for parent in [out, *out.parents]:
+        if parent.exists() and not parent.is_dir():
+            raise ConfigError(
+                f"{parent} is a file; kd needs a directory there (move it, or work elsewhere)"
+            )
+    if not out.is_dir() or (out / "metrics.json").exists():
+        return
+    foreign = sorted(p.name for p in out.iterdir() if p.name not in RUN_FILES and p.name[0] != ".")
+    if foreign:
+        raise ConfigError(
+            f"{out} holds files that are not of a run of kd ({', '.join(foreign[:3])}); "
+            "move them away, or type rerun=true"
+        )
+
+
+RUN_FILES = (
+    "kd.log",
+    "history.jsonl",
+    "metrics.json",
+    "predictions.npz",
+    "model.keras",
+    "state",
+    "error.json",
+    "tensorboard",
+)
+
+
+def _hydra(command: str, overrides: list[str], flags: list[str]) -> int:
+    """Hands over to Hydra, with all overrides before the flags."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from kd_cli.config import conf_dir
+    from kd_cli.errors import ConfigError, explain, explain_hydra
+
+    saved = sys.argv
+    sys.argv = [saved[0] if saved else "kd", *overrides, *flags]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job)()
+        return 0
+    except RunFailed as error:
+        if not ("--multirun" in flags or "-m" in flags):
+            print(f"kd: failed: {error}", file=sys.stderr)
+        return 1
+    except HydraException as error:
+        raise ConfigError(explain_hydra(error, _known_keys(command, overrides))) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = saved
+
+
+class RunFailed(Exception):
+    """A run broke; its traceback is in its log and error.json."""
+
+
+def job(cfg: Any) -> dict[str, Any]:
+    """One run, called by Hydra in the run's directory-to-be (also in a launcher's own process)."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from kd_cli import run
+    from kd_cli.config import check
+    from kd_cli.errors import ConfigError
+
+    settings = HydraConfig.get()
+    out = Path(settings.runtime.output_dir)
+    typed = list(settings.overrides.task)
+    sweeping = settings.mode == RunMode.MULTIRUN
+    fresh = {p.name for p in out.iterdir()} <= {".hydra", "kd.log"}
+    try:
+        plan = check(cfg, typed)
+        if sweeping:
+            log.info("point %s", out.name)
+        (out / "error.json").unlink(missing_ok=True)
+        return run.execute(plan, out, typed, table=not sweeping)
+    except ConfigError as error:
+        if sweeping:
+            _record_failure(out, error, "")
+        elif fresh:
+            _remove_fresh(out)
+        raise
+    except Exception as error:
+        text = traceback.format_exc()
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.debug("%s", text)
+        _record_failure(out, error, text)
+        raise RunFailed(f"{first} (traceback: {os.path.relpath(out)}/kd.log)") from error
+
+
+def _record_failure(out: Path, error: Exception, text: str) -> None:
+    """The traceback into the run's log, and `error.json`; a full disk must not hide the cause."""
+    from kd_cli.checkpoint import write_json
+
+    message = str(error).strip() or type(error).__name__
+    try:
+        with open(out / "kd.log", "a") as file:
+            file.write(text or f"{message}\n")
+        write_json(
+            out / "error.json",
+            {"error": type(error).__name__, "message": message, "traceback": text},
+        )
+    except OSError as problem:
+        print(f"kd: could not write {out}/error.json: {problem}", file=sys.stderr)
+
+
+def _remove_fresh(out: Path) -> None:
+    """Removes a directory that this run created, and the parents that are empty without it."""
+    logging.shutdown()
+    shutil.rmtree(out, ignore_errors=True)
+    for parent in out.parents:
+        if parent == Path.cwd() or not parent.is_relative_to(Path.cwd()):
+            return
+        try:
+            parent.rmdir()
+        except OSError:  # not empty
+            return
+
+
+def _complete(overrides: list[str], flags: list[str]) -> int:
+    """Shell completion: Hydra's, for the command that the line names."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    command = words[1] if len(words) > 1 and words[1] in COMMANDS else None
+    typing_command = len(words) == 1 or (len(words) == 2 and not line.endswith(" "))
+    if overrides == ["query=bash"] and typing_command and "=" not in words[-1]:
+        prefix = words[1] if len(words) == 2 else ""
+        print(" ".join(c for c in COMMANDS if c.startswith(prefix)))
+        if len(words) == 2:
+            return 0
+    if command:
+        os.environ["COMP_LINE"] = line.replace(f" {command}", "", 1)
+    return _hydra(command or "distill", overrides, flags)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

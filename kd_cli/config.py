@@ -1,0 +1,325 @@
+"""The configuration's schema and checks, and `build`, the only caller of Hydra's `instantiate`.
+
+Nothing here imports TensorFlow: a mistake in the configuration is told before it is loaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kd_cli.errors import ConfigError, explain
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+# The root keys that each command has no use for, and why. A recipe may set them all the same,
+# because it serves all three commands; typed on the command line they are refused.
+UNUSED = {
+    "train-teacher": {
+        "alpha": "it learns from the labels alone",
+        "temperature": "it learns from the labels alone",
+        "t_squared": "it learns from the labels alone",
+        "loss": "its loss is the cross-entropy (see label_smoothing)",
+        "student": "it trains the teacher",
+    },
+    "train-student": {
+        "alpha": "it trains without a teacher",
+        "temperature": "it trains without a teacher",
+        "t_squared": "it trains without a teacher",
+        "loss": "its loss is the cross-entropy (see label_smoothing)",
+        "teacher": "it trains without a teacher",
+        "teacher_dir": "it trains without a teacher",
+    },
+    "distill": {
+        "label_smoothing": "it belongs to the plain cross-entropy of train-teacher and train-student"
+    },
+}
+# The keys that come with the losses that use them: a loss without `${temperature}` has none.
+LOSS_KEYS = ("alpha", "temperature", "t_squared")
+
+
+@dataclass
+class Input:
+    size: int | None = None
+    scale: float = 1.0 / 255.0
+    offset: float = 0.0
+
+
+@dataclass
+class Network:
+    name: str = MISSING
+    checkpoint: str | None = None
+    input: Input = field(default_factory=Input)
+    network: Any = MISSING
+
+
+@dataclass
+class Teacher(Network):
+    train_if_missing: bool = True
+
+
+@dataclass
+class Dataset:
+    name: str = MISSING
+    image_shape: list[int] = MISSING
+    num_classes: int = MISSING
+    validation_fraction: float = 0.1
+    split_seed: int = 0
+    limit: int | None = None
+    source: Any = MISSING
+
+
+@dataclass
+class EarlyStopping:
+    patience: int | None = None
+    monitor: str = "accuracy"
+
+
+@dataclass
+class Config:
+    """The root of a checked configuration. Nodes that are built (`Any`) have their own signatures."""
+
+    command: str = MISSING
+    role: str = MISSING
+    dataset: Dataset = field(default_factory=Dataset)
+    teacher: Teacher = field(default_factory=Teacher)
+    student: Network = field(default_factory=Network)
+    loss: Any = None
+    alpha: float | None = None
+    temperature: float | None = None
+    t_squared: bool | None = None
+    label_smoothing: float = 0.0
+    schedule: Any = MISSING
+    optimizer: Any = MISSING
+    tracker: Any = None
+    recipe: Any = None
+    epochs: int = MISSING
+    steps: int | None = None
+    batch_size: int = MISSING
+    learning_rate: float = MISSING
+    seed: int = 0
+    init_seed: int = 0
+    data_seed: int = 0
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    precision: str = "float32"
+    device: str = "auto"
+    rerun: bool = False
+    data_dir: str | None = None
+    cache_dir: str = "outputs/cache"
+    teacher_dir: str | None = None
+    sweep: str | None = None
+
+
+def conf_dir() -> Path:
+    """The folder of the shipped YAML: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def compose(command: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
+    """Composes a command's configuration, inside a running Hydra job (with its search path) or not.
+
+    Args:
+        command: Names the primary config.
+        overrides: As typed, without sweeps.
+        config_dir: The user's `--config-dir`; inside a job Hydra knows it already.
+
+    Raises:
+        ConfigError: For an unknown key or option.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose(command, overrides)
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="kd"):
+        if config_dir is not None:
+            path = Path(config_dir).expanduser().resolve()
+            if not path.is_dir():
+                raise ConfigError(f"--config-dir {config_dir} is not a folder")
+            overrides = [*overrides, f"hydra.searchpath=[file://{path}]"]
+        return hydra.compose(command, overrides, return_hydra_config=True)
+
+
+def override_key(override: str) -> str:
+    """The key that an override names: `+a.b=1` gives `a.b`, `~a` gives `a`, `db@x=y` gives `db`."""
+    return override.lstrip("+~").split("=", 1)[0].split("@", 1)[0].replace("/", ".").strip()
+
+
+def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictConfig:
+    """Keeps what the command uses, resolved and typed; the user's mistakes become ConfigError.
+
+    Args:
+        cfg: The composed configuration; a `hydra` node in it is left out.
+        overrides: What the user typed, to tell a key that he set from one that a recipe set.
+
+    Returns:
+        A new configuration without interpolations, read-only.
+
+    Raises:
+        ConfigError: With what was received, what was expected and what to type.
+    """
+    command = cfg.command
+    unused = dict(UNUSED[command])
+    if command == "distill":
+        loss_text = OmegaConf.to_yaml(cfg.loss)
+        for key in LOSS_KEYS:
+            if not re.search(r"\$\{" + key + r"\}", loss_text):
+                unused[key] = f"loss={_loss_name(cfg)} does not use it"
+    for override in overrides:
+        key = override_key(override)
+        why = unused.get(key.split(".")[0])
+        if why:
+            hint = f"kd distill {override}" if command != "distill" and key in LOSS_KEYS else ""
+            raise ConfigError(
+                f"{command} has no use for '{key}' ({override}): {why}; leave it out"
+                + (f", or type: {hint}" if hint else "")
+            )
+    keys = [key for key in cfg if key not in ("hydra", "experiment") and key not in unused]
+    resolved = {key: _resolve(cfg, key) for key in keys}
+    if command != "distill":
+        resolved["loss"] = {
+            "_target_": "kd_cli.losses.cross_entropy",
+            "_partial_": True,
+            "label_smoothing": resolved["label_smoothing"],
+        }
+    try:
+        schema = OmegaConf.structured(Config)
+        for group in ("dataset", "teacher", "student"):
+            OmegaConf.set_struct(schema[group], False)  # an option may add keys of its own
+        plan = OmegaConf.merge(schema, OmegaConf.create(resolved))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, Config.__dataclass_fields__)) from error
+    _check_ranges(plan)
+    plan = OmegaConf.create({key: OmegaConf.to_container(plan)[key] for key in resolved})
+    OmegaConf.set_readonly(plan, True)
+    return plan
+
+
+def _loss_name(cfg: DictConfig) -> str:
+    return str(cfg.loss.get("_target_", "loss")).rsplit(".", 1)[-1]
+
+
+def _resolve(cfg: DictConfig, key: str) -> Any:
+    try:
+        value = cfg[key]
+        if isinstance(value, DictConfig | ListConfig):
+            missing = sorted(OmegaConf.missing_keys(value))
+            if missing:
+                path = f"{key}.{missing[0]}"
+                raise ConfigError(f"{path} is missing: type {path}=...")
+            return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+        return value
+    except OmegaConfBaseException as error:
+        cause = error.__cause__ or error
+        while cause.__cause__ is not None and not isinstance(cause, ConfigError):
+            cause = cause.__cause__
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        raise ConfigError(explain(error)) from error
+
+
+def _check_ranges(plan: DictConfig) -> None:
+    def require(ok: bool, key: str, expected: str, value: Any = None) -> None:
+        if not ok:
+            received = OmegaConf.select(plan, key) if value is None else value
+            raise ConfigError(f"{key}={received} must be {expected}")
+
+    if plan.alpha is not None:
+        require(0 <= plan.alpha <= 1, "alpha", "between 0 and 1 (the weight of the hard labels)")
+    if plan.temperature is not None:
+        require(0 < plan.temperature < float("inf"), "temperature", "above 0")
+    require(plan.epochs >= 1, "epochs", "at least 1")
+    require(plan.steps is None or plan.steps >= 1, "steps", "at least 1, or null to use epochs")
+    require(plan.batch_size >= 1, "batch_size", "at least 1")
+    require(0 < plan.learning_rate < float("inf"), "learning_rate", "above 0")
+    require(0 <= plan.label_smoothing < 1, "label_smoothing", "at least 0 and below 1")
+    for key in ("seed", "init_seed", "data_seed", "dataset.split_seed"):
+        require(0 <= OmegaConf.select(plan, key) < 2**31, key, "between 0 and 2147483647")
+    require(
+        0 <= plan.dataset.validation_fraction < 1,
+        "dataset.validation_fraction",
+        "at least 0 and below 1",
+    )
+    limit = plan.dataset.limit
+    require(limit is None or limit >= 1, "dataset.limit", "at least 1, or null for all images")
+    require(plan.dataset.num_classes >= 2, "dataset.num_classes", "at least 2")
+    shape = list(plan.dataset.image_shape)
+    require(
+        len(shape) == 3 and min(shape) >= 1 and shape[-1] in (1, 3),
+        "dataset.image_shape",
+        "[height, width, channels] with 1 or 3 channels",
+    )
+    stopping = plan.early_stopping
+    require(
+        stopping.patience is None or stopping.patience >= 1,
+        "early_stopping.patience",
+        "at least 1, or null to train to the end",
+    )
+    require(stopping.monitor in ("accuracy", "nll"), "early_stopping.monitor", "accuracy or nll")
+    require(plan.precision in PRECISIONS, "precision", " or ".join(PRECISIONS))
+    require(
+        re.fullmatch(r"auto|cpu|gpu(:\d+)?", plan.device) is not None,
+        "device",
+        "auto, cpu, gpu or gpu:N",
+    )
+    warmup = plan.schedule.get("warmup_epochs")
+    if warmup is not None and plan.schedule.get("warmup_steps") is None and plan.steps is None:
+        require(
+            0 <= warmup < plan.epochs,
+            "schedule.warmup_epochs",
+            f"at least 0 and below epochs={plan.epochs}, because the warm-up counts inside it",
+        )
+
+
+def build(node: Any, what: str, **runtime: Any) -> Any:
+    """Calls a node's `_target_` with its keys and `runtime`.
+
+    Args:
+        node: A mapping with `_target_`, and `_partial_: true` for a function to be called later.
+        what: How to name the node in an error (`student.network`).
+        **runtime: Arguments that only the running program knows.
+
+    Raises:
+        ConfigError: When the target can't be found or refuses its arguments.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    plain = OmegaConf.to_container(node) if OmegaConf.is_config(node) else dict(node)
+    if "_target_" not in plain:
+        raise ConfigError(f"{what} has no _target_: name the function to call, {what}._target_=...")
+    target = plain["_target_"]
+    try:
+        built = instantiate(plain, _convert_="all", **runtime)
+    except InstantiationException as error:
+        cause = error.__cause__
+        while cause is not None and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, ConfigError):
+            raise cause from None
+        detail = str(cause or error).strip().splitlines()[0]
+        raise ConfigError(f"{what}: {target} failed: {detail}") from error
+    if plain.get("_partial_"):
+        _check_partial(built, what, target)
+    return built
+
+
+def _check_partial(partial: Any, what: str, target: str) -> None:
+    """A partial object takes any keyword until it is called: look at the signature now."""
+    parameters = inspect.signature(partial.func).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in partial.keywords:
+        if key not in parameters:
+            raise ConfigError(
+                f"{what}: {target} takes no '{key}'; it takes {', '.join(parameters)} "
+                f"(remove it with ~{what}.{key})"
+            )

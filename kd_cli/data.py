@@ -1,0 +1,146 @@
+"""One `Dataset` from any source: splits, shapes and classes that were checked, a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from kd_cli.config import build
+from kd_cli.errors import ConfigError
+from kd_cli.sources import Arrays, fingerprint
+from kd_cli.splits import limited, stratified
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a pool of images. Training and validation rows may point into one pool.
+
+    Attributes:
+        images: The pool, [N, H, W, C], pixels 0..255, uint8 or float32, possibly memory-mapped.
+        labels: [N] class numbers of the pool.
+        rows: [n] the rows of the pool that belong to this split.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels with their three splits.
+
+    Attributes:
+        name: For messages.
+        image_shape: (H, W, C).
+        class_names: One per label; the class numbers where the source names none.
+        train, validation, test: The splits; validation is None with validation_fraction=0.
+        fingerprint: SHA-256 of the source's images, labels and class names.
+        split_fingerprint: SHA-256 of the rows of all splits.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split | None
+    test: Split
+    fingerprint: str
+    split_fingerprint: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def load(cfg: DictConfig) -> Dataset:
+    """Reads the dataset that a checked `dataset` node describes.
+
+    Raises:
+        ConfigError: When the data can't be read, or are not what the node declares.
+    """
+    arrays = build(cfg.source, "dataset.source")
+    _check(arrays, cfg)
+    names = tuple(arrays.class_names) or tuple(str(n) for n in range(cfg.num_classes))
+    pool, test = arrays.train, arrays.test
+    rows = np.arange(len(pool[1]))
+    if cfg.limit is not None and cfg.limit < len(rows):
+        rows = limited(pool[1], cfg.limit, cfg.split_seed)
+    test_rows = np.arange(len(test[1]))
+    if cfg.limit is not None and cfg.limit < len(test_rows):
+        test_rows = limited(test[1], cfg.limit, cfg.split_seed)
+    validation = None
+    if arrays.validation is not None:
+        official = arrays.validation
+        validation_rows = np.arange(len(official[1]))
+        if cfg.limit is not None and cfg.limit < len(validation_rows):
+            validation_rows = limited(official[1], cfg.limit, cfg.split_seed)
+        validation = Split(*official, validation_rows)
+    elif cfg.validation_fraction > 0:
+        held_out = rows[stratified(pool[1][rows], cfg.validation_fraction, cfg.split_seed)]
+        rows = np.setdiff1d(rows, held_out)
+        validation = Split(*pool, held_out)
+    train = Split(*pool, rows)
+    if not len(train) or (validation is not None and not len(validation)):
+        raise ConfigError(
+            f"dataset.limit={cfg.limit} with dataset.validation_fraction="
+            f"{cfg.validation_fraction} leaves {len(train)} training and "
+            f"{len(validation) if validation else 0} validation images; raise one of them"
+        )
+    sha = hashlib.sha256()
+    for split in (train.rows, validation.rows if validation else test_rows[:0], test_rows):
+        sha.update(np.ascontiguousarray(split, dtype=np.int64).data)
+        sha.update(b"|")
+    return Dataset(
+        cfg.name,
+        tuple(cfg.image_shape),
+        names,
+        train,
+        validation,
+        Split(*test, test_rows),
+        arrays.fingerprint or fingerprint(arrays),
+        sha.hexdigest(),
+    )
+
+
+def _check(arrays: Any, cfg: DictConfig) -> None:
+    """Compares the data with what the configuration declares."""
+    target = cfg.source["_target_"]
+    if not isinstance(arrays, Arrays):
+        raise ConfigError(
+            f"dataset.source: {target} returned {type(arrays).__name__}; "
+            "expected kd_cli.sources.Arrays"
+        )
+    declared = tuple(cfg.image_shape)
+    for part in ("train", "validation", "test"):
+        split = getattr(arrays, part)
+        if split is None:
+            continue
+        images, labels = split
+        if len(images) == 0:
+            raise ConfigError(f"{cfg.name}: the {part} split is empty")
+        if tuple(images.shape[1:]) != declared:
+            raise ConfigError(
+                f"{cfg.name}: the {part} images have shape {list(images.shape[1:])}, declared is "
+                f"dataset.image_shape={list(declared)}"
+            )
+        if labels.min() < 0 or labels.max() >= cfg.num_classes:
+            raise ConfigError(
+                f"{cfg.name}: the {part} labels run from {labels.min()} to {labels.max()}, "
+                f"declared is dataset.num_classes={cfg.num_classes} (labels 0 to "
+                f"{cfg.num_classes - 1})"
+            )
+        if images.dtype != np.uint8 and not np.isfinite(images).all():
+            raise ConfigError(f"{cfg.name}: the {part} images hold NaN or infinite pixels")
+    if arrays.class_names and len(arrays.class_names) != cfg.num_classes:
+        raise ConfigError(
+            f"{cfg.name}: the data have {len(arrays.class_names)} classes, declared is "
+            f"dataset.num_classes={cfg.num_classes}"
+        )

@@ -1,0 +1,58 @@
+"""The device and determinism of this process: called once, before the first tensor."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from kd_cli.errors import ConfigError
+
+log = logging.getLogger("kd")
+_chosen: dict[str, str] = {}
+
+
+def quiet_tensorflow() -> None:
+    """Silences TensorFlow's start-up messages; must run before it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def set_up(device: str) -> str:
+    """Makes the wanted device the only visible one, with memory growth and deterministic ops.
+
+    Args:
+        device: `auto`, `cpu`, `gpu` or `gpu:N`.
+
+    Returns:
+        What is used, for people and the metrics.
+
+    Raises:
+        ConfigError: When there is no such GPU, or this process has settled on another device.
+    """
+    quiet_tensorflow()
+    if _chosen:
+        if device not in _chosen:
+            raise ConfigError(
+                f"device={device}: this process runs on device={next(iter(_chosen))} already; "
+                "sweep over devices in separate commands"
+            )
+        return _chosen[device]
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    number = int(device.partition(":")[2] or 0)
+    if device.startswith("gpu") and number >= len(gpus):
+        raise ConfigError(
+            f"device={device}: TensorFlow finds {len(gpus)} GPUs; type device=auto or device=cpu"
+        )
+    use = [] if device == "cpu" else gpus[number : number + 1]
+    tf.config.set_visible_devices(use, "GPU")
+    for gpu in use:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    tf.config.experimental.enable_op_determinism()
+    name = "cpu"
+    if use:
+        name = tf.config.experimental.get_device_details(use[0]).get("device_name", use[0].name)
+    _chosen[device] = name
+    return name

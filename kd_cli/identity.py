@@ -1,0 +1,236 @@
+"""What makes two runs the same run: identifiers, directory names, and the resolvers that use them.
+
+The run id hashes the resolved configuration that can change the result. Paths of data and caches,
+the device, trackers and the place in a sweep do not count; 10 and 10.0 agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.config import check
+from kd_cli.errors import ConfigError
+
+OUTPUTS = Path("outputs")
+# Root keys that say where or how to run, not what comes out.
+_PLACES = (
+    "role",
+    "recipe",
+    "seed",  # init_seed and data_seed are what counts
+    "device",
+    "rerun",
+    "data_dir",
+    "cache_dir",
+    "teacher_dir",
+    "sweep",
+    "tracker",
+    "alpha",  # counted inside the loss, as are temperature and t_squared
+    "temperature",
+    "t_squared",
+    "label_smoothing",
+)
+
+
+def _normal(value: Any) -> Any:
+    """Equal numbers become equal JSON: 10.0 becomes 10."""
+    if isinstance(value, dict):
+        return {str(key): _normal(item) for key, item in sorted(value.items())}
+    if isinstance(value, list | tuple):
+        return [_normal(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def digest(value: Any, length: int = 10) -> str:
+    """The first hexadecimal digits of the SHA-256 of a plain value's canonical JSON."""
+    text = json.dumps(_normal(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
+    """The part of `dataset` that decides which images and labels come out, as plain data."""
+    spec = OmegaConf.to_container(dataset)
+    spec["source"] = {
+        key: value for key, value in spec["source"].items() if key not in ("data_dir", "cache_dir")
+    }
+    for place in (spec, spec["source"]):
+        if place.get("path"):
+            place["path"] = str(Path(place["path"]).expanduser().resolve())
+    return spec
+
+
+def network_spec(network: DictConfig) -> dict[str, Any]:
+    """What decides a network's shape and input: its node and its `input` adapter."""
+    plain = OmegaConf.to_container(network)
+    return {"network": plain["network"], "input": plain["input"]}
+
+
+def teacher_spec(plan: DictConfig) -> dict[str, Any]:
+    """What a kept teacher must match: dataset and split, network and input."""
+    return {"dataset": dataset_spec(plan.dataset), **network_spec(plan.teacher)}
+
+
+def default_teacher_dir(plan: DictConfig) -> str:
+    name = f"{plan.dataset.name}-{plan.teacher.name}-{digest(teacher_spec(plan), 8)}"
+    return str(OUTPUTS / "teachers" / name)
+
+
+def run_spec(plan: DictConfig) -> dict[str, Any]:
+    """All of a checked configuration that can change the result of the run, as plain data."""
+    plain = OmegaConf.to_container(plan)
+    spec = {key: value for key, value in plain.items() if key not in _PLACES and value is not None}
+    spec["dataset"] = dataset_spec(plan.dataset)
+    if plan.steps is not None:
+        del spec["epochs"]
+    for role in ("teacher", "student"):
+        if role not in spec:
+            continue
+        spec[role] = network_spec(plan[role])
+        checkpoint = plan[role].checkpoint
+        if checkpoint is not None:
+            spec[role]["checkpoint"] = str(Path(checkpoint).expanduser().resolve())
+    if plan.command == "distill" and plan.teacher_dir != default_teacher_dir(plan):
+        spec["teacher_dir"] = str(Path(plan.teacher_dir).resolve())
+    return spec
+
+
+def run_id(plan: DictConfig) -> str:
+    return digest(run_spec(plan))
+
+
+def run_name(plan: DictConfig) -> str:
+    """Readable values and the run id: `mlp_hinton_alpha0.1_temperature4_seed0-1a2b3c4d5e`."""
+    words = [plan.teacher.name if plan.command == "train-teacher" else plan.student.name]
+    if plan.command == "distill":
+        words.append(plan.loss["_target_"].rsplit(".", 1)[-1])
+        for key in ("alpha", "temperature"):
+            if plan.get(key) is not None:
+                words.append(f"{key}{plan[key]:g}")
+    words.append(f"steps{plan.steps}" if plan.steps else f"epochs{plan.epochs}")
+    words.append(f"seed{plan.seed}")
+    return "_".join(words) + "-" + run_id(plan)
+
+
+# rerun=true: the new directory that was chosen for a run, so that asking again gives the same one.
+_chosen: dict[str, str] = {}
+
+
+def _beside(parent: Path, name: str, rerun: bool) -> str:
+    """`name`, or with rerun the first of name-2, name-3, ... that does not exist yet."""
+    if not rerun or not (parent / name).exists():
+        return _chosen.get(str(parent / name), name)
+    key = str(parent / name)
+    if key not in _chosen:
+        number = 2
+        while (parent / f"{name}-{number}").exists():
+            number += 1
+        _chosen[key] = f"{name}-{number}"
+    return _chosen[key]
+
+
+def run_dir(plan: DictConfig) -> Path:
+    """Where a single run of this configuration writes."""
+    if plan.command == "train-teacher":
+        teacher_dir = Path(plan.teacher_dir)
+        return teacher_dir.parent / _beside(teacher_dir.parent, teacher_dir.name, plan.rerun)
+    parent = OUTPUTS / plan.command / plan.dataset.name
+    return parent / _beside(parent, run_name(plan), plan.rerun)
+
+
+def point_dir(plan: DictConfig) -> Path:
+    """Where a sweep's point writes."""
+    parent = OUTPUTS / "sweeps" / plan.sweep
+    return parent / _beside(parent, run_name(plan), plan.rerun)
+
+
+def sweep_id(command: str, unswept: list[str]) -> str:
+    return digest([command, sorted(unswept)], 8)
+
+
+def counterpart(plan: DictConfig) -> DictConfig:
+    """The scratch student's configuration that belongs to a distill run: same all, no teacher."""
+    plain = OmegaConf.to_container(plan)
+    for key in ("teacher", "teacher_dir", "alpha", "temperature", "t_squared"):
+        plain.pop(key, None)
+    plain["command"] = "train-student"
+    plain["rerun"] = False
+    plain["loss"] = {
+        "_target_": "kd_cli.losses.cross_entropy",
+        "_partial_": True,
+        "label_smoothing": 0.0,
+    }
+    return OmegaConf.create(plain)
+
+
+# Resolvers: values in YAML that only code can give. They see the whole configuration as `_root_`.
+
+
+def _typed(root: DictConfig) -> list[str]:
+    overrides = OmegaConf.select(root, "hydra.overrides.task")
+    return list(overrides) if overrides else []
+
+
+def _teacher_dir(*, _root_: DictConfig) -> str:
+    parts = {
+        key: OmegaConf.to_container(_root_[key], resolve=True) for key in ("dataset", "teacher")
+    }
+    return default_teacher_dir(OmegaConf.create(parts))
+
+
+def _run_dir(*, _root_: DictConfig) -> str:
+    return str(run_dir(check(_root_, _typed(_root_))))
+
+
+def _run_name(*, _root_: DictConfig) -> str:
+    return point_dir(check(_root_, _typed(_root_))).name
+
+
+def _input_shape(image_shape: Any, size: int | None) -> list[int]:
+    """The shape a network gets: the dataset's, or `input.size` squared when that is set."""
+    height, width, channels = image_shape
+    return [height, width, channels] if size is None else [size, size, channels]
+
+
+def _folder_num_classes(path: str) -> int:
+    from kd_cli.sources import class_folders
+
+    return len(class_folders(Path(path).expanduser()))
+
+
+def _npz_header(path: str, member: str) -> Any:
+    from kd_cli.sources import npz_header
+
+    return npz_header(Path(path).expanduser(), member)
+
+
+def _npz_image_shape(path: str) -> list[int]:
+    shape = _npz_header(path, "x_train")
+    if len(shape) not in (3, 4):
+        raise ConfigError(f"{path}: x_train has shape {shape}; expected [N, H, W] or [N, H, W, C]")
+    return [*shape[1:3], shape[3] if len(shape) == 4 else 1]
+
+
+def _npz_num_classes(path: str) -> int:
+    from kd_cli.sources import npz_num_classes
+
+    return npz_num_classes(Path(path).expanduser())
+
+
+def register_resolvers() -> None:
+    """Makes `${kd.*:}` known to OmegaConf; calling it again changes nothing."""
+    for name, resolver in {
+        "kd.teacher_dir": _teacher_dir,
+        "kd.run_dir": _run_dir,
+        "kd.run_name": _run_name,
+        "kd.input_shape": _input_shape,
+        "kd.folder_num_classes": _folder_num_classes,
+        "kd.npz_image_shape": _npz_image_shape,
+        "kd.npz_num_classes": _npz_num_classes,
+    }.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)

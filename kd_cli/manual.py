@@ -1,0 +1,69 @@
+"""The page of `kd --help`: commands, groups with their options, examples. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+COMMANDS = ("train-teacher", "train-student", "distill")
+GROUPS = (
+    "dataset",
+    "teacher",
+    "student",
+    "loss",
+    "schedule",
+    "optimizer",
+    "tracker",
+    "experiment",
+)
+
+
+def page() -> str:
+    """The help page, with the groups and options that the configuration folder holds."""
+    package = Path(__file__).resolve().parent
+    conf = package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+    groups = "\n".join(
+        _wrapped(f"  {group:<11}", sorted(p.stem for p in (conf / group).glob("*.yaml")))
+        for group in GROUPS
+    )
+    return f"""\
+kd trains a teacher, trains a small student from scratch, distils the teacher into the student,
+and tells whether distilling was worth it.
+
+usage: kd [COMMAND] [key=value ...] [flags]
+
+commands (none: distill)
+  train-teacher   train the teacher and keep it
+  train-student   train the student without a teacher: the baseline
+  distill         distil the teacher into the student; trains the teacher when it is missing
+
+groups, chosen with group=option
+{groups}
+
+keys
+  alpha=0.1         weight of the hard labels; 1 - alpha weighs the teacher
+  temperature=4     softens both networks' outputs before they are compared
+  epochs=20  batch_size=64  learning_rate=0.001  seed=0  steps=null
+  teacher.checkpoint=FILE.keras   a teacher of your own
+  dataset.limit=512               a smoke run on a few images
+  early_stopping.patience=5  precision=mixed_bfloat16  device=cpu  rerun=true  data_dir=FOLDER
+
+examples
+  kd distill                                             a first result in a minute, no download
+  kd distill dataset=cifar10 teacher=cnn student=cnn_small schedule=cosine epochs=20
+  kd --multirun alpha=0.1,0.5,0.9 temperature=1,4,10     a sweep, with a table at its end
+
+flags
+  --multirun        sweep over comma-separated values      --cfg job --resolve   show the configuration
+  --config-dir DIR  add your own YAML and functions        --version, --help
+  kd distill --help lists every key with its value; completion: eval "$(kd -sc install=bash)"
+"""
+
+
+def _wrapped(head: str, words: list[str], width: int = 100) -> str:
+    lines, line = [], head
+    for word in words:
+        if len(line) + len(word) + 1 > width:
+            lines.append(line)
+            line = " " * len(head)
+        line += f" {word}"
+    return "\n".join([*lines, line])

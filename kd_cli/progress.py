@@ -1,0 +1,142 @@
+"""What a run says: messages, the progress of training, and result tables.
+
+Messages and progress go to stderr, results to stdout. On a terminal the progress is one live line;
+elsewhere each epoch is one plain line. Both go to the run's log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+log = logging.getLogger("kd")
+epoch_log = logging.getLogger("kd.epoch")
+console = Console(stderr=True, highlight=False)
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints messages through the console of the live progress line, so that neither breaks the other.
+
+    Epoch lines are left to the progress on a terminal.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "kd.epoch" and console.is_terminal:
+            return
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        prefix = "kd: warning: " if record.levelno >= logging.WARNING else ""
+        console.print(prefix + record.getMessage(), style=style, markup=False, soft_wrap=True)
+
+
+class TrainingProgress:
+    """Progress of one training: call `step` after each chunk and `epoch` after each epoch."""
+
+    def __init__(self, label: str, epochs: int, examples_per_epoch: int, done: int) -> None:
+        self.label = label
+        self.epochs = epochs
+        self.examples = examples_per_epoch
+        self.live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.live.add_task(
+            label, total=epochs * examples_per_epoch, completed=done * examples_per_epoch, detail=""
+        )
+        self.first = done
+        self.started = time.monotonic()
+
+    def __enter__(self) -> TrainingProgress:
+        self.live.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.live.stop()
+
+    def step(self, epoch: int, examples: int, values: dict[str, float], speed: float) -> None:
+        """After a chunk: `examples` of this epoch are done, `values` are means over them."""
+        self.live.update(
+            self.task,
+            completed=(epoch - 1) * self.examples + examples,
+            description=f"{self.label} {epoch}/{self.epochs}",
+            detail=f"{_values(values)} {speed:,.0f}/s",
+        )
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """After an epoch: `row` is its line in the history."""
+        done = row["epoch"] - self.first
+        left = (time.monotonic() - self.started) / max(done, 1) * (self.epochs - row["epoch"])
+        text = f"{self.label} {row['epoch']}/{self.epochs}  {_values(row['train'])}"
+        if row.get("validation"):
+            scores = row["validation"]
+            text += f"  val accuracy {scores['accuracy']:.4f} nll {scores['nll']:.4f}"
+        text += f"  {row['examples_per_second']:,.0f}/s"
+        epoch_log.info("%s  %s left", text, _duration(left))
+        self.live.update(self.task, completed=row["epoch"] * self.examples, detail=text)
+        self.live.update(self.task, description="", detail=text[len(self.label) :].strip())
+
+
+def _values(values: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+class CountProgress:
+    """A live line for a pass over examples; silent where there is no terminal."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.task = self.live.add_task(label, total=total)
+
+    def __enter__(self) -> CountProgress:
+        self.live.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.live.stop()
+
+    def done(self, count: int) -> None:
+        self.live.update(self.task, completed=count)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; plain and full-width where stdout is no terminal."""
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out = Console(highlight=False, width=200)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def shown(path: Path | str) -> str:
+    """A path as a person would type it: relative where it lies below the working directory."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

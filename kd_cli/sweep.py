@@ -1,0 +1,120 @@
+"""A sweep's points before it starts, and its table, `sweep.csv` and `sweep.json` at its end."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from kd_cli import metrics
+from kd_cli.checkpoint import atomic, write_json
+from kd_cli.errors import ConfigError, explain_hydra
+from kd_cli.progress import console, print_table, shown
+
+
+def expand(overrides: list[str]) -> tuple[list[list[str]], set[str]]:
+    """All points of a sweep as overrides, and the keys that are swept.
+
+    Raises:
+        ConfigError: When an override can't be read.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise ConfigError(explain_hydra(error, [])) from error
+    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    swept = {str(o.key_or_group) for o in parsed if o.is_sweep_override()}
+    return [list(point) for batch in batches for point in batch], swept
+
+
+def finish(folder: Path, points: int) -> int:
+    """Prints the sweep's table, best validation accuracy first, and writes it beside the points.
+
+    Args:
+        folder: The sweep's directory, with the points of earlier commands too.
+        points: How many points this command had.
+
+    Returns:
+        The number of failed points in the directory.
+    """
+    if not folder.is_dir():
+        return 0
+    rows, failures = [], []
+    for directory in sorted(p for p in folder.iterdir() if p.is_dir()):
+        record = metrics.read(directory)
+        if record is not None:
+            rows.append({**_summary(record), "directory": directory.name})
+        elif (directory / "error.json").exists():
+            error = json.loads((directory / "error.json").read_text())
+            failures.append({"directory": directory.name, "message": error["message"]})
+    settings = _varying([row.pop("settings") for row in rows])
+    rows = [{**varied, **row} for varied, row in zip(settings, rows, strict=True)]
+    rows.sort(
+        key=lambda row: (row["validation_accuracy"] is None, -(row["validation_accuracy"] or 0))
+    )
+    write_json(folder / "sweep.json", {"points": rows, "failures": failures})
+    if rows:
+        with atomic(folder / "sweep.csv") as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        columns = [name for name in rows[0] if name != "directory"]
+        title = f"{shown(folder)}: {len(rows)} points, sorted by validation accuracy"
+        print_table(title, columns, [[_cell(row[name]) for name in columns] for row in rows])
+    for failure in failures:
+        console.print(
+            f"kd: failed: {failure['directory']}: {failure['message'].splitlines()[0]}",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
+    return len(failures)
+
+
+def _summary(record: dict[str, Any]) -> dict[str, Any]:
+    best = record.get("validation", {}).get("best", {})
+    return {
+        "settings": {"seed": record["seed"], **_flat(record["config"])},
+        "validation_accuracy": best.get("accuracy"),
+        "validation_nll": best.get("nll"),
+        "best_epoch": best.get("epoch"),
+        "test_accuracy": record["test"]["accuracy"],
+        "test_nll": record["test"]["nll"],
+        "seconds": record["timings"]["total_seconds"],
+    }
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _varying(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The settings that differ between the points, under the names that a user types."""
+    keys = sorted({key for one in settings for key in one})
+    differing = [key for key in keys if len({str(one.get(key)) for one in settings}) > 1]
+    # seed implies both of these; a root learning_rate reappears in the nodes that use it.
+    if "seed" in differing:
+        differing = [key for key in differing if key not in ("init_seed", "data_seed")]
+    short = {key: key.rsplit(".", 1)[-1] for key in differing}
+    names = {key: name if name in ROOT_NAMES else key for key, name in short.items()}
+    return [{names[key]: one.get(key) for key in differing} for one in settings]
+
+
+ROOT_NAMES = ("alpha", "temperature", "t_squared", "learning_rate", "label_smoothing")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10 and value != int(value) else f"{value:g}"
+    return "-" if value is None else str(value)
