@@ -85,7 +85,7 @@ def rewrite_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 class State:
-    """`state/` of a run: the variables and counters of the last finished epoch, and the best weights.
+    """`state/` of a run: variables and counters of the last finished epoch, the best weights.
 
     `last.npz` is the only file that counts. It names the file of the best weights, which is written
     before it and never changed, so a kill between the two writes leaves the older pair intact.

@@ -1,8 +1,8 @@
 """The `kd` entrypoint: a command word becomes Hydra's primary config; errors become one line.
 
-Everything of Hydra stays: multirun, launchers, --cfg, --info, --config-dir, completion. Before Hydra
-starts, the configuration (of every point of a sweep) is composed and checked here, so that a mistake
-leaves no directory behind. Nothing here imports TensorFlow.
+Everything of Hydra stays: multirun, launchers, --cfg, --info, --config-dir, completion. Before it
+starts, the configuration (of every point of a sweep) is composed and checked here, so that a
+mistake leaves no directory behind. Nothing here imports TensorFlow.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ UNUSED = {
         "teacher_dir": "it trains without a teacher",
     },
     "distill": {
-        "label_smoothing": "it belongs to the plain cross-entropy of train-teacher and train-student"
+        "label_smoothing": "it belongs to the cross-entropy of train-teacher and train-student"
     },
 }
 # The keys that come with the losses that use them: a loss without `${temperature}` has none.
@@ -83,7 +83,7 @@ class EarlyStopping:
 
 @dataclass
 class Config:
-    """The root of a checked configuration. Nodes that are built (`Any`) have their own signatures."""
+    """The root of a checked configuration. A node that is built (`Any`) has its own signature."""
 
     command: str = MISSING
     role: str = MISSING

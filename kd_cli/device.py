@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
+from types import ModuleType
 
 from kd_cli.errors import ConfigError
 
@@ -11,11 +14,35 @@ log = logging.getLogger("kd")
 _chosen: dict[str, str] = {}
 
 
-def quiet_tensorflow() -> None:
-    """Silences TensorFlow's start-up messages; must run before it is imported."""
+def import_tensorflow() -> ModuleType:
+    """Imports TensorFlow without its start-up chatter.
+
+    TF_CPP_MIN_LOG_LEVEL does not reach what TensorFlow 2.21 writes to file descriptor 2 before its
+    logging is initialised, so the descriptor itself is turned away for the first import and the
+    first look for devices. What was written appears when the import fails.
+    """
+    if "tensorflow" in sys.modules:
+        return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as chatter:
+        os.dup2(chatter.fileno(), 2)
+        try:
+            import tensorflow
+
+            tensorflow.config.list_physical_devices()
+        except BaseException:
+            chatter.seek(0)
+            os.write(kept, chatter.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+    return tensorflow
 
 
 def set_up(device: str) -> str:
@@ -30,7 +57,6 @@ def set_up(device: str) -> str:
     Raises:
         ConfigError: When there is no such GPU, or this process has settled on another device.
     """
-    quiet_tensorflow()
     if _chosen:
         if device not in _chosen:
             raise ConfigError(
@@ -38,8 +64,7 @@ def set_up(device: str) -> str:
                 "sweep over devices in separate commands"
             )
         return _chosen[device]
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     gpus = tf.config.list_physical_devices("GPU")
     number = int(device.partition(":")[2] or 0)
     if device.startswith("gpu") and number >= len(gpus):

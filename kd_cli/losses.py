@@ -1,9 +1,9 @@
 """Losses: `(labels, student, teacher, *, hyper) -> {term: one weighted value per example}`.
 
-`student` and `teacher` are mappings with `logits` [B, K] in float32. The terms sum to the loss; their
-names appear in the progress line, the history and the message about a value that is not finite. A
-user's own loss may return one array [B] instead of a mapping. The caller takes the mean over the
-batch. `alpha`, `temperature` and `t_squared` may be tensors, so that changing them does not trace again.
+`student` and `teacher` are mappings with `logits` [B, K] in float32. The terms sum to the loss;
+their names appear in the progress line, the history and the message about a value that is not
+finite. A user's own loss may return one array [B] instead. The caller takes the mean over the batch.
+`alpha`, `temperature` and `t_squared` may be tensors: changing them does not trace again.
 
 `alpha` weights the hard labels, `1 - alpha` the teacher: always.
 KL(p || q) = sum over classes of p * (log p - log q), from log-softmax, so that logits of any size

@@ -53,8 +53,8 @@ examples
   kd --multirun alpha=0.1,0.5,0.9 temperature=1,4,10     a sweep, with a table at its end
 
 flags
-  --multirun        sweep over comma-separated values      --cfg job --resolve   show the configuration
-  --config-dir DIR  add your own YAML and functions        --version, --help
+  --multirun        sweep over comma-separated values    --cfg job --resolve  show the configuration
+  --config-dir DIR  add your own YAML and functions       --version, --help
   kd distill --help lists every key with its value; completion: eval "$(kd -sc install=bash)"
 """
 

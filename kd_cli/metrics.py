@@ -23,7 +23,7 @@ SCHEMA: dict[str, tuple[Any, bool, str]] = {
     "run_id": (str, False, "hash of the configuration that can change the result"),
     "config": (dict, False, "that configuration, resolved"),
     "seed": (int, False, "seed; init_seed and data_seed are in config"),
-    "git_commit": ((str, type(None)), False, "commit of the working directory, if it is a repository"),
+    "git_commit": ((str, type(None)), False, "commit of the working directory, or null"),
     "versions": (dict, False, "kd, python, tensorflow, keras, numpy, hydra"),
     "device": (str, False, "what TensorFlow ran on"),
     "precision": (str, False, "Keras dtype policy of the trained network"),

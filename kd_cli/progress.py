@@ -23,7 +23,7 @@ console = Console(stderr=True, highlight=False)
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints messages through the console of the live progress line, so that neither breaks the other.
+    """Prints messages through the console of the live progress line, to break neither.
 
     Epoch lines are left to the progress on a terminal.
     """

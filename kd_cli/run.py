@@ -14,7 +14,7 @@ from kd_cli import data, identity, metrics
 from kd_cli.checkpoint import State, save_model, write_json, write_npz
 from kd_cli.config import UNUSED, build, check, compose, override_key
 from kd_cli.data import Dataset
-from kd_cli.device import quiet_tensorflow, set_up
+from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
 from kd_cli.progress import print_table, shown
 
@@ -36,7 +36,6 @@ def execute(plan: DictConfig, out: Path, typed: list[str], table: bool = True) -
     Returns:
         The content of `metrics.json`.
     """
-    quiet_tensorflow()
     started = time.monotonic()
     dataset = data.load(plan.dataset)
     record = metrics.read(out)
@@ -366,7 +365,7 @@ _NOT_STUDENT = (*UNUSED["train-student"], "rerun")
 def _print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: list[str]) -> None:
     """Teacher, distilled student and scratch student side by side, and where the files are."""
 
-    def row(name: str, run: dict[str, Any], where: str) -> list[str]:
+    def row(name: str, run: dict[str, Any]) -> list[str]:
         best = run.get("validation", {}).get("best")
         return [
             name,
@@ -376,38 +375,34 @@ def _print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: li
             f"{run['test']['accuracy']:.4f}",
             f"{run['test_last']['accuracy']:.4f}",
             f"{run['timings']['total_seconds']:.0f} s",
-            where,
         ]
 
-    columns = [
-        "",
-        "network",
-        "parameters",
-        "validation",
-        "test",
-        "test, last epoch",
-        "time",
-        "files",
-    ]
+    columns = ["", "network", "parameters", "validation", "test", "test, last epoch", "time"]
+    files = {}
     if plan.command != "distill":
         name = "teacher" if plan.command == "train-teacher" else "scratch student"
-        rows = [row(name, record, shown(out))]
+        rows = [row(name, record)]
     else:
-        teacher = metrics.read(Path(record["teacher"]["path"]))
+        known = record["teacher"]
+        teacher = metrics.read(Path(known["path"]))
         if teacher:
-            rows = [row("teacher", teacher, record["teacher"]["path"])]
+            rows = [row("teacher", teacher)]
         else:
-            known = record["teacher"]
             accuracy = f"{known['test_accuracy']:.4f}"
-            count = f"{known['parameters']:,}"
-            rows = [["teacher", known["name"], count, "-", accuracy, "-", "-", known["path"]]]
-        rows.append(row("distilled student", record, shown(out)))
+            rows = [["teacher", known["name"], f"{known['parameters']:,}", "-", accuracy, "-", "-"]]
+        files["teacher"] = known["path"]
+        name = "distilled student"
+        rows.append(row(name, record))
         scratch_dir = identity.run_dir(identity.counterpart(plan))
         scratch = metrics.read(scratch_dir)
         if scratch:
-            rows.append(row("scratch student", scratch, shown(scratch_dir)))
+            rows.append(row("scratch student", scratch))
+            files["scratch student"] = shown(scratch_dir)
         else:
             kept = [o for o in typed if override_key(o).split(".")[0] not in _NOT_STUDENT]
-            hint = " ".join(["not trained yet: kd train-student", *kept])
-            rows.append(["scratch student", record["network"], "", "", "", "", "", hint])
+            files["scratch student"] = " ".join(["not trained yet: kd train-student", *kept])
+            rows.append(["scratch student", "not trained yet", "", "", "", "", ""])
+    files[name] = shown(out)
     print_table(f"{record['dataset']['name']}: accuracy", columns, rows)
+    for name, where in files.items():
+        print(f"{name + ':':<19}{where}")

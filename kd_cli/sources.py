@@ -1,7 +1,7 @@
 """Where images come from: digits, tensorflow-datasets, `.npz` files and folders of images.
 
-A source is a function that returns `Arrays`; its other arguments are the keys of `dataset.source` in
-the YAML. A user's own function stands on the same footing. TensorFlow is imported only to decode.
+A source is a function that returns `Arrays`; its arguments are the keys of `dataset.source` in the
+YAML. A user's own function stands on the same footing. TensorFlow is imported only to decode.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from kd_cli.checkpoint import open_npz, write_json
+from kd_cli.device import import_tensorflow
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.splits import stratified
 
@@ -114,10 +115,9 @@ def _decode_tfds(
     name: str, folder: Path, image_shape: list[int], validation_split: str | None
 ) -> Arrays:
     log.info("reading %s from %s", name, folder)
-    import tensorflow as tf
+    tf = import_tensorflow()
     import tensorflow_datasets
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         builder = tensorflow_datasets.builder(name, data_dir=str(folder))
     except tensorflow_datasets.core.DatasetNotFoundError as error:
@@ -335,8 +335,7 @@ def _decode_folder(
     image_shape: list[int],
     unreadable: str,
 ) -> Arrays:
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     height, width, channels = image_shape
     skipped: list[Path] = []
 

@@ -1,14 +1,16 @@
 """The teacher: found in its directory or given as a file, checked, asked for its logits once.
 
-A teacher is a function from images to logits that is never trained and never saved with the student.
-This is the one place that turns a run directory or a `.keras` file into it.
+A teacher is a function from images to logits, never trained and never saved with the student. This
+is the one place that turns a run directory or a `.keras` file into it.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,10 @@ class Teacher:
     name: str
     training: str
     weights_sha256: str
+
+    @functools.cached_property
+    def predict(self) -> Callable[[Any], Any]:
+        return predictor(self.model)
 
 
 def weights_hash(model: keras.Model) -> str:
@@ -177,7 +183,7 @@ def logits(teacher: Teacher, dataset: Dataset, part: str) -> tuple[np.ndarray, f
     if key not in _outputs:
         split: Split = getattr(dataset, part)
         with CountProgress(f"teacher on {part}", len(split)) as progress:
-            _outputs[key] = predict_rows(predictor(teacher.model), split, progress.done)
+            _outputs[key] = predict_rows(teacher.predict, split, progress.done)
     return _outputs[key], time.monotonic() - started
 
 
