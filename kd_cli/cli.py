@@ -89,15 +89,12 @@ def _main(argv: list[str]) -> int:
     if not argv or argv in (["--help"], ["-h"], ["help"]):
         print(page())
         return 0
-    command, rest = "distill", argv
-    if not argv[0].startswith(("-", "+", "~")) and "=" not in argv[0]:
-        command, rest = argv[0], argv[1:]
+    command, overrides, flags = _arrange(argv)
     if command not in COMMANDS:
         raise ConfigError(
             f"unknown command '{command}'{suggest(command, COMMANDS)} "
             f"(commands: {', '.join(COMMANDS)}; kd --help)"
         )
-    overrides, flags = _arrange(rest)
     if "-sc" in flags or "--shell-completion" in flags:
         return _complete(overrides, flags)
     config_dir = _value(flags, "--config-dir", "-cd")
@@ -110,39 +107,44 @@ def _main(argv: list[str]) -> int:
     register_resolvers()
     if _SHOW & set(flags):
         return _hydra(command, overrides, flags)
-    if "--multirun" in flags or "-m" in flags:
+    if _is_sweep(flags):
         return _sweep(command, overrides, flags, config_dir)
     return _single(command, overrides, flags, config_dir)
 
 
-def _arrange(rest: list[str]) -> tuple[list[str], list[str]]:
-    """Overrides and flags apart: Hydra 1.3 refuses overrides on both sides of a flag."""
+def _arrange(argv: list[str]) -> tuple[str, list[str], list[str]]:
+    """The command, the overrides and the flags, wherever each stands.
+
+    Hydra 1.3 refuses overrides on both sides of a flag, so they are handed over apart.
+    """
     from kd_cli.errors import ConfigError, suggest
 
+    commands: list[str] = []
     overrides: list[str] = []
     flags: list[str] = []
-    words = iter(rest)
-    for word in words:
-        name = word.split("=", 1)[0]
+    words = list(reversed(argv))
+    while words:
+        word = words.pop()
+        name, equals, value = word.partition("=")
         if not word.startswith("-"):
-            if "=" not in word and not word.startswith("~"):
-                raise ConfigError(f"'{word}' is neither key=value nor a flag (see kd --help)")
-            overrides.append(word)
+            plain = not equals and word[0] not in "+~"
+            (commands if plain else overrides).append(word)
         elif name not in _FLAGS:
             raise ConfigError(f"unknown flag '{name}'{suggest(name, _FLAGS)} (see kd --help)")
-        elif _FLAGS[name] and "=" not in word:
-            value = next(words, None)
-            if value is None:
-                raise ConfigError(f"{name} needs a value")
-            flags += [word, value]
-        elif word in ("--info", "-i"):
-            following = rest[rest.index(word) + 1 :][:1]
-            flags.append(word)
-            if following and following[0] in _INFO:
-                flags.append(next(words))
+        elif equals:
+            flags += [name, value]
         else:
-            flags += [name, word.split("=", 1)[1]] if "=" in word else [word]
-    return overrides, flags
+            flags.append(name)
+            if _FLAGS[name] and not words:
+                raise ConfigError(f"{name} needs a value")
+            if _FLAGS[name] or (name in ("--info", "-i") and words and words[-1] in _INFO):
+                flags.append(words.pop())
+    if len(commands) > 1:
+        raise ConfigError(
+            f"'{commands[1]}' is neither key=value nor a flag; expected one command "
+            f"({', '.join(COMMANDS)})"
+        )
+    return (commands or ["distill"])[0], overrides, flags
 
 
 def _value(flags: list[str], *names: str) -> str | None:
@@ -193,6 +195,10 @@ def _known_keys(command: str, overrides: list[str]) -> list[str]:
 
     walk(cfg, "")
     return keys
+
+
+def _is_sweep(flags: list[str]) -> bool:
+    return "--multirun" in flags or "-m" in flags
 
 
 def _single(command: str, overrides: list[str], flags: list[str], config_dir: str | None) -> int:
@@ -268,10 +274,13 @@ def _hydra(command: str, overrides: list[str], flags: list[str]) -> int:
     saved = sys.argv
     sys.argv = [saved[0] if saved else "kd", *overrides, *flags]
     try:
+        _outcome.clear()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job)()
+        if _outcome:
+            raise _outcome.pop()
         return 0
     except RunFailed as error:
-        if not ("--multirun" in flags or "-m" in flags):
+        if not _is_sweep(flags):
             print(f"kd: failed: {error}", file=sys.stderr)
         return 1
     except HydraException as error:
@@ -288,13 +297,15 @@ class RunFailed(Exception):
     """A run broke; its traceback is in its log and error.json."""
 
 
-def job(cfg: Any) -> dict[str, Any]:
-    """One run, called by Hydra in the run's directory-to-be (also in a launcher's own process)."""
+# The error of a single run. Raising it through Hydra would print Hydra's own words first.
+_outcome: list[Exception] = []
+
+
+def job(cfg: Any) -> dict[str, Any] | None:
+    """One run, called by Hydra in its directory (in a sweep maybe in a launcher's process)."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from kd_cli import run
-    from kd_cli.config import check
     from kd_cli.errors import ConfigError
 
     settings = HydraConfig.get()
@@ -303,23 +314,35 @@ def job(cfg: Any) -> dict[str, Any]:
     sweeping = settings.mode == RunMode.MULTIRUN
     fresh = {p.name for p in out.iterdir()} <= {".hydra", "kd.log"}
     try:
-        plan = check(cfg, typed)
-        if sweeping:
-            log.info("point %s", out.name)
-        (out / "error.json").unlink(missing_ok=True)
-        return run.execute(plan, out, typed, table=not sweeping)
+        return _run(cfg, out, typed, sweeping)
     except ConfigError as error:
         if sweeping:
             _record_failure(out, error, "")
-        elif fresh:
+            raise RunFailed(str(error)) from error
+        if fresh:
             _remove_fresh(out)
-        raise
+        _outcome.append(error)
     except Exception as error:
-        text = traceback.format_exc()
+        _record_failure(out, error, traceback.format_exc())
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.debug("%s", text)
-        _record_failure(out, error, text)
-        raise RunFailed(f"{first} (traceback: {os.path.relpath(out)}/kd.log)") from error
+        failure = RunFailed(f"{first} (traceback: {os.path.relpath(out)}/kd.log)")
+        if sweeping:
+            raise failure from error
+        _outcome.append(failure)
+    return None
+
+
+def _run(cfg: Any, out: Path, typed: list[str], sweeping: bool) -> dict[str, Any]:
+    from kd_cli import run
+    from kd_cli.config import check
+    from kd_cli.identity import register_resolvers
+
+    register_resolvers()  # a launcher's process has not been through main
+    plan = check(cfg, typed)
+    if sweeping:
+        log.info("point %s", out.name)
+    (out / "error.json").unlink(missing_ok=True)
+    return run.execute(plan, out, typed, table=not sweeping)
 
 
 def _record_failure(out: Path, error: Exception, text: str) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_cli.errors import ConfigError, explain
+from kd_cli.errors import LOSS_KEYS, ConfigError, explain
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -40,8 +40,6 @@ UNUSED = {
         "label_smoothing": "it belongs to the cross-entropy of train-teacher and train-student"
     },
 }
-# The keys that come with the losses that use them: a loss without `${temperature}` has none.
-LOSS_KEYS = ("alpha", "temperature", "t_squared")
 
 
 @dataclass
@@ -166,7 +164,10 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     Raises:
         ConfigError: With what was received, what was expected and what to type.
     """
-    command = cfg.command
+    command = str(cfg.command)
+    for override in overrides:
+        if override_key(override) in ("command", "role"):
+            raise ConfigError(f"{override}: the command is a word, as in: kd train-student")
     unused = dict(UNUSED[command])
     if command == "distill":
         loss_text = OmegaConf.to_yaml(cfg.loss)
@@ -183,6 +184,10 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
                 + (f", or type: {hint}" if hint else "")
             )
     keys = [key for key in cfg if key not in ("hydra", "experiment") and key not in unused]
+    plain = OmegaConf.to_container(cfg)
+    missing = _missing({key: plain[key] for key in keys})
+    if missing:
+        raise ConfigError(f"{missing} is missing: type {missing}=...")
     resolved = {key: _resolve(cfg, key) for key in keys}
     if command != "distill":
         resolved["loss"] = {
@@ -208,22 +213,23 @@ def _loss_name(cfg: DictConfig) -> str:
 
 
 def _resolve(cfg: DictConfig, key: str) -> Any:
+    """One root key without interpolations, as plain data."""
     try:
         value = cfg[key]
-        if isinstance(value, DictConfig | ListConfig):
-            missing = sorted(OmegaConf.missing_keys(value))
-            if missing:
-                path = f"{key}.{missing[0]}"
-                raise ConfigError(f"{path} is missing: type {path}=...")
+        if OmegaConf.is_config(value):
             return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
         return value
     except OmegaConfBaseException as error:
-        cause = error.__cause__ or error
-        while cause.__cause__ is not None and not isinstance(cause, ConfigError):
-            cause = cause.__cause__
-        if isinstance(cause, ConfigError):
-            raise cause from None
         raise ConfigError(explain(error)) from error
+
+
+def _missing(plain: dict[Any, Any]) -> str | None:
+    """The first key whose value is `???`, dotted."""
+    for key, value in plain.items():
+        inner = _missing(value) if isinstance(value, dict) else None
+        if value == "???" or inner:
+            return f"{key}.{inner}" if inner else str(key)
+    return None
 
 
 def _check_ranges(plan: DictConfig) -> None:
@@ -301,7 +307,7 @@ def build(node: Any, what: str, **runtime: Any) -> Any:
         built = instantiate(plain, _convert_="all", **runtime)
     except InstantiationException as error:
         cause = error.__cause__
-        while cause is not None and cause.__cause__ is not None:
+        while not isinstance(cause, ConfigError) and getattr(cause, "__cause__", None) is not None:
             cause = cause.__cause__
         if isinstance(cause, ConfigError):
             raise cause from None

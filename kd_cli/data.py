@@ -10,8 +10,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 from kd_cli.config import build
+from kd_cli.decoded import Arrays, fingerprint
 from kd_cli.errors import ConfigError
-from kd_cli.sources import Arrays, fingerprint
 from kd_cli.splits import limited, stratified
 
 
@@ -116,7 +116,7 @@ def _check(arrays: Any, cfg: DictConfig) -> None:
     if not isinstance(arrays, Arrays):
         raise ConfigError(
             f"dataset.source: {target} returned {type(arrays).__name__}; "
-            "expected kd_cli.sources.Arrays"
+            "expected kd_cli.decoded.Arrays"
         )
     declared = tuple(cfg.image_shape)
     for part in ("train", "validation", "test"):

@@ -38,12 +38,13 @@ def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
         return f"{key}: {text}"
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return unknown_key(key, known)
-    found = re.search(r"Value '(.*)' .*could not be converted to (\w+)", text)
+    found = re.search(r"(\w+) raised while resolving interpolation: (.*)", text)
+    if found:
+        return found[2] if found[1] == "ConfigError" else f"{key}: {found[2]}"
+    found = re.search(r"Value '(.*?)'(?: of type '\w+')? could not be converted to (\w+)", text)
     if isinstance(error, ValidationError) and found:
         value, kind = found.groups()
         return f"{key}={value} must be {_TYPES.get(kind, kind)}"
-    if isinstance(error, ValidationError) and "not supported" in text:
-        return f"{key}: {text}"
     return f"{key}: {text}" if key else text
 
 
@@ -53,7 +54,13 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+# Root keys that come with the losses that use them: a loss without `${temperature}` has none.
+LOSS_KEYS = ("alpha", "temperature", "t_squared")
+
+
 def unknown_key(key: str, known: Iterable[str]) -> str:
+    if key in LOSS_KEYS:
+        return f"the chosen loss does not use '{key}'; leave it out, or choose another loss="
     return f"unknown key '{key}'{suggest(key, known)} (all keys: kd distill --cfg job)"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,10 @@ def _run_name(*, _root_: DictConfig) -> str:
 
 def _input_shape(image_shape: Any, size: int | None) -> list[int]:
     """The shape a network gets: the dataset's, or `input.size` squared when that is set."""
+    if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
+        raise ConfigError(
+            f"dataset.image_shape={image_shape} must be [height, width, channels], as in [32,32,3]"
+        )
     height, width, channels = image_shape
     return [height, width, channels] if size is None else [size, size, channels]
 

@@ -2,7 +2,7 @@
 
 `student` and `teacher` are mappings with `logits` [B, K] in float32. The terms sum to the loss;
 their names appear in the progress line, the history and the message about a value that is not
-finite. A user's own loss may return one array [B] instead. The caller takes the mean over the batch.
+finite. A user's own loss may return one array [B] instead. The caller takes the batch mean.
 `alpha`, `temperature` and `t_squared` may be tensors: changing them does not trace again.
 
 `alpha` weights the hard labels, `1 - alpha` the teacher: always.

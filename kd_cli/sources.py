@@ -7,56 +7,24 @@ YAML. A user's own function stands on the same footing. TensorFlow is imported o
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import json
 import logging
-import os
-import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kd_cli.checkpoint import open_npz, write_json
+from kd_cli.checkpoint import open_npz
+from kd_cli.decoded import Arrays, decoded, stamp
 from kd_cli.device import import_tensorflow
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.splits import stratified
 
 log = logging.getLogger("kd")
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """Decoded images and labels, as a source returns them.
-
-    Attributes:
-        train: Images [N, H, W, C] with pixels 0..255 (uint8 or float32), labels [N] in 0..K-1.
-        test: The same of the test split.
-        validation: The official validation split, where there is one.
-        class_names: One name per label, in order.
-        fingerprint: SHA-256 of all the above; computed when absent.
-    """
-
-    train: tuple[np.ndarray, np.ndarray]
-    test: tuple[np.ndarray, np.ndarray]
-    validation: tuple[np.ndarray, np.ndarray] | None = None
-    class_names: tuple[str, ...] = ()
-    fingerprint: str = ""
-
-
-def fingerprint(arrays: Arrays) -> str:
-    """SHA-256 over the images, labels and class names of all splits."""
-    sha = hashlib.sha256()
-    for split in (arrays.train, arrays.test, arrays.validation):
-        for array in split or ():
-            sha.update(f"{array.dtype.str}{array.shape}".encode())
-            sha.update(np.ascontiguousarray(array).data)
-    sha.update(json.dumps(arrays.class_names).encode())
-    return sha.hexdigest()
 
 
 def digits() -> Arrays:
@@ -102,8 +70,8 @@ def tfds(
     prepared = sorted((folder / name.split(":")[0]).glob("*/dataset_info.json"))
     if prepared:
         files = [p for info in prepared for p in sorted(info.parent.iterdir()) if p.is_file()]
-        key = {"tfds": name, "shape": list(image_shape), "files": _stamp(files, folder)}
-        return _decoded(
+        key = {"tfds": name, "shape": list(image_shape), "files": stamp(files, folder)}
+        return decoded(
             Path(cache_dir),
             key,
             lambda: _decode_tfds(name, folder, image_shape, validation_split),
@@ -123,6 +91,9 @@ def _decode_tfds(
     except tensorflow_datasets.core.DatasetNotFoundError as error:
         raise ConfigError(f"tensorflow-datasets knows no dataset '{name}'") from error
     try:
+        # tensorflow-datasets retries an unreachable host for minutes: look first.
+        if not (folder / builder.info.full_name).is_dir():
+            _look_for(list(builder.url_infos))
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             builder.download_and_prepare()
     except Exception as error:
@@ -130,8 +101,8 @@ def _decode_tfds(
         # place and the remedy; the cause stays attached for HYDRA_FULL_ERROR=1.
         raise ConfigError(
             f"{name} is not in {folder} and could not be downloaded "
-            f"({type(error).__name__}); put the prepared dataset there, or type "
-            "data_dir=FOLDER (or set TFDS_DATA_DIR)"
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+            "put the prepared dataset there, or type data_dir=FOLDER (or set TFDS_DATA_DIR)"
         ) from error
 
     height, width, channels = image_shape
@@ -158,6 +129,21 @@ def _decode_tfds(
         read(validation_split) if validation_split else None,
         tuple(builder.info.features["label"].names),
     )
+
+
+def _look_for(urls: list[str]) -> None:
+    """Raises OSError when no host of the files answers; through a proxy where one is set."""
+    hosts = {urllib.parse.urlsplit(url).netloc: url for url in urls}
+    for url in hosts.values():
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+            return
+        except urllib.error.HTTPError:
+            return  # it answers, if not to HEAD
+        except OSError:
+            continue
+    if hosts:
+        raise OSError(f"no answer from {', '.join(sorted(hosts))}")
 
 
 def npz_header(path: Path, member: str) -> tuple[int, ...]:
@@ -297,11 +283,11 @@ def image_folder(
     key = {
         "image_folder": classes,
         "shape": list(image_shape),
-        "files": _stamp(everything, root),
+        "files": stamp(everything, root),
         "split": [len(files["train"]), test_fraction, seed],
         "unreadable": unreadable,
     }
-    return _decoded(
+    return decoded(
         Path(cache_dir), key, lambda: _decode_folder(files, classes, image_shape, unreadable)
     )
 
@@ -364,71 +350,3 @@ def _decode_folder(
     if skipped:
         log.warning("left out %d unreadable images, the first: %s", len(skipped), skipped[0])
     return arrays
-
-
-def _stamp(files: list[Path], root: Path) -> str:
-    """Names, sizes and times of files: changes when one is replaced, without reading them."""
-    sha = hashlib.sha256()
-    for file in files:
-        stat = file.stat()
-        sha.update(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return sha.hexdigest()
-
-
-def _decoded(cache_dir: Path, key: dict[str, Any], decode: Callable[[], Arrays]) -> Arrays:
-    """Arrays decoded once and memory-mapped from then on.
-
-    The folder's name is a hash of what was decoded and how; the manifest is written last, so a
-    folder with a manifest is whole. Two processes that decode at once both rename; one wins.
-    """
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_dir.expanduser() / "data" / name
-    manifest = folder / "manifest.json"
-    if not manifest.exists():
-        arrays = decode()
-        temporary = folder.with_name(f".tmp-{os.getpid()}-{name}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            for split in ("train", "test", "validation"):
-                for part, array in zip("xy", getattr(arrays, split) or (), strict=False):
-                    np.save(temporary / f"{split}_{part}.npy", array)
-            write_json(
-                temporary / "manifest.json",
-                {
-                    "key": key,
-                    "class_names": list(arrays.class_names),
-                    "fingerprint": fingerprint(arrays),
-                    "sizes": {p.name: p.stat().st_size for p in temporary.glob("*.npy")},
-                },
-            )
-            # OSError: another process was first, which decoded the same.
-            with contextlib.suppress(OSError):
-                os.rename(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    record = json.loads(manifest.read_text())
-    if any(
-        not (folder / file).exists() or (folder / file).stat().st_size != size
-        for file, size in record["sizes"].items()
-    ):
-        log.warning("the decoded images in %s are damaged; decoding them again", folder)
-        shutil.rmtree(folder)
-        return _decoded(cache_dir, key, decode)
-
-    def load(split: str) -> tuple[np.ndarray, np.ndarray] | None:
-        if not (folder / f"{split}_x.npy").exists():
-            return None
-        images, labels = (
-            np.load(folder / f"{split}_{part}.npy", mmap_mode="r", allow_pickle=False)
-            for part in "xy"
-        )
-        return images, np.asarray(labels)
-
-    return Arrays(
-        load("train"),
-        load("test"),
-        load("validation"),
-        tuple(record["class_names"]),
-        record["fingerprint"],
-    )

@@ -174,8 +174,8 @@ def _stop_if_broken(engine: Engine, epoch: int, label: str) -> None:
     if broken:
         step, _, term = broken
         raise NonFiniteError(
-            f"{label}: the term '{term}' of the loss is not finite at epoch {epoch}, step {step}; "
-            "lower learning_rate, or look at the images' range (input.scale)"
+            f"{label}: the term '{term}' of the loss is not finite at epoch {epoch}, "
+            f"step {step + 1}; lower learning_rate, or look at the images' range (input.scale)"
         )
 
 

@@ -1,0 +1,60 @@
+"""The table at the end of a run: teacher, distilled and scratch student, and the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from kd_cli import identity, metrics
+from kd_cli.config import UNUSED, override_key
+from kd_cli.progress import print_table, shown
+
+_NOT_STUDENT = (*UNUSED["train-student"], "rerun")
+
+
+def print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: list[str]) -> None:
+    """Teacher, distilled student and scratch student side by side, and where the files are."""
+
+    def row(name: str, run: dict[str, Any]) -> list[str]:
+        best = run.get("validation", {}).get("best")
+        return [
+            name,
+            run["network"],
+            f"{run['parameters']:,}",
+            f"{best['accuracy']:.4f}" if best else "-",
+            f"{run['test']['accuracy']:.4f}",
+            f"{run['test_last']['accuracy']:.4f}",
+            f"{run['timings']['total_seconds']:.0f} s",
+        ]
+
+    columns = ["", "network", "parameters", "validation", "test", "test, last epoch", "time"]
+    files = {}
+    if plan.command != "distill":
+        name = "teacher" if plan.command == "train-teacher" else "scratch student"
+        rows = [row(name, record)]
+    else:
+        known = record["teacher"]
+        teacher = metrics.read(Path(known["path"]))
+        if teacher:
+            rows = [row("teacher", teacher)]
+        else:
+            accuracy = f"{known['test_accuracy']:.4f}"
+            rows = [["teacher", known["name"], f"{known['parameters']:,}", "-", accuracy, "-", "-"]]
+        files["teacher"] = known["path"]
+        name = "distilled student"
+        rows.append(row(name, record))
+        scratch_dir = identity.run_dir(identity.counterpart(plan))
+        scratch = metrics.read(scratch_dir)
+        if scratch:
+            rows.append(row("scratch student", scratch))
+            files["scratch student"] = shown(scratch_dir)
+        else:
+            kept = [o for o in typed if override_key(o).split(".")[0] not in _NOT_STUDENT]
+            files["scratch student"] = " ".join(["not trained yet: kd train-student", *kept])
+            rows.append(["scratch student", "not trained yet", "", "", "", "", ""])
+    files[name] = shown(out)
+    print_table(f"{record['dataset']['name']}: accuracy", columns, rows)
+    for name, where in files.items():
+        print(f"{name + ':':<19}{where}")
