@@ -54,6 +54,9 @@ _SHOW = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "-sc", "
 def main(argv: list[str] | None = None) -> int:
     """Runs `kd` and returns its exit code: 0, 1 a run failed, 2 a user's mistake, 130 Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv in (["--help"], ["-h"], ["help"]):
+        print(page())
+        return 0
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Makes Hydra raise instead of printing, so that every error passes through here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -85,9 +88,6 @@ def _main(argv: list[str]) -> int:
 
     if "--version" in argv:
         print(f"kd {__version__}")
-        return 0
-    if not argv or argv in (["--help"], ["-h"], ["help"]):
-        print(page())
         return 0
     command, overrides, flags = _arrange(argv)
     if command not in COMMANDS:
@@ -363,7 +363,10 @@ def _record_failure(out: Path, error: Exception, text: str) -> None:
 
 def _remove_fresh(out: Path) -> None:
     """Removes a directory that this run created, and the parents that are empty without it."""
-    logging.shutdown()
+    for handler in logging.root.handlers[:]:
+        if isinstance(handler, logging.FileHandler):
+            logging.root.removeHandler(handler)
+            handler.close()
     shutil.rmtree(out, ignore_errors=True)
     for parent in out.parents:
         if parent == Path.cwd() or not parent.is_relative_to(Path.cwd()):

@@ -57,13 +57,6 @@ def set_up(device: str) -> str:
     Raises:
         ConfigError: When there is no such GPU, or this process has settled on another device.
     """
-    if _chosen:
-        if device not in _chosen:
-            raise ConfigError(
-                f"device={device}: this process runs on device={next(iter(_chosen))} already; "
-                "sweep over devices in separate commands"
-            )
-        return _chosen[device]
     tf = import_tensorflow()
     gpus = tf.config.list_physical_devices("GPU")
     number = int(device.partition(":")[2] or 0)
@@ -71,6 +64,13 @@ def set_up(device: str) -> str:
         raise ConfigError(
             f"device={device}: TensorFlow finds {len(gpus)} GPUs; type device=auto or device=cpu"
         )
+    if _chosen:
+        if device not in _chosen:
+            raise ConfigError(
+                f"device={device}: this process runs on device={next(iter(_chosen))} already; "
+                "sweep over devices in separate commands"
+            )
+        return _chosen[device]
     use = [] if device == "cpu" else gpus[number : number + 1]
     tf.config.set_visible_devices(use, "GPU")
     for gpu in use:

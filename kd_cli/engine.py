@@ -88,6 +88,7 @@ class Engine:
         teacher: Teacher | None = None,
     ) -> None:
         self.learners = learners
+        self.split = split
         self.batch_size = batch_size
         self.data_seed = data_seed
         self.teacher = teacher
@@ -134,7 +135,7 @@ class Engine:
     @functools.cached_property
     def _chunk(self) -> Callable[..., None]:
         number = tf.TensorSpec([], tf.int64)
-        return tf.function(self._steps, input_signature=[number, number, number])
+        return tf.function(self._steps, [number, number, number], autograph=False)
 
     def _steps(self, first_step: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> None:
         def body(step: tf.Tensor) -> tf.Tensor:
@@ -196,7 +197,9 @@ class Engine:
 def predictor(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """A traced function from raw pixels [B, H, W, C] to float32 logits, in inference mode."""
 
-    @tf.function(input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)], autograph=False
+    )
     def predict(images: tf.Tensor) -> tf.Tensor:
         return tf.cast(model(images, training=False), tf.float32)
 

@@ -45,6 +45,9 @@ def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
     if isinstance(error, ValidationError) and found:
         value, kind = found.groups()
         return f"{key}={value} must be {_TYPES.get(kind, kind)}"
+    found = re.search(r"Value '(.*?)' is not a valid bool", text)
+    if found:
+        return f"{key}={found[1]} must be true or false"
     return f"{key}: {text}" if key else text
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kd_cli.config import check
 from kd_cli.errors import ConfigError
@@ -192,14 +192,14 @@ def _run_name(*, _root_: DictConfig) -> str:
     return point_dir(check(_root_, _typed(_root_))).name
 
 
-def _input_shape(image_shape: Any, size: int | None) -> list[int]:
+def _input_shape(image_shape: Any, size: int | None) -> ListConfig:
     """The shape a network gets: the dataset's, or `input.size` squared when that is set."""
     if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
         raise ConfigError(
             f"dataset.image_shape={image_shape} must be [height, width, channels], as in [32,32,3]"
         )
     height, width, channels = image_shape
-    return [height, width, channels] if size is None else [size, size, channels]
+    return OmegaConf.create([height, width, channels] if size is None else [size, size, channels])
 
 
 def _folder_num_classes(path: str) -> int:
@@ -214,11 +214,11 @@ def _npz_header(path: str, member: str) -> Any:
     return npz_header(Path(path).expanduser(), member)
 
 
-def _npz_image_shape(path: str) -> list[int]:
+def _npz_image_shape(path: str) -> ListConfig:
     shape = _npz_header(path, "x_train")
     if len(shape) not in (3, 4):
         raise ConfigError(f"{path}: x_train has shape {shape}; expected [N, H, W] or [N, H, W, C]")
-    return [*shape[1:3], shape[3] if len(shape) == 4 else 1]
+    return OmegaConf.create([*shape[1:3], shape[3] if len(shape) == 4 else 1])
 
 
 def _npz_num_classes(path: str) -> int:

@@ -74,7 +74,9 @@ def distill(
     teacher = teachers.find(plan, dataset)
     if teacher is None:
         _build_parts(plan, dataset, "student")  # its mistakes, before the teacher's long training
+        begun = time.monotonic()
         _train_missing_teacher(plan, dataset, typed)
+        started += time.monotonic() - begun  # the teacher's record has its own time
         teacher = teachers.find(plan, dataset)
     scores = teachers.evaluate(teacher, dataset)
     how = f", {teacher.training}" if teacher.training else ""
@@ -228,7 +230,8 @@ def _build_parts(plan: DictConfig, dataset: Dataset, role: str) -> tuple[Learner
     model = build_network(node, dataset.image_shape, dataset.num_classes, plan.precision, role)
     if role == "student" and node.checkpoint is not None:
         _warm_start(model, node.checkpoint)
-    optimizer = build(plan.optimizer, "optimizer")
+    # The rate of every step comes from the schedule; Keras refuses a whole number here.
+    optimizer = build(plan.optimizer, "optimizer", learning_rate=float(plan.learning_rate))
     if plan.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     loss = build(plan.loss, "loss")

@@ -1,0 +1,104 @@
+"""Fixtures: a way to type `kd` in a process that has TensorFlow already, and small data."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import absl.logging
+import numpy as np
+import pytest
+
+from kd_cli import cli, metrics
+
+# absl (of TensorFlow) closes a stream that is not the current stderr when logging is configured
+# again, and while a test runs that stream is pytest's own.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
+@dataclass
+class Typed:
+    """What a command printed and left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of a user's mistake."""
+        lines = [line for line in self.err.splitlines() if line.startswith("kd: error: ")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0].removeprefix("kd: error: ")
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory; decoded images are kept inside it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("TFDS_DATA_DIR", "KD_CACHE_DIR", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def kd(work: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Typed]:
+    """Types a command: `kd("distill", "epochs=1")`."""
+
+    def type_it(*words: str) -> Typed:
+        capfd.readouterr()
+        code = cli.main(list(words))
+        out, err = capfd.readouterr()
+        return Typed(code, out, err)
+
+    return type_it
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Path:
+    """A learnable set of 4 classes: a bright quarter of a 6x6 grey image, 160 + 40 images."""
+    generator = np.random.default_rng(5)
+
+    def part(count: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(count) % 4
+        images = generator.integers(0, 120, (count, 6, 6, 1))
+        for image, label in zip(images, labels, strict=True):
+            row, column = 3 * (label // 2), 3 * (label % 2)
+            image[row : row + 3, column : column + 3] += 60
+        return images.astype(np.uint8), labels
+
+    (x_train, y_train), (x_test, y_test) = part(160), part(40)
+    path = tmp_path / "quarters.npz"
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return path
+
+
+# Small networks and few epochs for runs whose accuracy is not the point.
+SMALL = ("teacher=mlp", "teacher.network.units=[16]", "epochs=2", "recipe.teacher.epochs=2")
+
+
+@pytest.fixture
+def small(npz: Path) -> list[str]:
+    """Overrides for a run of about a second on `npz`."""
+    return ["dataset=npz", f"dataset.path={npz}", *SMALL]
+
+
+def only_run(folder: Path) -> tuple[Path, dict]:
+    """The single finished run below a folder, and its metrics."""
+    (path,) = folder.rglob("metrics.json")
+    return path.parent, metrics.read(path.parent)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real data (tfds/ and flowers12/), from KD_TEST_DATA."""
+    folder = os.environ.get("KD_TEST_DATA")
+    if folder:
+        return Path(folder)
+    if os.environ.get("KD_REQUIRE_DATA") == "1":
+        pytest.fail("KD_REQUIRE_DATA=1 but KD_TEST_DATA does not name a folder")
+    pytest.skip("real data: set KD_TEST_DATA to a folder with tfds/ and flowers12/")
