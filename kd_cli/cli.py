@@ -215,8 +215,12 @@ def _sweep(command: str, overrides: list[str], flags: list[str], config_dir: str
     from kd_cli.identity import OUTPUTS, point_dir, sweep_id
     from kd_cli.sweep import expand, finish
 
-    points, swept = expand(overrides)
-    unswept = [o for o in overrides if override_key(o) not in swept]
+    if any(override_key(o) == "hydra.sweeper" for o in overrides):
+        # Another sweeper reads its own ranges and finds its points as it goes.
+        points, unswept = [[o for o in overrides if "(" not in o and "," not in o]], overrides
+    else:
+        points, swept = expand(overrides)
+        unswept = [o for o in overrides if override_key(o) not in swept]
     if not any(override_key(o) == "sweep" for o in overrides):
         overrides = [*overrides, f"sweep={sweep_id(command, unswept)}"]
         points = [[*point, overrides[-1]] for point in points]
@@ -227,7 +231,7 @@ def _sweep(command: str, overrides: list[str], flags: list[str], config_dir: str
     try:
         code = _hydra(command, overrides, flags)
     finally:
-        failed = finish(folder, len(points))
+        failed = finish(folder)
     return 1 if failed else code
 
 

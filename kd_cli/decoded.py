@@ -30,6 +30,7 @@ class Arrays:
         validation: The official validation split, where there is one.
         class_names: One name per label, in order.
         fingerprint: SHA-256 of all the above; computed when absent.
+        notice: What to warn about each time, such as images that were left out.
     """
 
     train: tuple[np.ndarray, np.ndarray]
@@ -37,6 +38,7 @@ class Arrays:
     validation: tuple[np.ndarray, np.ndarray] | None = None
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
+    notice: str = ""
 
 
 def fingerprint(arrays: Arrays) -> str:
@@ -69,6 +71,7 @@ def decoded(cache_dir: Path, key: dict[str, Any], decode: Callable[[], Arrays]) 
     folder = cache_dir.expanduser() / "data" / name
     manifest = folder / "manifest.json"
     if not manifest.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # a removal that was cut short
         arrays = decode()
         temporary = folder.with_name(f".tmp-{os.getpid()}-{name}")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -83,6 +86,7 @@ def decoded(cache_dir: Path, key: dict[str, Any], decode: Callable[[], Arrays]) 
                     "key": key,
                     "class_names": list(arrays.class_names),
                     "fingerprint": fingerprint(arrays),
+                    "notice": arrays.notice,
                     "sizes": {p.name: p.stat().st_size for p in temporary.glob("*.npy")},
                 },
             )
@@ -100,6 +104,9 @@ def decoded(cache_dir: Path, key: dict[str, Any], decode: Callable[[], Arrays]) 
         shutil.rmtree(folder)
         return decoded(cache_dir, key, decode)
 
+    if record["notice"]:
+        log.warning("%s", record["notice"])
+
     def load(split: str) -> tuple[np.ndarray, np.ndarray] | None:
         if not (folder / f"{split}_x.npy").exists():
             return None
@@ -115,4 +122,5 @@ def decoded(cache_dir: Path, key: dict[str, Any], decode: Callable[[], Arrays]) 
         load("validation"),
         tuple(record["class_names"]),
         record["fingerprint"],
+        record["notice"],
     )

@@ -81,6 +81,7 @@ def hard(
 
 
 def _soft(student: Outputs, teacher: Outputs, temperature: Any, t_squared: Any) -> tf.Tensor:
+    temperature = tf.cast(temperature, tf.float32)
     log_p = tf.nn.log_softmax(teacher["logits"] / temperature)
     log_q = tf.nn.log_softmax(student["logits"] / temperature)
     divergence = tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)

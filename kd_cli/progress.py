@@ -55,6 +55,7 @@ class TrainingProgress:
             label, total=epochs * examples_per_epoch, completed=done * examples_per_epoch, detail=""
         )
         self.first = done
+        self.validation = ""  # of the last finished epoch
         self.started = time.monotonic()
 
     def __enter__(self) -> TrainingProgress:
@@ -70,21 +71,20 @@ class TrainingProgress:
             self.task,
             completed=(epoch - 1) * self.examples + examples,
             description=f"{self.label} {epoch}/{self.epochs}",
-            detail=f"{_values(values)} {speed:,.0f}/s",
+            detail=f"{_values(values)}{self.validation}  {speed:,.0f}/s",
         )
 
     def epoch(self, row: dict[str, Any]) -> None:
         """After an epoch: `row` is its line in the history."""
+        if row["validation"]:
+            self.validation = f"  val {_values(row['validation'])}"
+        text = f"{_values(row['train'])}{self.validation}  {row['examples_per_second']:,.0f}/s"
+        self.live.update(self.task, completed=row["epoch"] * self.examples, detail=text)
         done = row["epoch"] - self.first
         left = (time.monotonic() - self.started) / max(done, 1) * (self.epochs - row["epoch"])
-        text = f"{self.label} {row['epoch']}/{self.epochs}  {_values(row['train'])}"
-        if row.get("validation"):
-            scores = row["validation"]
-            text += f"  val accuracy {scores['accuracy']:.4f} nll {scores['nll']:.4f}"
-        text += f"  {row['examples_per_second']:,.0f}/s"
-        epoch_log.info("%s  %s left", text, _duration(left))
-        self.live.update(self.task, completed=row["epoch"] * self.examples, detail=text)
-        self.live.update(self.task, description="", detail=text[len(self.label) :].strip())
+        epoch_log.info(
+            "%s %d/%d  %s  %s left", self.label, row["epoch"], self.epochs, text, _duration(left)
+        )
 
 
 def _values(values: dict[str, float]) -> str:

@@ -47,7 +47,8 @@ def cosine(
 
     Source: `keras.optimizers.schedules.CosineDecay` (its `alpha` is `floor`).
     """
-    length = _steps(decay_steps, decay_epochs, steps_per_epoch) or total_steps
+    length = _steps(decay_steps, decay_epochs, steps_per_epoch)
+    length = total_steps if length is None else length
     if not 0 <= floor <= 1:
         raise ConfigError(f"schedule.floor={floor} must be between 0 and 1")
     if length < 1:
@@ -87,10 +88,10 @@ def warmup_cosine(
     Source: the code beside Beyer et al. 2021 for Flowers-102.
     """
     warmup = _steps(warmup_steps, warmup_epochs, steps_per_epoch) or 0
-    if total_steps <= warmup:
+    if not 0 <= warmup < total_steps:
         raise ConfigError(
-            f"schedule: a warm-up of {warmup} steps is longer than the training of {total_steps} "
-            "steps, inside which it counts; lower schedule.warmup_steps or raise epochs"
+            f"schedule: a warm-up of {warmup} steps must be at least 0 and below the training's "
+            f"{total_steps} steps, inside which it counts; set schedule.warmup_steps or epochs"
         )
     if learning_rate < warmup_learning_rate:
         raise ConfigError(

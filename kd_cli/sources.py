@@ -70,7 +70,12 @@ def tfds(
     prepared = sorted((folder / name.split(":")[0]).glob("*/dataset_info.json"))
     if prepared:
         files = [p for info in prepared for p in sorted(info.parent.iterdir()) if p.is_file()]
-        key = {"tfds": name, "shape": list(image_shape), "files": stamp(files, folder)}
+        key = {
+            "tfds": name,
+            "shape": list(image_shape),
+            "validation": validation_split,
+            "files": stamp(files, folder),
+        }
         return decoded(
             Path(cache_dir),
             key,
@@ -91,8 +96,9 @@ def _decode_tfds(
     except tensorflow_datasets.core.DatasetNotFoundError as error:
         raise ConfigError(f"tensorflow-datasets knows no dataset '{name}'") from error
     try:
-        # tensorflow-datasets retries an unreachable host for minutes: look first.
-        if not (folder / builder.info.full_name).is_dir():
+        # tensorflow-datasets retries an unreachable host for minutes: look first, unless the
+        # archives may lie in downloads/ already.
+        if not any((folder / known).is_dir() for known in (builder.info.full_name, "downloads")):
             _look_for(list(builder.url_infos))
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             builder.download_and_prepare()
@@ -204,23 +210,29 @@ def npz(path: str, scale: float | None = None) -> Arrays:
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if images.ndim == 3:
             images = images[..., None]
-        labels = labels.reshape(len(labels), -1)
-        if images.ndim != 4 or labels.shape != (len(images), 1):
+        if labels.ndim == 2 and labels.shape[1] == 1:  # as keras.datasets gives CIFAR's
+            labels = labels[:, 0]
+        if images.ndim != 4 or labels.shape != (len(images),):
             raise ConfigError(
                 f"{file}: x_{part} has shape {arrays[f'x_{part}'].shape} and y_{part} "
                 f"{arrays[f'y_{part}'].shape}; expected [N, H, W] or [N, H, W, C], and [N]"
             )
         if not np.issubdtype(labels.dtype, np.integer):
             raise ConfigError(f"{file}: y_{part} is {labels.dtype}; expected whole class numbers")
-        splits.append((images, labels[:, 0].astype(np.int64)))
-    if splits[0][0].dtype != np.uint8:
-        factor = scale
-        if factor is None:
-            inside = all(0 <= images.min() and images.max() <= 1 for images, _ in splits)
-            factor = 255.0 if inside else 1.0
-            if inside:
-                log.info("%s: pixels lie in 0..1, multiplied by 255", file.name)
-        splits = [(images.astype(np.float32) * np.float32(factor), y) for images, y in splits]
+        splits.append((images, labels.astype(np.int64)))
+    floats = [images for images, _ in splits if images.dtype != np.uint8]
+    if floats:
+        inside = all(0 <= images.min() and images.max() <= 1 for images in floats if images.size)
+        factor = (255.0 if inside else 1.0) if scale is None else scale
+        if scale is None and inside:
+            log.info("%s: pixels lie in 0..1, multiplied by 255", file.name)
+        splits = [
+            (
+                images.astype(np.float32) * np.float32(factor if images.dtype != np.uint8 else 1),
+                labels,
+            )
+            for images, labels in splits
+        ]
     return Arrays(splits[0], splits[1])
 
 
@@ -269,7 +281,8 @@ def image_folder(
         if not (root / "test").is_dir():
             raise ConfigError(f"{root} has train/ but no test/; expected both, or class folders")
         for folder in (root / "test").iterdir():
-            if folder.is_dir() and folder.name not in classes:
+            hidden = folder.name.startswith(".")
+            if folder.is_dir() and not hidden and folder.name not in classes:
                 raise ConfigError(
                     f"{folder} is no class of {root / 'train'}{suggest(folder.name, classes)}"
                 )
@@ -299,6 +312,7 @@ def _class_files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
         if (root / name).is_dir()
         for file in sorted((root / name).rglob("*"))
         if file.suffix.lower() in _SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(root).parts)
     ]
 
 
@@ -329,7 +343,13 @@ def _decode_folder(
         images, labels = [], []
         for file, label in files[part]:
             try:
-                image = tf.io.decode_image(file.read_bytes(), channels, expand_animations=False)
+                # TensorFlow decodes these two to colour only.
+                colour = file.suffix.lower() in (".bmp", ".gif")
+                image = tf.io.decode_image(
+                    file.read_bytes(), 3 if colour else channels, expand_animations=False
+                )
+                if colour and channels == 1:
+                    image = tf.image.rgb_to_grayscale(image)
             except tf.errors.InvalidArgumentError as error:
                 if unreadable == "error":
                     raise ConfigError(
@@ -346,7 +366,8 @@ def _decode_folder(
             raise ConfigError(f"no readable image in the {part} split")
         return np.stack(images), np.array(labels, dtype=np.int64)
 
-    arrays = Arrays(read("train"), read("test"), class_names=tuple(classes))
-    if skipped:
-        log.warning("left out %d unreadable images, the first: %s", len(skipped), skipped[0])
-    return arrays
+    train, test = read("train"), read("test")
+    notice = (
+        f"left out {len(skipped)} unreadable images, the first: {skipped[0]}" if skipped else ""
+    )
+    return Arrays(train, test, class_names=tuple(classes), notice=notice)

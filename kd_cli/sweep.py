@@ -32,12 +32,11 @@ def expand(overrides: list[str]) -> tuple[list[list[str]], set[str]]:
     return [list(point) for batch in batches for point in batch], swept
 
 
-def finish(folder: Path, points: int) -> int:
+def finish(folder: Path) -> int:
     """Prints the sweep's table, best validation accuracy first, and writes it beside the points.
 
     Args:
         folder: The sweep's directory, with the points of earlier commands too.
-        points: How many points this command had.
 
     Returns:
         The number of failed points in the directory.

@@ -70,7 +70,8 @@ def test_stratified_draws_at_random():
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [(15, [10, 4, 1]), (30, [20, 8, 2]), (75, [50, 20, 5]), (1, [1, 0, 0])]
+    ("limit", "expected"),
+    [(8, [5, 2, 1]), (15, [10, 4, 1]), (30, [20, 8, 2]), (75, [50, 20, 5]), (1, [1, 0, 0])],
 )
 def test_limited_keeps_the_shares(limit, expected):
     rows = limited(SHUFFLED, limit, 0)

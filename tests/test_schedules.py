@@ -116,7 +116,9 @@ def test_a_warmup_may_stay_level():
 
 @pytest.mark.parametrize("warmup", [100, 101])
 def test_a_warmup_as_long_as_the_training_is_refused(warmup):
-    with pytest.raises(ConfigError, match=f"warm-up of {warmup} steps.*training of 100"):
+    with pytest.raises(
+        ConfigError, match=f"warm-up of {warmup} steps must be .* below the training's 100 steps"
+    ):
         warmup_cosine(100, 10, learning_rate=0.001, warmup_steps=warmup)
 
 
@@ -126,7 +128,7 @@ def test_a_warmup_in_epochs_as_long_as_the_training_is_refused():
 
 
 def test_a_negative_warmup_is_refused():
-    with pytest.raises(ConfigError, match="warmup_steps=-5"):
+    with pytest.raises(ConfigError, match="warm-up of -5 steps must be at least 0"):
         warmup_cosine(100, 10, learning_rate=0.001, warmup_steps=-5)
 
 

@@ -1,0 +1,61 @@
+"""Every command in the README composes; the first ones run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kd_cli.cli import _arrange, _compose
+from kd_cli.config import check
+from kd_cli.identity import register_resolvers
+from kd_cli.sweep import expand
+from tests.conftest import only_run
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```(?:bash|console)\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("kd ")
+]
+
+
+def test_the_readme_has_commands():
+    assert len(COMMANDS) > 20
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_composes(line, work, npz):
+    register_resolvers()
+    (work / "my_images").mkdir()
+    for name in ("a", "b"):
+        (work / "my_images" / name).mkdir()
+    npz.rename(work / "my.npz")
+    (work / "my_conf").mkdir()
+    words = shlex.split(line)[1:]
+    if words in (["--help"], ["--version"]) or words[0] == "-sc":
+        return
+    command, overrides, flags = _arrange(words)
+    if "my_conf" in flags:  # names an option that the README only describes
+        overrides = [o for o in overrides if not o.startswith("student=")]
+    points, _ = expand(overrides) if "--multirun" in flags else ([overrides], set())
+    for point in points:
+        assert check(_compose(command, point, None), point).command == command
+
+
+@pytest.mark.slow
+def test_the_first_run(work):
+    """The README's first command, after its installation."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kd_cli", "distill"], cwd=work, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for word in ("teacher", "distilled student", "not trained yet: kd train-student"):
+        assert word in done.stdout
+    _, teacher = only_run(work / "outputs" / "teachers")
+    _, student = only_run(work / "outputs" / "distill")
+    assert teacher["test"]["accuracy"] - student["test"]["accuracy"] > 0.01  # a real gap
+    assert "W0000" not in done.stderr and "I0000" not in done.stderr
