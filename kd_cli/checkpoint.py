@@ -98,7 +98,7 @@ class State:
     def save(
         self,
         variables: list[Any],
-        run_id: str,
+        owner: dict[str, Any],
         counters: dict[str, Any],
         best: list[np.ndarray] | None,
     ) -> None:
@@ -109,18 +109,18 @@ class State:
                 {f"{number:05d}": array for number, array in enumerate(best)},
             )
         arrays = {f"{n:05d}": np.asarray(variable) for n, variable in enumerate(variables)}
-        record = json.dumps({"run_id": run_id, "counters": counters})
+        record = json.dumps({"owner": owner, "counters": counters})
         write_npz(self.path, {**arrays, "record": np.array(record)})
         for old in self.folder.glob("best-*.npz"):
             if old.name != f"best-{counters['best_epoch']}.npz":
                 old.unlink()
 
-    def run_id(self) -> str | None:
-        """Whose state this is, or None without one."""
+    def owner(self) -> dict[str, Any] | None:
+        """Whose state this is (run id and inputs), or None without one."""
         if not self.path.exists():
             return None
         with open_npz(self.path) as archive:
-            return json.loads(str(archive["record"]))["run_id"]
+            return json.loads(str(archive["record"]))["owner"]
 
     def load(self, variables: list[Any]) -> dict[str, Any] | None:
         """Puts the saved values into `variables`; returns the counters, or None without a state."""

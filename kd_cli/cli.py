@@ -75,9 +75,19 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    except RunFailed as error:
+        if traceback_wanted:
+            traceback.print_exc()
+        print(f"kd: failed: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader of a pipe (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if traceback_wanted:
+            traceback.print_exc()
+        print(f"kd: failed: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 1
     finally:
         if not traceback_wanted:
             os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -97,6 +107,10 @@ def _main(argv: list[str]) -> int:
         )
     if "-sc" in flags or "--shell-completion" in flags:
         return _complete(overrides, flags)
+    shown = _value(flags, "--cfg", "-c")
+    if shown not in (None, "job", "hydra", "all"):
+        raise ConfigError(f"--cfg {shown}: expected job, hydra or all")
+    overrides = [_without_links(override) for override in overrides]
     config_dir = _value(flags, "--config-dir", "-cd")
     # So that `_target_` reaches a user's own module beside his YAML, or in the working directory.
     for folder in (config_dir, "."):
@@ -127,7 +141,7 @@ def _arrange(argv: list[str]) -> tuple[str, list[str], list[str]]:
         word = words.pop()
         name, equals, value = word.partition("=")
         if not word.startswith("-"):
-            plain = not equals and word[0] not in "+~"
+            plain = not equals and word[:1] not in ("+", "~")
             (commands if plain else overrides).append(word)
         elif name not in _FLAGS:
             raise ConfigError(f"unknown flag '{name}'{suggest(name, _FLAGS)} (see kd --help)")
@@ -154,13 +168,21 @@ def _value(flags: list[str], *names: str) -> str | None:
     return None
 
 
+def _without_links(override: str) -> str:
+    """A checkpoint's real path: `outputs/latest` moves while a command runs."""
+    key, equals, value = override.partition("=")
+    if key in ("teacher.checkpoint", "student.checkpoint") and equals and Path(value).exists():
+        return f"{key}={Path(value).resolve()}"
+    return override
+
+
 def _compose(command: str, overrides: list[str], config_dir: str | None) -> Any:
     """Composes, with Hydra's errors in the user's words."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from kd_cli.config import compose
-    from kd_cli.errors import ConfigError, explain, explain_hydra
+    from kd_cli.errors import ConfigError, explain, explain_hydra, first_line
 
     try:
         return compose(command, overrides, config_dir)
@@ -168,6 +190,8 @@ def _compose(command: str, overrides: list[str], config_dir: str | None) -> Any:
         raise ConfigError(explain_hydra(error, _known_keys(command, overrides))) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
+    except ValueError as error:  # Hydra's own, for student=null
+        raise ConfigError(first_line(error)) from error
 
 
 def _known_keys(command: str, overrides: list[str]) -> list[str]:
@@ -204,15 +228,17 @@ def _is_sweep(flags: list[str]) -> bool:
 def _single(command: str, overrides: list[str], flags: list[str], config_dir: str | None) -> int:
     from kd_cli.config import check
     from kd_cli.identity import run_dir
+    from kd_cli.ownership import check_before_start
 
     plan = check(_compose(command, overrides, config_dir), overrides)
-    _check_directory(run_dir(plan))
+    check_before_start(plan, run_dir(plan))
     return _hydra(command, overrides, flags)
 
 
 def _sweep(command: str, overrides: list[str], flags: list[str], config_dir: str | None) -> int:
     from kd_cli.config import check, override_key
     from kd_cli.identity import OUTPUTS, point_dir, sweep_id
+    from kd_cli.ownership import check_before_start
     from kd_cli.sweep import expand, finish
 
     if any(override_key(o) == "hydra.sweeper" for o in overrides):
@@ -224,46 +250,17 @@ def _sweep(command: str, overrides: list[str], flags: list[str], config_dir: str
     if not any(override_key(o) == "sweep" for o in overrides):
         overrides = [*overrides, f"sweep={sweep_id(command, unswept)}"]
         points = [[*point, overrides[-1]] for point in points]
+    names = set()
     for point in points:
         plan = check(_compose(command, point, config_dir), point)
-        _check_directory(point_dir(plan))
-    folder = OUTPUTS / "sweeps" / plan.sweep
+        out = point_dir(plan)
+        check_before_start(plan, out)
+        names.add(out.name)
     try:
         code = _hydra(command, overrides, flags)
     finally:
-        failed = finish(folder)
+        failed = finish(OUTPUTS / "sweeps" / plan.sweep, names)
     return 1 if failed else code
-
-
-def _check_directory(out: Path) -> None:
-    """Refuses a file where a directory is needed, and files in it that are not a run's."""
-    from kd_cli.errors import ConfigError
-
-    for parent in [out, *out.parents]:
-        if parent.exists() and not parent.is_dir():
-            raise ConfigError(
-                f"{parent} is a file; kd needs a directory there (move it, or work elsewhere)"
-            )
-    if not out.is_dir() or (out / "metrics.json").exists():
-        return
-    foreign = sorted(p.name for p in out.iterdir() if p.name not in RUN_FILES and p.name[0] != ".")
-    if foreign:
-        raise ConfigError(
-            f"{out} holds files that are not of a run of kd ({', '.join(foreign[:3])}); "
-            "move them away, or type rerun=true"
-        )
-
-
-RUN_FILES = (
-    "kd.log",
-    "history.jsonl",
-    "metrics.json",
-    "predictions.npz",
-    "model.keras",
-    "state",
-    "error.json",
-    "tensorboard",
-)
 
 
 def _hydra(command: str, overrides: list[str], flags: list[str]) -> int:
@@ -283,10 +280,10 @@ def _hydra(command: str, overrides: list[str], flags: list[str]) -> int:
         if _outcome:
             raise _outcome.pop()
         return 0
-    except RunFailed as error:
+    except RunFailed:
         if not _is_sweep(flags):
-            print(f"kd: failed: {error}", file=sys.stderr)
-        return 1
+            raise
+        return 1  # the sweep's end names every failed point
     except HydraException as error:
         raise ConfigError(explain_hydra(error, _known_keys(command, overrides))) from error
     except OmegaConfBaseException as error:
@@ -310,7 +307,7 @@ def job(cfg: Any) -> dict[str, Any] | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from kd_cli.errors import ConfigError
+    from kd_cli.errors import ConfigError, first_line
 
     settings = HydraConfig.get()
     out = Path(settings.runtime.output_dir)
@@ -328,8 +325,8 @@ def job(cfg: Any) -> dict[str, Any] | None:
         _outcome.append(error)
     except Exception as error:
         _record_failure(out, error, traceback.format_exc())
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        failure = RunFailed(f"{first} (traceback: {os.path.relpath(out)}/kd.log)")
+        failure = RunFailed(f"{first_line(error)} (traceback: {os.path.relpath(out)}/kd.log)")
+        failure.__cause__ = error
         if sweeping:
             raise failure from error
         _outcome.append(failure)
@@ -395,7 +392,3 @@ def _complete(overrides: list[str], flags: list[str]) -> int:
     if command:
         os.environ["COMP_LINE"] = line.replace(f" {command}", "", 1)
     return _hydra(command or "distill", overrides, flags)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

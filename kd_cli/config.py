@@ -5,8 +5,10 @@ Nothing here imports TensorFlow: a mistake in the configuration is told before i
 
 from __future__ import annotations
 
+import errno
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_cli.errors import LOSS_KEYS, ConfigError, explain
+from kd_cli.errors import LOSS_KEYS, ConfigError, explain, first_line
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -27,6 +29,8 @@ UNUSED = {
         "t_squared": "it learns from the labels alone",
         "loss": "its loss is the cross-entropy (see label_smoothing)",
         "student": "it trains the teacher",
+        "teacher.checkpoint": "it trains the teacher",
+        "teacher.train_if_missing": "it trains the teacher",
     },
     "train-student": {
         "alpha": "it trains without a teacher",
@@ -169,6 +173,14 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
         if override_key(override) in ("command", "role"):
             raise ConfigError(f"{override}: the command is a word, as in: kd train-student")
     unused = dict(UNUSED[command])
+    for group in ("dataset", "teacher", "student", "loss", "schedule", "optimizer"):
+        node = cfg.get(group) if group not in unused else {}
+        if not isinstance(node, Mapping | DictConfig):
+            raise ConfigError(f"{command} needs a {group}: type {group}=OPTION (see kd --help)")
+        if "network" in node and "_target_" not in (node["network"] or {}):
+            raise ConfigError(
+                f"{group}.network must name its function: {group}.network._target_=..."
+            )
     if command == "distill":
         loss_text = OmegaConf.to_yaml(cfg.loss)
         for key in LOSS_KEYS:
@@ -176,7 +188,7 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
                 unused[key] = f"loss={_loss_name(cfg)} does not use it"
     for override in overrides:
         key = override_key(override)
-        why = unused.get(key.split(".")[0])
+        why = unused.get(key) or unused.get(key.split(".")[0])
         if why:
             hint = f"kd distill {override}" if command != "distill" and key in LOSS_KEYS else ""
             raise ConfigError(
@@ -203,6 +215,8 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, Config.__dataclass_fields__)) from error
     _check_ranges(plan)
+    if "teacher_dir" in resolved and plan.teacher_dir is None:
+        raise ConfigError("teacher_dir=null: leave it out, or type teacher_dir=FOLDER")
     plan = OmegaConf.create({key: OmegaConf.to_container(plan)[key] for key in resolved})
     OmegaConf.set_readonly(plan, True)
     return plan
@@ -269,6 +283,12 @@ def _check_ranges(plan: DictConfig) -> None:
         "early_stopping.patience",
         "at least 1, or null to train to the end",
     )
+    # (An official validation split comes with validation_fraction at its default.)
+    require(
+        stopping.patience is None or plan.dataset.validation_fraction > 0,
+        "early_stopping.patience",
+        "null with dataset.validation_fraction=0: there is nothing to watch",
+    )
     require(stopping.monitor in ("accuracy", "nll"), "early_stopping.monitor", "accuracy or nll")
     require(plan.precision in PRECISIONS, "precision", " or ".join(PRECISIONS))
     require(
@@ -311,8 +331,9 @@ def build(node: Any, what: str, **runtime: Any) -> Any:
             cause = cause.__cause__
         if isinstance(cause, ConfigError):
             raise cause from None
-        detail = str(cause or error).strip().splitlines()[0]
-        raise ConfigError(f"{what}: {target} failed: {detail}") from error
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+            raise cause from None  # the disk's fault, not the configuration's
+        raise ConfigError(f"{what}: {target} failed: {first_line(cause or error)}") from error
     if plain.get("_partial_"):
         _check_partial(built, what, target)
     return built

@@ -14,17 +14,35 @@ log = logging.getLogger("kd")
 _chosen: dict[str, str] = {}
 
 
+_request = ["auto"]
+
+
+def request(device: str) -> None:
+    """Says which device this process will want, for the first that needs TensorFlow."""
+    _request[0] = device
+
+
 def import_tensorflow() -> ModuleType:
+    """TensorFlow, set up for the requested device: its settings must come before its first tensor.
+
+    Raises:
+        ConfigError: As `set_up`.
+    """
+    set_up(_request[0])
+    return sys.modules["tensorflow"]
+
+
+def _import_quietly() -> ModuleType:
     """Imports TensorFlow without its start-up chatter.
 
     TF_CPP_MIN_LOG_LEVEL does not reach what TensorFlow 2.21 writes to file descriptor 2 before its
     logging is initialised, so the descriptor itself is turned away for the first import and the
     first look for devices. What was written appears when the import fails.
     """
-    if "tensorflow" in sys.modules:
+    if _chosen:
         return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     for name in ("absl", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     sys.stderr.flush()
@@ -57,7 +75,7 @@ def set_up(device: str) -> str:
     Raises:
         ConfigError: When there is no such GPU, or this process has settled on another device.
     """
-    tf = import_tensorflow()
+    tf = _import_quietly()
     gpus = tf.config.list_physical_devices("GPU")
     number = int(device.partition(":")[2] or 0)
     if device.startswith("gpu") and number >= len(gpus):

@@ -17,11 +17,13 @@ import numpy as np
 import tensorflow as tf
 
 from kd_cli.data import Split
+from kd_cli.errors import LOSS_KEYS
 from kd_cli.fused import fuse_batch_norm
 
 # (images, rows of the pool) -> {"logits": [B, K]}: a live network or its cached outputs.
 Teacher = Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]]
-EVALUATION_BATCH = 500
+_EVALUATION_BYTES = 32 * 2**20  # of float32 pixels at once, and at most 500 images
+_REGULARISATION = "regularisation"
 
 
 @dataclass
@@ -46,22 +48,22 @@ class Learner:
     def __post_init__(self) -> None:
         fuse_batch_norm(self.model)
         self.optimizer.build(self.model.trainable_variables)
-        self.variables = {
+        # Only those whose losses are known to take tensors: a user's loss may want a plain number.
+        self.keywords = {
             key: tf.Variable(value, dtype=tf.bool if isinstance(value, bool) else tf.float32)
+            if key in LOSS_KEYS
+            else value
             for key, value in self.hyper.items()
-            if isinstance(value, bool | int | float)
         }
-        self.keywords = {**self.hyper, **self.variables}
-        classes = self.model.output_shape[-1]
-        blank = {"logits": tf.zeros([1, classes])}
-        self.terms = list(self.evaluate_loss(tf.zeros([1], tf.int64), blank, blank))
-        if self.model.losses:
-            self.terms.append("regularisation")
+        blank = {"logits": tf.zeros([1, self.model.output_shape[-1]])}
+        # Traced, as in training, so that a loss that only works eagerly is found now.
+        traced = tf.function(self.evaluate_loss, autograph=False)
+        self.terms = list(traced(tf.zeros([1], tf.int64), blank, blank))
 
     @property
     def learning_rate(self) -> Any:
-        """The optimizer's variable; loss scaling for float16 wraps the optimizer that has it."""
-        return getattr(self.optimizer, "inner_optimizer", self.optimizer).learning_rate
+        """The optimizer's variable."""
+        return self.optimizer.learning_rate
 
     def evaluate_loss(self, labels: Any, student: Any, teacher: Any) -> dict[str, tf.Tensor]:
         value = self.loss(labels, student, teacher, **self.keywords)
@@ -99,7 +101,8 @@ class Engine:
         self.rows = tf.constant(split.rows, dtype=tf.int64)
         self.order = tf.Variable(self.rows, trainable=False)
         # Sums over the epoch so far: a row per learner, its terms and the number of right answers.
-        width = max(len(learner.terms) for learner in learners) + 1
+        # (A network's own losses may appear only when it is called: one column is theirs.)
+        width = max(len(learner.terms) for learner in learners) + 2
         self.sums = tf.Variable(tf.zeros([len(learners), width], tf.float64), trainable=False)
         # First step at which a term was not finite, and which learner and term; -1 for none.
         self.broken = tf.Variable(tf.fill([3], tf.constant(-1, tf.int64)), trainable=False)
@@ -170,6 +173,8 @@ class Engine:
             means = [tf.reduce_mean(value) for value in terms.values()]
             if learner.model.losses:
                 means.append(tf.add_n([tf.cast(v, tf.float32) for v in learner.model.losses]))
+                if _REGULARISATION not in learner.terms:
+                    learner.terms.append(_REGULARISATION)
             loss = optimizer.scale_loss(tf.add_n(means))
         variables = learner.model.trainable_variables
         gradients = tape.gradient(loss, variables)
@@ -219,8 +224,9 @@ def predict_rows(
         progress: Called with the number of examples done.
     """
     parts = []
-    for start in range(0, len(split), EVALUATION_BATCH):
-        rows = split.rows[start : start + EVALUATION_BATCH]
+    size = max(1, min(500, _EVALUATION_BYTES // (4 * int(np.prod(split.images.shape[1:])))))
+    for start in range(0, len(split), size):
+        rows = split.rows[start : start + size]
         parts.append(predict(tf.constant(split.images[rows], tf.float32)).numpy())
         if progress:
             progress(start + len(rows))
@@ -233,8 +239,3 @@ def cached_teacher(logits: np.ndarray, split: Split) -> Teacher:
     position[split.rows] = np.arange(len(split))
     table, index = tf.constant(logits), tf.constant(position)
     return lambda images, rows: {"logits": tf.gather(table, tf.gather(index, rows))}
-
-
-def live_teacher(model: keras.Model) -> Teacher:
-    """A teacher that is called on the pixels that the student sees; never trained."""
-    return lambda images, rows: {"logits": tf.cast(model(images, training=False), tf.float32)}

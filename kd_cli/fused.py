@@ -25,7 +25,7 @@ def fuse_batch_norm(model: keras.Model) -> None:
 
 def _fits(layer: keras.layers.BatchNormalization) -> bool:
     plain = layer.scale and layer.center and not layer.renorm and not layer.synchronized
-    return plain and layer.axis == -1 and layer.compute_dtype == "float32"
+    return plain and layer.axis in (-1, 3) and layer.compute_dtype == "float32"
 
 
 def _call(

@@ -14,23 +14,19 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from kd_cli.config import check
+from kd_cli.config import check, override_key
 from kd_cli.errors import ConfigError
 
 OUTPUTS = Path("outputs")
 # Root keys that say where or how to run, not what comes out.
-_PLACES = (
+_PLACES = ("device", "rerun", "data_dir", "cache_dir", "sweep", "tracker")
+# Keys that are counted where they are used: seed in init_seed and data_seed, alpha in the loss.
+_ELSEWHERE = (
     "role",
     "recipe",
-    "seed",  # init_seed and data_seed are what counts
-    "device",
-    "rerun",
-    "data_dir",
-    "cache_dir",
+    "seed",
     "teacher_dir",
-    "sweep",
-    "tracker",
-    "alpha",  # counted inside the loss, as are temperature and t_squared
+    "alpha",
     "temperature",
     "t_squared",
     "label_smoothing",
@@ -85,7 +81,8 @@ def default_teacher_dir(plan: DictConfig) -> str:
 def run_spec(plan: DictConfig) -> dict[str, Any]:
     """All of a checked configuration that can change the result of the run, as plain data."""
     plain = OmegaConf.to_container(plan)
-    spec = {key: value for key, value in plain.items() if key not in _PLACES and value is not None}
+    skipped = _PLACES + _ELSEWHERE
+    spec = {key: value for key, value in plain.items() if key not in skipped and value is not None}
     spec["dataset"] = dataset_spec(plan.dataset)
     if plan.steps is not None:
         del spec["epochs"]
@@ -95,6 +92,8 @@ def run_spec(plan: DictConfig) -> dict[str, Any]:
         spec[role] = network_spec(plan[role])
         checkpoint = plan[role].checkpoint
         if checkpoint is not None:
+            if role == "teacher":
+                del spec[role]["network"]  # the file has its own
             spec[role]["checkpoint"] = str(Path(checkpoint).expanduser().resolve())
     if plan.command == "distill" and plan.teacher_dir != default_teacher_dir(plan):
         spec["teacher_dir"] = str(Path(plan.teacher_dir).resolve())
@@ -124,9 +123,9 @@ _chosen: dict[str, str] = {}
 
 def _beside(parent: Path, name: str, rerun: bool) -> str:
     """`name`, or with rerun the first of name-2, name-3, ... that does not exist yet."""
-    if not rerun or not (parent / name).exists():
-        return _chosen.get(str(parent / name), name)
     key = str(parent / name)
+    if not rerun or not ((parent / name).exists() or key in _chosen):
+        return name
     if key not in _chosen:
         number = 2
         while (parent / f"{name}-{number}").exists():
@@ -151,7 +150,13 @@ def point_dir(plan: DictConfig) -> Path:
 
 
 def sweep_id(command: str, unswept: list[str]) -> str:
-    return digest([command, sorted(unswept)], 8)
+    """Names a sweep by its command and the unswept overrides that can change a result."""
+    counted = [
+        override
+        for override in unswept
+        if override_key(override).split(".")[0] not in (*_PLACES, "hydra")
+    ]
+    return digest([command, sorted(counted)], 8)
 
 
 def counterpart(plan: DictConfig) -> DictConfig:

@@ -22,6 +22,7 @@ SCHEMA: dict[str, tuple[Any, bool, str]] = {
     "command": (str, False, "train-teacher, train-student or distill"),
     "run_id": (str, False, "hash of the configuration that can change the result"),
     "config": (dict, False, "that configuration, resolved"),
+    "inputs": (dict, False, "SHA-256 of data, split, teacher and given files"),
     "seed": (int, False, "seed; init_seed and data_seed are in config"),
     "git_commit": ((str, type(None)), False, "commit of the working directory, or null"),
     "versions": (dict, False, "kd, python, tensorflow, keras, numpy, hydra"),
@@ -44,7 +45,7 @@ SCHEMA: dict[str, tuple[Any, bool, str]] = {
     "epochs_done": (int, False, "epochs trained"),
     "steps_done": (int, False, "optimizer steps"),
     "stopped": (str, False, "finished, or early stopping"),
-    "warnings": (list, False, "what the run warned about"),
+    "warnings": (list, False, "what there is to warn about at its end"),
     "validation.best.epoch": (int, True, "epoch chosen on validation, from 1"),
     "validation.best.accuracy": (_NUMBER, True, "validation accuracy of that epoch"),
     "validation.best.nll": (_NUMBER, True, "validation negative log-likelihood of that epoch"),
@@ -87,7 +88,7 @@ def problems(metrics: Mapping[str, Any]) -> list[str]:
     return found
 
 
-_LEAVES = ("config", "versions")
+_LEAVES = ("config", "versions", "inputs")
 
 
 def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,9 @@ from kd_cli import data, identity, metrics
 from kd_cli.checkpoint import State, save_model, write_json, write_npz
 from kd_cli.config import build, check, compose, override_key
 from kd_cli.data import Dataset
-from kd_cli.device import set_up
+from kd_cli.device import request, set_up
 from kd_cli.errors import ConfigError
+from kd_cli.ownership import check_before_start, inputs, lock, refuse_other_inputs
 from kd_cli.progress import shown
 from kd_cli.summary import print_result
 
@@ -38,20 +40,27 @@ def execute(plan: DictConfig, out: Path, typed: list[str], table: bool = True) -
         The content of `metrics.json`.
     """
     started = time.monotonic()
+    request(plan.device)
     dataset = data.load(plan.dataset)
-    record = metrics.read(out)
-    if record is not None:
-        _refuse_changed(record, plan, dataset, out)
-        log.info("%s is finished; rerun=true makes a new run beside it", shown(out))
-    elif plan.command == "distill":
-        record = distill(plan, dataset, out, typed, started)
-    elif plan.command == "train-student":
-        record = train_student(plan, dataset, out, started)
-    else:
-        record = train_teacher(plan, dataset, out, started)
+    with lock(out):
+        record = _run(plan, dataset, out, typed, started)
     if table:
         print_result(record, plan, out, typed)
     return record
+
+
+def _run(
+    plan: DictConfig, dataset: Dataset, out: Path, typed: list[str], started: float
+) -> dict[str, Any]:
+    record = metrics.read(out)
+    if record is not None:
+        refuse_other_inputs(record["inputs"], inputs(plan, dataset), out)
+        log.info("%s is finished; rerun=true makes a new run beside it", shown(out))
+        return record
+    if plan.command == "distill":
+        return distill(plan, dataset, out, typed, started)
+    train = train_student if plan.command == "train-student" else train_teacher
+    return train(plan, dataset, out, started)
 
 
 def train_teacher(plan: DictConfig, dataset: Dataset, out: Path, started: float) -> dict[str, Any]:
@@ -118,7 +127,10 @@ def _train(
     teacher: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Builds the network, trains it, and leaves everything that a run leaves in `out`."""
-    _refuse_foreign_state(plan, out)
+    owner = {"run_id": identity.run_id(plan), "inputs": inputs(plan, dataset)}
+    state = State(out / "state").owner()
+    if state is not None:
+        refuse_other_inputs(state["inputs"], owner["inputs"], out)
     learner, total_steps, steps_per_epoch = _build_parts(plan, dataset, role)
     device = set_up(plan.device)
     from kd_cli.engine import Engine, cached_teacher, predict_rows, predictor
@@ -138,7 +150,7 @@ def _train(
         engine,
         dataset.validation,
         out=out,
-        run_id=identity.run_id(plan),
+        owner=owner,
         label=role,
         epochs=-(-total_steps // steps_per_epoch),
         total_steps=total_steps,
@@ -163,8 +175,9 @@ def _train(
     record = {
         "schema_version": metrics.SCHEMA_VERSION,
         "command": plan.command,
-        "run_id": identity.run_id(plan),
+        "run_id": owner["run_id"],
         "config": identity.run_spec(plan),
+        "inputs": owner["inputs"],
         "seed": plan.seed,
         **metrics.environment(),
         "device": device,
@@ -188,7 +201,7 @@ def _train(
         "epochs_done": ended.epoch,
         "steps_done": ended.step,
         "stopped": ended.stopped,
-        "warnings": ended.warnings,
+        "warnings": list(ended.warnings.values()),
         "test": metrics.score(test_logits, labels),
         "test_last": test_last,
         "weights_sha256": weights_hash(model),
@@ -242,25 +255,29 @@ def _build_parts(plan: DictConfig, dataset: Dataset, role: str) -> tuple[Learner
 def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str]) -> None:
     """Trains the teacher as `kd train-teacher` would with the same data, teacher and recipe."""
     kept = [override for override in typed if _belongs_to_teacher(override)]
-    command = " ".join(["kd train-teacher", *kept])
     out = Path(plan.teacher_dir)
-    if not plan.teacher.train_if_missing:
-        raise ConfigError(f"no finished teacher in {shown(out)}; train it with: {command}")
-    log.info("no teacher in %s yet: training it first (%s)", shown(out), command)
-    cfg = compose("train-teacher", kept)
-    teacher_plan = check(cfg, kept)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / ".hydra").mkdir(exist_ok=True)
-    OmegaConf.save(teacher_plan, out / ".hydra" / "config.yaml")
-    OmegaConf.save(OmegaConf.create(kept), out / ".hydra" / "overrides.yaml")
-    handler = logging.FileHandler(out / "kd.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    try:
-        train_teacher(teacher_plan, dataset, out, time.monotonic())
-    finally:
-        log.removeHandler(handler)
-        handler.close()
+    teacher_plan = check(compose("train-teacher", kept), kept)
+    check_before_start(teacher_plan, out)
+    _build_parts(teacher_plan, dataset, "teacher")  # its mistakes, before there is a directory
+    with lock(out, wait=True):
+        if metrics.read(out) is not None:
+            return  # another process has trained it meanwhile
+        log.info(
+            "no teacher in %s yet: training it first (%s)",
+            shown(out),
+            shlex.join(["kd", "train-teacher", *kept]),
+        )
+        (out / ".hydra").mkdir(exist_ok=True)
+        OmegaConf.save(teacher_plan, out / ".hydra" / "config.yaml")
+        OmegaConf.save(OmegaConf.create(kept), out / ".hydra" / "overrides.yaml")
+        handler = logging.FileHandler(out / "kd.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        try:
+            train_teacher(teacher_plan, dataset, out, time.monotonic())
+        finally:
+            log.removeHandler(handler)
+            handler.close()
 
 
 _TEACHER_KEYS = (
@@ -303,61 +320,13 @@ def _warm_start(model: Any, checkpoint: str) -> None:
     model.set_weights(theirs)
 
 
-def _refuse_changed(record: dict[str, Any], plan: DictConfig, dataset: Dataset, out: Path) -> None:
-    """What the run id can't know must agree before a finished run is taken for this one."""
-    if record["run_id"] != identity.run_id(plan):
-        differing = _differences(record["config"], identity.run_spec(plan))
-        raise ConfigError(
-            f"{shown(out)} holds a finished run with other settings ({differing}); rerun=true "
-            "trains a new one beside it, or choose another "
-            + ("teacher_dir" if plan.command == "train-teacher" else "directory")
-        )
-    for key in ("fingerprint", "split_fingerprint"):
-        theirs, ours = record["dataset"][key], getattr(dataset, key)
-        if theirs != ours:
-            raise ConfigError(
-                f"{shown(out)} was made from other data (dataset.{key} {theirs[:12]}, now "
-                f"{ours[:12]}); rerun=true makes a new run beside it"
-            )
-    if plan.command == "distill" and plan.teacher.checkpoint is None:
-        teacher = metrics.read(Path(plan.teacher_dir))
-        if teacher and teacher["weights_sha256"] != record["teacher"]["weights_sha256"]:
-            raise ConfigError(
-                f"{shown(out)} was distilled from another teacher (weights "
-                f"{record['teacher']['weights_sha256'][:12]}, {shown(plan.teacher_dir)} now has "
-                f"{teacher['weights_sha256'][:12]}); rerun=true makes a new run beside it"
-            )
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    """`epochs 10, now 20` for each key that differs."""
-    words = []
-    for key in sorted({*old, *new}):
-        theirs, ours = old.get(key), new.get(key)
-        if isinstance(theirs, dict) and isinstance(ours, dict):
-            inner = _differences(theirs, ours, f"{prefix}{key}.")
-            words += [inner] if inner else []
-        elif theirs != ours:
-            words.append(f"{prefix}{key} {theirs}, now {ours}")
-    return "; ".join(words)
-
-
-def _refuse_foreign_state(plan: DictConfig, out: Path) -> None:
-    """The directory of a teacher is shared by all training settings; its state is not."""
-    owner = State(out / "state").run_id()
-    if owner not in (None, identity.run_id(plan)):
-        raise ConfigError(
-            f"{shown(out)} holds an unfinished run with other settings; finish it with its own "
-            "command (.hydra/overrides.yaml), remove the directory, or type rerun=true"
-        )
-
-
 def _point_latest(out: Path) -> None:
-    """`outputs/latest` is a link to the last finished run."""
+    """`outputs/latest` is a link to the last finished run; a convenience that may fail."""
     link = identity.OUTPUTS / "latest"
-    if not link.parent.is_dir():
-        return
     temporary = link.with_name(f".tmp-{os.getpid()}-latest")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(out, link.parent))
-    os.replace(temporary, link)
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(out, link.parent))
+        os.replace(temporary, link)
+    except OSError as error:
+        log.warning("%s does not point to this run: %s", link, error.strerror)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,13 @@ def print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: lis
         rows.append(row(name, record))
         scratch_dir = identity.run_dir(identity.counterpart(plan))
         scratch = metrics.read(scratch_dir)
-        if scratch:
+        if scratch and scratch["dataset"] == record["dataset"]:
             rows.append(row("scratch student", scratch))
             files["scratch student"] = shown(scratch_dir)
         else:
             kept = [o for o in typed if override_key(o).split(".")[0] not in _NOT_STUDENT]
-            files["scratch student"] = " ".join(["not trained yet: kd train-student", *kept])
+            command = shlex.join(["kd", "train-student", *kept])
+            files["scratch student"] = f"not trained yet: {command}"
             rows.append(["scratch student", "not trained yet", "", "", "", "", ""])
     files[name] = shown(out)
     print_table(f"{record['dataset']['name']}: accuracy", columns, rows)

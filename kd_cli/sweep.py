@@ -9,6 +9,7 @@ from typing import Any
 
 from kd_cli import metrics
 from kd_cli.checkpoint import atomic, write_json
+from kd_cli.config import conf_dir
 from kd_cli.errors import ConfigError, explain_hydra
 from kd_cli.progress import console, print_table, shown
 
@@ -19,27 +20,32 @@ def expand(overrides: list[str]) -> tuple[list[list[str]], set[str]]:
     Raises:
         ConfigError: When an override can't be read.
     """
+    import hydra
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()  # lists a group's options for glob(*)
+            parsed = OverridesParser.create(loader).parse_overrides(overrides)
+        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise ConfigError(explain_hydra(error, [])) from error
-    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     swept = {str(o.key_or_group) for o in parsed if o.is_sweep_override()}
     return [list(point) for batch in batches for point in batch], swept
 
 
-def finish(folder: Path) -> int:
+def finish(folder: Path, names: set[str]) -> int:
     """Prints the sweep's table, best validation accuracy first, and writes it beside the points.
 
     Args:
         folder: The sweep's directory, with the points of earlier commands too.
+        names: The points of this command.
 
     Returns:
-        The number of failed points in the directory.
+        How many points of this command failed.
     """
     if not folder.is_dir():
         return 0
@@ -72,7 +78,7 @@ def finish(folder: Path) -> int:
             markup=False,
             soft_wrap=True,
         )
-    return len(failures)
+    return sum(failure["directory"] in names for failure in failures)
 
 
 def _summary(record: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +120,6 @@ ROOT_NAMES = ("alpha", "temperature", "t_squared", "learning_rate", "label_smoot
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 10 and value != int(value) else f"{value:g}"
-    return "-" if value is None else str(value)
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

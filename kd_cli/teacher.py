@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from kd_cli import metrics
 from kd_cli.data import Dataset, Split
 from kd_cli.engine import predict_rows, predictor
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, first_line
 from kd_cli.identity import teacher_spec
 from kd_cli.metrics import score
 from kd_cli.models import ADAPTER, check_network, with_adapter
@@ -74,7 +74,7 @@ def load_keras(path: Path, what: str) -> keras.Model:
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, TypeError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         if "ambda" in str(error):
             reason = "it holds a Lambda layer, whose code kd does not execute"
         raise ConfigError(f"{what}={path} can't be loaded by Keras: {reason}") from error
@@ -162,8 +162,7 @@ def _refuse_foreign(
             refuse(key, record["config"]["teacher"][key], spec[key])
 
 
-# Teacher outputs of this process, so that the points of a sweep share one pass. One teacher's at a
-# time: a sweep over teachers must not grow.
+# Teacher outputs of this process, so that the points of a sweep share one pass; the oldest go.
 _outputs: dict[tuple[str, ...], np.ndarray] = {}
 
 
@@ -176,9 +175,9 @@ def logits(teacher: Teacher, dataset: Dataset, part: str) -> tuple[np.ndarray, f
         part: `train` or `test`.
     """
     owner = (teacher.weights_sha256, dataset.fingerprint, dataset.split_fingerprint)
-    if any(key[:3] != owner for key in _outputs):
-        _outputs.clear()
     key = (*owner, part)
+    while len(_outputs) >= 16:
+        _outputs.pop(next(iter(_outputs)))
     started = time.monotonic()
     if key not in _outputs:
         split: Split = getattr(dataset, part)

@@ -41,7 +41,7 @@ class Fit:
         best, last: Validation `accuracy` and `nll` of those epochs; empty without a split.
         stopped: `finished` or `early stopping`; empty while training goes on.
         train_seconds, seconds: Training steps alone, and everything.
-        warnings: What was warned about.
+        warnings: What there is to warn about at present, by what it is about.
     """
 
     epoch: int = 0
@@ -53,7 +53,7 @@ class Fit:
     train_seconds: float = 0.0
     seconds: float = 0.0
     examples: int = 0
-    warnings: list[str] = field(default_factory=list)
+    warnings: dict[str, str] = field(default_factory=dict)
 
 
 def better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:
@@ -70,7 +70,7 @@ def fit(
     validation: Split | None,
     *,
     out: Path,
-    run_id: str,
+    owner: dict[str, Any],
     label: str,
     epochs: int,
     total_steps: int,
@@ -84,7 +84,7 @@ def fit(
         engine: With one learner.
         validation: Chooses the best epoch and stops early; None trains to the end.
         out: The run's directory; `history.jsonl` and `state/` are written there.
-        run_id: Kept with the state.
+        owner: Kept with the state, to tell whose it is.
         label: Short name for the progress.
         epochs: At most so many.
         total_steps: At most so many steps; ends inside the last epoch.
@@ -158,11 +158,12 @@ def fit(
                 best_weights = model.get_weights()
             if patience is not None and validation is not None:
                 now.stopped = "early stopping" if epoch - now.best_epoch >= patience else ""
-            if epoch & (epoch - 1) == 0 or epoch == epochs:  # epochs 1, 2, 4, 8, ... and the last
-                _warn(now, model, validation or engine.split, label)
+            ends = now.stopped or epoch == epochs or now.step == total_steps
+            if ends or epoch & (epoch - 1) == 0:  # epochs 1, 2, 4, 8, ... and the last
+                _check_health(now, model, validation or engine.split, label)
             now.seconds = before + time.monotonic() - started
             append_row(history, row)
-            state.save(variables, run_id, vars(now), best_weights if is_best else None)
+            state.save(variables, owner, vars(now), best_weights if is_best else None)
             tracker.epoch(row, model)
             progress.epoch(row)
     now.stopped = now.stopped or "finished"
@@ -187,28 +188,31 @@ def _stop_if_nan(logits: np.ndarray, epoch: int, label: str) -> None:
         )
 
 
-def _warn(now: Fit, model: Any, split: Split, label: str) -> None:
-    """Warns, once each, of dead hidden layers and of an accuracy that is no better than chance."""
-    sample = split.images[split.rows[:256]].astype(np.float32)
-    for layer, units in dead_layers(model, sample).items():
-        text = (
-            f"{label}: all {units} hidden units of layer '{layer}' are dead (never above 0) after "
-            f"epoch {now.epoch}; the network can learn nothing more but its output bias"
+def _check_health(now: Fit, model: Any, split: Split, label: str) -> None:
+    """Warns of dead hidden layers and of an accuracy at chance; takes back what no longer holds.
+
+    A layer that dropout or BatchNormalization feeds can come back to life.
+    """
+    found = {}
+    # Spread over the rows: a folder's images come class by class.
+    rows = split.rows[:: -(-len(split) // 256)]
+    for layer, units in dead_layers(model, split.images[rows].astype(np.float32)).items():
+        found[f"layer '{layer}'"] = (
+            f"{label}: all {units} hidden units of layer '{layer}' are dead (never above 0 on "
+            f"{len(rows)} images) after epoch {now.epoch}; what lies before it learns nothing"
         )
-        _warn_once(now, text, f"layer '{layer}' are dead")
     if now.last:
         labels = split.labels[split.rows]
         chance = np.bincount(labels).max() / len(labels)
         margin = 2 * math.sqrt(chance * (1 - chance) / len(labels))
         if now.last["accuracy"] <= chance + margin:
-            text = (
+            found["validation accuracy"] = (
                 f"{label}: validation accuracy {now.last['accuracy']:.4f} after epoch {now.epoch} "
                 f"is at chance ({chance:.4f}, the most frequent class)"
             )
-            _warn_once(now, text, "is at chance")
-
-
-def _warn_once(now: Fit, text: str, mark: str) -> None:
-    if not any(mark in warning for warning in now.warnings):
-        now.warnings.append(text)
-        log.warning("%s", text)
+    for mark, text in found.items():
+        if mark not in now.warnings:
+            log.warning("%s", text)
+    for mark in now.warnings.keys() - found.keys():
+        log.info("%s: after epoch %d no longer: %s", label, now.epoch, now.warnings[mark])
+    now.warnings = found

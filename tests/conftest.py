@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -29,11 +30,11 @@ class Typed:
 
     @property
     def error(self) -> str:
-        """The one line of a user's mistake."""
-        lines = [line for line in self.err.splitlines() if line.startswith("kd: error: ")]
-        assert len(lines) == 1, self.err
-        assert "Traceback" not in self.err
-        return lines[0].removeprefix("kd: error: ")
+        """The one line of a user's mistake, which may follow messages but no traceback."""
+        *before, last = self.err.splitlines()
+        assert last.startswith("kd: error: "), self.err
+        assert not any("rror" in line or "Traceback" in line for line in before), self.err
+        return last.removeprefix("kd: error: ")
 
 
 @pytest.fixture
@@ -53,6 +54,11 @@ def kd(work: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Typed]:
         capfd.readouterr()
         code = cli.main(list(words))
         out, err = capfd.readouterr()
+        # Hydra's handlers hold this test's streams, which are closed when it ends.
+        for handler in logging.root.handlers[:]:
+            if type(handler) in (logging.StreamHandler, logging.FileHandler):
+                logging.root.removeHandler(handler)
+                handler.close()
         return Typed(code, out, err)
 
     return type_it

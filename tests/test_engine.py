@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kd_cli.data import Split
-from kd_cli.engine import Engine, Learner, cached_teacher, live_teacher, predict_rows, predictor
+from kd_cli.engine import Engine, Learner, cached_teacher, predict_rows, predictor
 from kd_cli.losses import cross_entropy, hinton
 
 RNG = np.random.default_rng(2)
@@ -97,7 +97,11 @@ def test_cached_and_live_teacher_train_the_same_student():
     teacher = linear(1 / 100)
     logits = predict_rows(predictor(teacher), SPLIT)
     results = []
-    for asked in (live_teacher(teacher), cached_teacher(logits, SPLIT)):
+
+    def live(images, rows):
+        return {"logits": teacher(images, training=False)}
+
+    for asked in (live, cached_teacher(logits, SPLIT)):
         model = linear()
         one = learner(model, alpha=0.1, temperature=2.0, t_squared=True)
         engine = Engine([one], SPLIT, 3, 0, asked)
@@ -166,12 +170,16 @@ def test_the_schedule_sets_the_rate_of_every_step():
     assert float(one.learning_rate) == 1.0
 
 
-def test_a_network_s_own_losses_count():
+@pytest.mark.parametrize("kind", ["kernel", "activity"])
+def test_a_network_s_own_losses_count(kind):
     inputs = keras.Input((2, 2, 1))
     x = keras.layers.Flatten()(inputs)
-    outputs = keras.layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.5))(x)
+    outputs = keras.layers.Dense(3, **{f"{kind}_regularizer": keras.regularizers.L2(0.5)})(x)
     model = keras.Model(inputs, outputs)
     expected = 0.5 * (model.get_weights()[0] ** 2).sum()
+    if kind == "activity":  # Keras divides it by the batch
+        logits = IMAGES[ROWS].reshape(7, 4).astype(np.float64) @ model.get_weights()[0]
+        expected = 0.5 * (logits**2).sum() / 7
     engine = Engine([learner(model, cross_entropy, rate=0.0)], SPLIT, 7, 0)
     engine.start_epoch(1)
     engine.run(0, 0, 1)

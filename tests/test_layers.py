@@ -10,7 +10,7 @@ ROWS = [
     {"config", "device", "metrics", "decoded", "schedules", "sweep"},
     {"models", "sources", "data"},
     {"identity", "engine"},
-    {"summary", "teacher", "trainer"},
+    {"summary", "teacher", "trainer", "ownership"},
     {"run"},
     {"cli"},
     {"__main__"},

@@ -169,6 +169,39 @@ def test_ctrl_c_loses_no_finished_epoch_and_the_run_continues_bit_for_bit(
     assert [json.loads(line)["train"] for line in open(run / "history.jsonl")] == history
 
 
+def test_an_unfinished_run_does_not_continue_on_other_data(kd, work, small, npz, monkeypatch):
+    def interrupt(self, row, model):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracking.NoTracker, "epoch", interrupt)
+    words = ("train-student", *small[:2], "epochs=2")
+    assert kd(*words).code == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(work)
+    with open_npz(npz) as archive:
+        arrays = dict(archive)
+    arrays["x_train"][0] += 1
+    np.savez(npz, **arrays)
+    done = kd(*words)
+    assert done.code == 2 and "made from other data" in done.error
+
+
+def test_two_processes_do_not_share_a_directory(kd, work, small, monkeypatch):
+    words = ("train-student", *small[:2], "epochs=2")
+    second = []
+
+    def start_another(self, row, model):
+        if not second:
+            command = [sys.executable, "-m", "kd_cli", *words]
+            second.append(subprocess.run(command, capture_output=True, text=True))
+
+    monkeypatch.setattr(tracking.NoTracker, "epoch", start_another)
+    assert kd(*words).code == 0
+    assert second[0].returncode == 2
+    assert second[0].stderr.startswith("kd: error: another process is at work in outputs/")
+    assert len(list((work / "outputs").rglob("metrics.json"))) == 1
+
+
 def test_steps_replace_epochs_and_end_inside_one(kd, work, small):
     assert kd("train-student", *small[:2], "steps=5", "batch_size=64").code == 0
     run, record = only_run(work / "outputs")
