@@ -26,7 +26,7 @@ _EVALUATION_BYTES = 32 * 2**20  # of float32 pixels at once, and at most 500 ima
 _REGULARISATION = "regularisation"
 
 
-@dataclass
+@dataclass(eq=False)
 class Learner:
     """A network in training with all that its steps need.
 
@@ -57,7 +57,7 @@ class Learner:
         }
         blank = {"logits": tf.zeros([1, self.model.output_shape[-1]])}
         # Traced, as in training, so that a loss that only works eagerly is found now.
-        traced = tf.function(self.evaluate_loss, autograph=False)
+        traced = tf.function(lambda *batch: self.evaluate_loss(*batch), autograph=False)
         self.terms = list(traced(tf.zeros([1], tf.int64), blank, blank))
 
     @property

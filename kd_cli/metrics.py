@@ -64,7 +64,7 @@ SCHEMA: dict[str, tuple[Any, bool, str]] = {
     "teacher.test_accuracy": (_NUMBER, True, "its test accuracy, evaluated in this run"),
     "teacher.test_nll": (_NUMBER, True, "its test negative log-likelihood"),
     "teacher.parameters": (int, True, "its parameters"),
-    "timings.total_seconds": (_NUMBER, False, "the whole run, resumed parts included"),
+    "timings.total_seconds": (_NUMBER, False, "the run; of a resumed one at least its training"),
     "timings.train_seconds": (_NUMBER, False, "training steps alone"),
     "timings.seconds_per_epoch": (_NUMBER, False, "training steps per epoch"),
     "timings.examples_per_second": (_NUMBER, False, "training examples per second"),

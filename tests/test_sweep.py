@@ -48,6 +48,7 @@ def test_a_sweep_trains_its_teacher_once_and_writes_its_table(kd, work, small):
     assert "4 points, sorted by validation accuracy" in done.out
 
 
+@pytest.mark.slow
 def test_points_of_one_seed_start_from_the_same_weights(kd, work, small):
     """After one step of no length each student is where it began."""
     words = ["steps=1", "learning_rate=1e-30", "optimizer=sgd"]
@@ -97,12 +98,14 @@ def test_a_failing_point_does_not_stop_the_others_and_a_repeat_only_runs_it(kd, 
     assert [(point / "metrics.json").stat().st_mtime_ns for point in finished] == before
 
 
+@pytest.mark.slow
 def test_a_mistake_at_a_point_fails_that_point_alone(kd, work, small):
     done = kd("--multirun", *small, "student.network.units=[8],3", "epochs=1")
     assert done.code == 1
     assert len(points(work)) == 1 and "not iterable" in done.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_sweep_and_the_repeat_continues(kd, work, small, monkeypatch):
     genuine, calls = run.distill, []
 
@@ -128,6 +131,7 @@ def test_a_sweep_of_scratch_students(kd, work, small):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_sweep_may_be_named_and_extended(kd, work, small):
     assert kd("--multirun", *small, "sweep=mine", "alpha=0.1,0.2").code == 0
     done = kd("--multirun", *small, "sweep=mine", "alpha=0.2,0.3")
@@ -136,6 +140,7 @@ def test_the_sweep_may_be_named_and_extended(kd, work, small):
     assert "3 points" in done.out
 
 
+@pytest.mark.slow
 def test_groups_can_be_swept(kd, work, small):
     words = [word for word in small if not word.startswith("student")]
     done = kd("--multirun", *words, "loss=glob(*)")

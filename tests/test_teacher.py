@@ -1,5 +1,7 @@
 """The teacher is kept, found, trained when missing, and refused when it is another's."""
 
+import shlex
+
 import keras
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ def test_a_missing_teacher_is_trained_as_train_teacher_would(kd, work, small):
     assert record["config"]["schedule"]["_target_"] == "kd_cli.schedules.constant"
     assert (directory / ".hydra" / "overrides.yaml").exists()
     assert "teacher 1/2" in (directory / "kd.log").read_text()
-    typed = first.err.split("training it first (kd ")[1].split(")")[0].split()
+    typed = shlex.split(first.err.split("training it first (kd ")[1].split(")")[0])
     answer = kd(*typed)
     assert answer.code == 0 and "is finished" in answer.err
     assert metrics.read(directory)["weights_sha256"] == record["weights_sha256"]
@@ -96,6 +98,7 @@ def test_altered_weights_are_noticed(kd, small, trained):
     assert done.code == 2 and "was altered after training" in done.error
 
 
+@pytest.mark.slow
 def test_a_run_of_another_teacher_is_not_taken_for_this_one(kd, work, small, trained):
     assert kd("distill", *small).code == 0
     trained.rename(work / "old")
