@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from kd_cli import __version__
+from kd_cli.job import RunFailed, job, outcome
 from kd_cli.manual import COMMANDS, page
 
 log = logging.getLogger("kd")
@@ -275,10 +275,10 @@ def _hydra(command: str, overrides: list[str], flags: list[str]) -> int:
     saved = sys.argv
     sys.argv = [saved[0] if saved else "kd", *overrides, *flags]
     try:
-        _outcome.clear()
+        outcome.clear()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job)()
-        if _outcome:
-            raise _outcome.pop()
+        if outcome:
+            raise outcome.pop()
         return 0
     except RunFailed:
         if not _is_sweep(flags):
@@ -292,90 +292,6 @@ def _hydra(command: str, overrides: list[str], flags: list[str]) -> int:
         return int(stop.code or 0)
     finally:
         sys.argv = saved
-
-
-class RunFailed(Exception):
-    """A run broke; its traceback is in its log and error.json."""
-
-
-# The error of a single run. Raising it through Hydra would print Hydra's own words first.
-_outcome: list[Exception] = []
-
-
-def job(cfg: Any) -> dict[str, Any] | None:
-    """One run, called by Hydra in its directory (in a sweep maybe in a launcher's process)."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from kd_cli.errors import ConfigError, first_line
-
-    settings = HydraConfig.get()
-    out = Path(settings.runtime.output_dir)
-    typed = list(settings.overrides.task)
-    sweeping = settings.mode == RunMode.MULTIRUN
-    fresh = {p.name for p in out.iterdir()} <= {".hydra", "kd.log"}
-    try:
-        return _run(cfg, out, typed, sweeping)
-    except ConfigError as error:
-        if sweeping:
-            _record_failure(out, error, "")
-            raise RunFailed(str(error)) from error
-        if fresh:
-            _remove_fresh(out)
-        _outcome.append(error)
-    except Exception as error:
-        _record_failure(out, error, traceback.format_exc())
-        failure = RunFailed(f"{first_line(error)} (traceback: {os.path.relpath(out)}/kd.log)")
-        failure.__cause__ = error
-        if sweeping:
-            raise failure from error
-        _outcome.append(failure)
-    return None
-
-
-def _run(cfg: Any, out: Path, typed: list[str], sweeping: bool) -> dict[str, Any]:
-    from kd_cli import run
-    from kd_cli.config import check
-    from kd_cli.identity import register_resolvers
-
-    register_resolvers()  # a launcher's process has not been through main
-    plan = check(cfg, typed)
-    if sweeping:
-        log.info("point %s", out.name)
-    (out / "error.json").unlink(missing_ok=True)
-    return run.execute(plan, out, typed, table=not sweeping)
-
-
-def _record_failure(out: Path, error: Exception, text: str) -> None:
-    """The traceback into the run's log, and `error.json`; a full disk must not hide the cause."""
-    from kd_cli.checkpoint import write_json
-
-    message = str(error).strip() or type(error).__name__
-    try:
-        with open(out / "kd.log", "a") as file:
-            file.write(text or f"{message}\n")
-        write_json(
-            out / "error.json",
-            {"error": type(error).__name__, "message": message, "traceback": text},
-        )
-    except OSError as problem:
-        print(f"kd: could not write {out}/error.json: {problem}", file=sys.stderr)
-
-
-def _remove_fresh(out: Path) -> None:
-    """Removes a directory that this run created, and the parents that are empty without it."""
-    for handler in logging.root.handlers[:]:
-        if isinstance(handler, logging.FileHandler):
-            logging.root.removeHandler(handler)
-            handler.close()
-    shutil.rmtree(out, ignore_errors=True)
-    for parent in out.parents:
-        if parent == Path.cwd() or not parent.is_relative_to(Path.cwd()):
-            return
-        try:
-            parent.rmdir()
-        except OSError:  # not empty
-            return
 
 
 def _complete(overrides: list[str], flags: list[str]) -> int:

@@ -53,6 +53,7 @@ def test_cfg_resolve_and_info(kd):
     assert "loss/hinton" in kd("distill", "--info", "defaults").out
 
 
+@pytest.mark.slow
 def test_no_word_means_distill_and_the_flag_may_come_first(kd, small):
     done = kd("--multirun", "alpha=0.2,0.7", *small)
     assert done.code == 0, done.err

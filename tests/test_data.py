@@ -826,6 +826,7 @@ def test_missing_tfds_data_leave_nothing_behind(tmp_path, waited):
 # --- real images ---
 
 
+@pytest.mark.slow
 def test_fashion_mnist_is_decoded_once(real_data, tmp_path, monkeypatch):
     source = tfds_source("fashion_mnist", [28, 28, 1], real_data / "tfds")
     source["cache_dir"] = str(tmp_path)

@@ -12,6 +12,7 @@ ROWS = [
     {"identity", "engine"},
     {"summary", "teacher", "trainer", "ownership"},
     {"run"},
+    {"job"},
     {"cli"},
     {"__main__"},
 ]

@@ -76,6 +76,7 @@ def test_the_model_loads_with_plain_keras_alone_and_takes_raw_pixels(kd, work, s
     assert done.stdout.strip() == "equal 4", done.stderr  # the student's two layers, no teacher
 
 
+@pytest.mark.slow
 def test_the_table_shows_teacher_student_and_scratch(kd, work, small):
     first = kd("distill", *small)
     assert "not trained yet: kd train-student dataset=npz" in first.out
@@ -172,6 +173,7 @@ def test_ctrl_c_loses_no_finished_epoch_and_the_run_continues_bit_for_bit(
     assert [json.loads(line)["train"] for line in open(run / "history.jsonl")] == history
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_does_not_continue_on_other_data(kd, work, small, npz, monkeypatch):
     def interrupt(self, row, model):
         raise KeyboardInterrupt
@@ -235,8 +237,10 @@ def test_early_stopping_keeps_the_best_epoch(kd, work, small):
     assert record["test"] != record["test_last"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+    "precision",
+    ["mixed_bfloat16", "mixed_float16"],
 )
 def test_mixed_precision_trains(kd, work, small, precision):
     done = kd("distill", *small, f"precision={precision}", "epochs=6", "learning_rate=0.02")
@@ -250,6 +254,7 @@ def test_mixed_precision_trains(kd, work, small, precision):
     assert policies["logits"] == "float32" and precision in policies.values()
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_scalars_and_histograms(kd, work, small):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -279,6 +284,7 @@ def test_dead_units_and_chance_are_warned_about_and_recorded(kd, work, small):
         assert done.err.count(text.replace("after epoch 2", f"after epoch {epoch}")) == 1
 
 
+@pytest.mark.slow
 def test_warm_start_begins_from_the_file_s_weights(kd, work, small):
     assert kd("train-student", *small[:2], "epochs=3", "learning_rate=0.01").code == 0
     run, first = only_run(work / "outputs")

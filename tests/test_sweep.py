@@ -67,6 +67,7 @@ def test_points_of_one_seed_start_from_the_same_weights(kd, work, small):
     assert np.abs(weights[0][0] - weights[1][0]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_point_equals_the_single_run(kd, work, small):
     assert kd("--multirun", *small, "alpha=0.9,0.1").code == 0
     assert kd("distill", *small, "alpha=0.1").code == 0
@@ -77,6 +78,7 @@ def test_a_point_equals_the_single_run(kd, work, small):
         np.testing.assert_array_equal(a["student_logits"], b["student_logits"])
 
 
+@pytest.mark.slow
 def test_a_failing_point_does_not_stop_the_others_and_a_repeat_only_runs_it(kd, work, small):
     words = ("--multirun", *small, "optimizer=sgd", "learning_rate=0.1,1e30,0.2")
     done = kd(*words)

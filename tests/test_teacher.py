@@ -61,10 +61,12 @@ def test_a_second_teacher_does_not_overwrite_the_first(kd, work, small, trained)
     ("override", "expected"),
     [
         ("dataset.split_seed=9", "another split (validation_fraction 0.1, split_seed 0"),
-        ("dataset.validation_fraction=0.3", "another split"),
+        pytest.param("dataset.validation_fraction=0.3", "another split", marks=pytest.mark.slow),
         ("teacher.network.units=[8]", "another network"),
-        ("teacher.input.scale=1", "another input"),
-        ("dataset=digits", "another dataset (npz, this run has digits)"),
+        pytest.param("teacher.input.scale=1", "another input", marks=pytest.mark.slow),
+        pytest.param(
+            "dataset=digits", "another dataset (npz, this run has digits)", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_foreign_teacher_is_refused(kd, small, trained, override, expected):
@@ -74,6 +76,7 @@ def test_a_foreign_teacher_is_refused(kd, small, trained, override, expected):
     assert "teacher_dir" in done.error
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_pixels_is_refused(kd, small, trained, npz):
     with open_npz(npz) as archive:
         arrays = dict(archive)
@@ -83,6 +86,7 @@ def test_a_teacher_of_other_pixels_is_refused(kd, small, trained, npz):
     assert done.code == 2 and "another version of the data" in done.error
 
 
+@pytest.mark.slow
 def test_a_student_is_no_teacher(kd, work, small):
     assert kd("train-student", *small[:2], "epochs=1").code == 0
     run, _ = only_run(work / "outputs" / "train-student")
@@ -90,6 +94,7 @@ def test_a_student_is_no_teacher(kd, work, small):
     assert done.code == 2 and "a run of train-student" in done.error
 
 
+@pytest.mark.slow
 def test_altered_weights_are_noticed(kd, small, trained):
     model = keras.saving.load_model(trained / "model.keras")
     model.set_weights([weight + 1 for weight in model.get_weights()])
@@ -107,6 +112,7 @@ def test_a_run_of_another_teacher_is_not_taken_for_this_one(kd, work, small, tra
     assert done.code == 2 and "was distilled from another teacher" in done.error
 
 
+@pytest.mark.slow
 def test_any_keras_file_can_teach(kd, work, small, npz):
     """A file that wants pixels in 0..1 gets them through teacher.input, as a network would."""
     keras.utils.set_random_seed(4)
@@ -126,6 +132,7 @@ def test_any_keras_file_can_teach(kd, work, small, npz):
     assert kd(*words, "teacher.input.scale=1").code == 0
 
 
+@pytest.mark.slow
 def test_a_model_that_kd_wrote_can_teach_from_its_file(kd, work, small, trained):
     words = ["distill", *small[:2], "epochs=1", f"teacher.checkpoint={trained / 'model.keras'}"]
     assert kd(*words).code == 0
@@ -147,6 +154,7 @@ def test_a_file_that_is_no_classifier_on_logits_is_refused(
     assert done.code == 2 and expected in done.error
 
 
+@pytest.mark.slow
 def test_the_teacher_does_not_change(kd, work, small, trained):
     before = (trained / "model.keras").read_bytes()
     assert kd("distill", *small).code == 0
