@@ -92,6 +92,7 @@ def test_the_table_shows_teacher_student_and_scratch(kd, work, small):
     assert "outputs/train-student/npz/" in kd("distill", *small).out
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_gives_the_same_numbers(kd, work, small):
     words = ("distill", *small, "student.network.dropout=0.3")
     assert kd(*words).code == 0
@@ -136,6 +137,7 @@ def test_a_finished_run_answers_at_once(kd, work, small):
     assert "scratch student" in again.out
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_taken_for_other_data(kd, work, small, npz):
     words = ("train-student", *small[:2], "epochs=1")
     assert kd(*words).code == 0

@@ -125,6 +125,7 @@ def test_ctrl_c_stops_the_sweep_and_the_repeat_continues(kd, work, small, monkey
     assert len(points(work)) == 3 and len(calls) == 4
 
 
+@pytest.mark.slow
 def test_a_sweep_of_scratch_students(kd, work, small):
     done = kd("train-student", "--multirun", *small[:2], "epochs=1", "label_smoothing=0,0.1")
     assert done.code == 0, done.err

@@ -62,7 +62,7 @@ def test_a_second_teacher_does_not_overwrite_the_first(kd, work, small, trained)
     [
         ("dataset.split_seed=9", "another split (validation_fraction 0.1, split_seed 0"),
         pytest.param("dataset.validation_fraction=0.3", "another split", marks=pytest.mark.slow),
-        ("teacher.network.units=[8]", "another network"),
+        pytest.param("teacher.network.units=[8]", "another network", marks=pytest.mark.slow),
         pytest.param("teacher.input.scale=1", "another input", marks=pytest.mark.slow),
         pytest.param(
             "dataset=digits", "another dataset (npz, this run has digits)", marks=pytest.mark.slow
