@@ -17,6 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_cli.errors import LOSS_KEYS, ConfigError, explain, first_line
+from kd_cli.manual import conf_dir
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -116,13 +117,6 @@ class Config:
     cache_dir: str = "outputs/cache"
     teacher_dir: str | None = None
     sweep: str | None = None
-
-
-def conf_dir() -> Path:
-    """The folder of the shipped YAML: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def compose(command: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:

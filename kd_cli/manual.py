@@ -17,10 +17,16 @@ GROUPS = (
 )
 
 
+def conf_dir() -> Path:
+    """The folder of the shipped YAML: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
 def page() -> str:
     """The help page, with the groups and options that the configuration folder holds."""
-    package = Path(__file__).resolve().parent
-    conf = package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+    conf = conf_dir()
     groups = "\n".join(
         _wrapped(f"  {group:<11}", sorted(p.stem for p in (conf / group).glob("*.yaml")))
         for group in GROUPS
