@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from kd_cli.errors import ConfigError
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -27,12 +29,12 @@ def atomic(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """A rename is safe from a power cut only when the folder is on the disk too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -85,7 +87,7 @@ def rewrite_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 class State:
-    """`state/` of a run: variables and counters of the last finished epoch, the best weights.
+    """`state/` of a run: variables and counters after an epoch or inside it, the best weights.
 
     `last.npz` is the only file that counts. It names the file of the best weights, which is written
     before it and never changed, so a kill between the two writes leaves the older pair intact.
@@ -102,7 +104,7 @@ class State:
         counters: dict[str, Any],
         best: list[np.ndarray] | None,
     ) -> None:
-        """Writes the state of an epoch; `best` holds the weights when this epoch was the best."""
+        """Writes the state; `best` holds the weights when an epoch has just become the best."""
         if best is not None:
             write_npz(
                 self.folder / f"best-{counters['best_epoch']}.npz",
@@ -127,6 +129,11 @@ class State:
         if not self.path.exists():
             return None
         with open_npz(self.path) as archive:
+            if len(archive.files) != len(variables) + 1:
+                raise ConfigError(
+                    f"{self.path} was written by another version of kd; remove its directory, or "
+                    "type rerun=true"
+                )
             for number, variable in enumerate(variables):
                 variable.assign(archive[f"{number:05d}"])
             return json.loads(str(archive["record"]))["counters"]

@@ -7,7 +7,6 @@ mistake leaves no directory behind. Nothing here imports TensorFlow.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import traceback
@@ -17,8 +16,6 @@ from typing import Any
 from kd_cli import __version__
 from kd_cli.job import RunFailed, job, outcome
 from kd_cli.manual import COMMANDS, page
-
-log = logging.getLogger("kd")
 
 # Hydra's flags, with whether they take a value.
 _FLAGS = {
@@ -99,6 +96,13 @@ def _main(argv: list[str]) -> int:
     if "--version" in argv:
         print(f"kd {__version__}")
         return 0
+    if argv[0] == "cache":
+        from kd_cli import cache
+
+        if {"--help", "-h"} & set(argv):
+            print(page())
+            return 0
+        return cache.main(argv[1:])
     command, overrides, flags = _arrange(argv)
     if command not in COMMANDS:
         raise ConfigError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import inspect
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd_cli.errors import LOSS_KEYS, ConfigError, explain, first_line
 from kd_cli.manual import conf_dir
+
+# Hydra finds launchers in the package `hydra_plugins`, wherever on the path its folders lie.
+_PLUGINS = str(Path(__file__).resolve().parent / "plugins")
+if _PLUGINS not in sys.path:
+    sys.path.append(_PLUGINS)
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -32,6 +38,8 @@ UNUSED = {
         "student": "it trains the teacher",
         "teacher.checkpoint": "it trains the teacher",
         "teacher.train_if_missing": "it trains the teacher",
+        "teacher.precision": "it is of the teacher's forward pass in distill; see precision",
+        "cache": "it asks no teacher",
     },
     "train-student": {
         "alpha": "it trains without a teacher",
@@ -40,6 +48,7 @@ UNUSED = {
         "loss": "its loss is the cross-entropy (see label_smoothing)",
         "teacher": "it trains without a teacher",
         "teacher_dir": "it trains without a teacher",
+        "cache": "it asks no teacher",
     },
     "distill": {
         "label_smoothing": "it belongs to the cross-entropy of train-teacher and train-student"
@@ -65,6 +74,7 @@ class Network:
 @dataclass
 class Teacher(Network):
     train_if_missing: bool = True
+    precision: str | None = None
 
 
 @dataclass
@@ -82,6 +92,16 @@ class Dataset:
 class EarlyStopping:
     patience: int | None = None
     monitor: str = "accuracy"
+
+
+@dataclass
+class Cache:
+    logits: str = "float32"
+
+
+@dataclass
+class Checkpoint:
+    minutes: float = 10.0
 
 
 @dataclass
@@ -110,6 +130,9 @@ class Config:
     init_seed: int = 0
     data_seed: int = 0
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    cache: Cache = field(default_factory=Cache)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    memory_gib: float = 4.0
     precision: str = "float32"
     device: str = "auto"
     rerun: bool = False
@@ -285,6 +308,18 @@ def _check_ranges(plan: DictConfig) -> None:
     )
     require(stopping.monitor in ("accuracy", "nll"), "early_stopping.monitor", "accuracy or nll")
     require(plan.precision in PRECISIONS, "precision", " or ".join(PRECISIONS))
+    require(
+        plan.teacher.precision in (None, *PRECISIONS),
+        "teacher.precision",
+        f"{' or '.join(PRECISIONS)}, or null for the precision that it was trained in",
+    )
+    require(
+        plan.cache.logits in ("float32", "float16", "none"),
+        "cache.logits",
+        "float32, float16 or none (the teacher is asked at every step)",
+    )
+    require(0 < plan.checkpoint.minutes < float("inf"), "checkpoint.minutes", "above 0")
+    require(plan.memory_gib >= 0, "memory_gib", "at least 0")
     require(
         re.fullmatch(r"auto|cpu|gpu(:\d+)?", plan.device) is not None,
         "device",

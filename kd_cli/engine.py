@@ -1,84 +1,190 @@
 """The training step: one `tf.function` that runs a chunk of steps for k >= 1 learners.
 
-For each step it takes the batch's rows out of the epoch's permutation, gathers the images from the
-memory, asks the teacher, and updates each learner with its own Keras optimizer. Start and stop are
-tensors, so a chunk can last a fraction of a second and costs no retrace.
+For each step it takes the batch (`batches.py`) and the teacher's logits, cached or live, and
+updates each learner with its own Keras optimizer. Start and stop are tensors, so a chunk can last
+a fraction of a second and costs no retrace; what differs between the points of a sweep (alpha,
+temperature, initial weights, order) are variables, for the same reason.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kd_cli.batches import source
 from kd_cli.data import Split
 from kd_cli.errors import LOSS_KEYS
 from kd_cli.fused import fuse_batch_norm
 
-# (images, rows of the pool) -> {"logits": [B, K]}: a live network or its cached outputs.
-Teacher = Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]]
+# images -> logits [B, K] of a network that is asked at every step.
+LiveTeacher = Callable[[tf.Tensor], tf.Tensor]
 _EVALUATION_BYTES = 32 * 2**20  # of float32 pixels at once, and at most 500 images
 _REGULARISATION = "regularisation"
 
 
-@dataclass(eq=False)
 class Learner:
     """A network in training with all that its steps need.
 
-    Attributes:
+    Args:
         model: Takes raw pixels 0..255 and gives logits.
         optimizer: A Keras optimizer; its learning rate is set at every step from `schedule`.
         loss: `(labels, student, teacher, *, hyper) -> {term: [B]}`, or one array [B].
-        hyper: Keywords of the loss; they become variables, so a new value does not trace again.
+        hyper: Keywords of the loss; alpha and the like become variables, so that a new value does
+            not trace again.
         schedule: step -> learning rate.
+
+    Attributes:
+        terms: Names of the loss's terms.
+        sums: Over the epoch so far: each term times the examples, then the number of right answers.
+        broken: (step, term) of the first value that was not finite; -1 for none.
+        from_step: First step in which the learner takes part.
     """
 
-    model: keras.Model
-    optimizer: keras.optimizers.Optimizer
-    loss: Callable[..., Any]
-    hyper: Mapping[str, Any]
-    schedule: Callable[[Any], Any]
-    terms: list[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        fuse_batch_norm(self.model)
-        self.optimizer.build(self.model.trainable_variables)
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        loss: Callable[..., Any],
+        hyper: Mapping[str, Any],
+        schedule: Callable[[Any], Any],
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.loss = loss
+        self.hyper = hyper
+        self.schedule = schedule
+        fuse_batch_norm(model)
+        optimizer.build(model.trainable_variables)
         # Only those whose losses are known to take tensors: a user's loss may want a plain number.
         self.keywords = {
             key: tf.Variable(value, dtype=tf.bool if isinstance(value, bool) else tf.float32)
             if key in LOSS_KEYS
             else value
-            for key, value in self.hyper.items()
+            for key, value in hyper.items()
         }
-        blank = {"logits": tf.zeros([1, self.model.output_shape[-1]])}
+        blank = {"logits": tf.zeros([1, model.output_shape[-1]])}
         # Traced, as in training, so that a loss that only works eagerly is found now.
         traced = tf.function(lambda *batch: self.evaluate_loss(*batch), autograph=False)
         self.terms = list(traced(tf.zeros([1], tf.int64), blank, blank))
+        # (A network's own losses may appear only when it is called: one column is theirs.)
+        self.sums = tf.Variable(tf.zeros([len(self.terms) + 2], tf.float64), trainable=False)
+        self.broken = tf.Variable([-1, -1], dtype=tf.int64, trainable=False)
+        self.from_step = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     @property
     def learning_rate(self) -> Any:
         """The optimizer's variable."""
         return self.optimizer.learning_rate
 
+    @property
+    def variables(self) -> list[Any]:
+        """All that a training changes: weights, statistics, dropout's seeds, moments, sums."""
+        return [*self.model.variables, *self.optimizer.variables, self.sums]
+
+    def begin_again(
+        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, hyper: Mapping[str, Any]
+    ) -> None:
+        """Takes over the initial values of a fresh model and optimizer, and new loss keywords.
+
+        The traced step, which holds this learner's variables, stays as it is.
+        """
+        optimizer.build(model.trainable_variables)
+        fresh = [*model.variables, *optimizer.variables]
+        for mine, theirs in zip(self.variables[:-1], fresh, strict=True):
+            mine.assign(theirs)
+        self.hyper = hyper
+        for key in LOSS_KEYS:
+            if key in self.keywords:
+                self.keywords[key].assign(hyper[key])
+        self.clear_sums()
+        self.broken.assign([-1, -1])
+        self.from_step.assign(0)
+
+    def clear_sums(self) -> None:
+        self.sums.assign(tf.zeros_like(self.sums))
+
+    def means(self, examples: int) -> dict[str, float]:
+        """Means over the epoch so far: `loss`, each of its terms, and `accuracy`."""
+        row = self.sums.numpy() / max(examples, 1)
+        values = {"loss": float(row[: len(self.terms)].sum())}
+        if len(self.terms) > 1:
+            values |= {name: float(row[number]) for number, name in enumerate(self.terms)}
+        values["accuracy"] = float(row[-1])
+        return values
+
+    def first_broken(self) -> tuple[int, str] | None:
+        """(step, term) of the first value that was not finite, or None."""
+        step, term = (int(value) for value in self.broken.numpy())
+        return None if step < 0 else (step, self.terms[term])
+
     def evaluate_loss(self, labels: Any, student: Any, teacher: Any) -> dict[str, tf.Tensor]:
         value = self.loss(labels, student, teacher, **self.keywords)
         return dict(value) if isinstance(value, Mapping) else {"loss": value}
 
+    def step_if_active(self, step: tf.Tensor, *batch: Any) -> None:
+        """One training step, left out before `from_step` and after a broken one."""
+
+        def train() -> tf.Tensor:
+            self._step(step, *batch)
+            return tf.zeros([])
+
+        active = (step >= self.from_step) & (self.broken[0] < 0)
+        tf.cond(active, train, lambda: tf.zeros([]))
+
+    def _step(
+        self,
+        step: tf.Tensor,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        teacher: Mapping[str, tf.Tensor] | None,
+    ) -> None:
+        with tf.GradientTape() as tape:
+            logits = tf.cast(self.model(images, training=True), tf.float32)
+            terms = self.evaluate_loss(labels, {"logits": logits}, teacher)
+            means = [tf.reduce_mean(value) for value in terms.values()]
+            if self.model.losses:
+                means.append(tf.add_n([tf.cast(v, tf.float32) for v in self.model.losses]))
+                if _REGULARISATION not in self.terms:
+                    self.terms.append(_REGULARISATION)
+            loss = self.optimizer.scale_loss(tf.add_n(means))
+        variables = self.model.trainable_variables
+        gradients = tape.gradient(loss, variables)
+        self.learning_rate.assign(tf.cast(self.schedule(step), tf.float32))
+        self.optimizer.apply(gradients, variables)
+
+        count = tf.cast(tf.shape(labels)[0], tf.float64)
+        right = tf.reduce_sum(tf.cast(tf.argmax(logits, -1) == labels, tf.float64))
+        padding = tf.zeros([self.sums.shape[0] - len(means) - 1], tf.float64)
+        values = tf.cast(tf.stack(means), tf.float64) * count
+        self.sums.assign_add(tf.concat([values, padding, [right]], axis=0))
+        bad = tf.logical_not(tf.math.is_finite(tf.stack(means)))
+        found = tf.stack([step, tf.argmax(tf.cast(bad, tf.int32))])
+        self.broken.assign(tf.where(tf.reduce_any(bad), found, self.broken))
+
+    @functools.cached_property
+    def predict(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        return predictor(self.model)
+
 
 class Engine:
-    """Trains learners on one split, in memory.
+    """Trains learners on one split: one graph, one pass over the data.
+
+    A learner takes part in the steps from its `from_step` on, until a term of its loss is not
+    finite; so learners may start, stop and continue at different steps.
 
     Args:
-        learners: They all see the same batches.
+        learners: They all see the same batches and the same teacher.
         split: Training rows of a pool of images.
         batch_size: Examples per step; the last batch of an epoch is as small as it comes.
         data_seed: With the epoch it fixes the order of the examples.
-        teacher: See `Teacher`; None for a loss that uses none.
+        logits: The teacher's logits [n, K] of the split's rows, in its order.
+        teacher: A teacher to be asked at every step instead.
+        budget: Bytes of images and logits that may be held in memory; more are streamed.
     """
 
     def __init__(
@@ -87,7 +193,10 @@ class Engine:
         split: Split,
         batch_size: int,
         data_seed: int,
-        teacher: Teacher | None = None,
+        *,
+        logits: np.ndarray | None = None,
+        teacher: LiveTeacher | None = None,
+        budget: float = float("inf"),
     ) -> None:
         self.learners = learners
         self.split = split
@@ -96,107 +205,48 @@ class Engine:
         self.teacher = teacher
         self.size = len(split)
         self.steps_per_epoch = -(-self.size // batch_size)
-        self.images = tf.constant(split.images)
-        self.labels = tf.constant(split.labels, dtype=tf.int64)
+        self.source = source(split, logits, batch_size, budget)
         self.rows = tf.constant(split.rows, dtype=tf.int64)
-        self.order = tf.Variable(self.rows, trainable=False)
-        # Sums over the epoch so far: a row per learner, its terms and the number of right answers.
-        # (A network's own losses may appear only when it is called: one column is theirs.)
-        width = max(len(learner.terms) for learner in learners) + 2
-        self.sums = tf.Variable(tf.zeros([len(learners), width], tf.float64), trainable=False)
-        # First step at which a term was not finite, and which learner and term; -1 for none.
-        self.broken = tf.Variable(tf.fill([3], tf.constant(-1, tf.int64)), trainable=False)
+        self._stream: tuple[Any, ...] = ()
 
-    def start_epoch(self, epoch: int) -> None:
-        """Draws the examples' order, a function of (data_seed, epoch), and clears the sums."""
-        self.order.assign(
-            tf.random.experimental.stateless_shuffle(self.rows, seed=[self.data_seed, epoch])
-        )
-        self.sums.assign(tf.zeros_like(self.sums))
+    def start_epoch(self, epoch: int, first: int = 0) -> None:
+        """Draws the examples' order, a function of (data_seed, epoch).
+
+        Args:
+            epoch: From 1.
+            first: Step of the epoch from which `run` will be called.
+        """
+        seed = [self.data_seed, epoch]
+        order = tf.random.experimental.stateless_shuffle(self.rows, seed=seed)
+        self._stream = self.source.start(order, first)
 
     def run(self, first_step: int, start: int, stop: int) -> None:
         """Runs the steps [start, stop) of the epoch whose first step is number `first_step`."""
-        self._chunk(*(tf.constant(value, tf.int64) for value in (first_step, start, stop)))
-
-    def means(self, learner: int, examples: int) -> dict[str, float]:
-        """Means over the epoch so far: `loss`, each of its terms, and `accuracy`."""
-        terms = self.learners[learner].terms
-        row = self.sums.numpy()[learner] / max(examples, 1)
-        values = {"loss": float(row[: len(terms)].sum())}
-        if len(terms) > 1:
-            values |= {name: float(row[number]) for number, name in enumerate(terms)}
-        values["accuracy"] = float(row[-1])
-        return values
-
-    def first_broken(self) -> tuple[int, int, str] | None:
-        """(step, learner, term) of the first value that was not finite, or None."""
-        step, learner, term = (int(value) for value in self.broken.numpy())
-        if step < 0:
-            return None
-        return step, learner, self.learners[learner].terms[term]
+        numbers = (tf.constant(value, tf.int64) for value in (first_step, start, stop))
+        self._chunk(*numbers, *self._stream)
 
     @functools.cached_property
     def _chunk(self) -> Callable[..., None]:
-        number = tf.TensorSpec([], tf.int64)
-        return tf.function(self._steps, [number, number, number], autograph=False)
+        return tf.function(self._steps, autograph=False)
 
-    def _steps(self, first_step: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> None:
+    def _steps(
+        self, first_step: tf.Tensor, start: tf.Tensor, stop: tf.Tensor, *stream: Any
+    ) -> None:
         def body(step: tf.Tensor) -> tf.Tensor:
-            rows = self.order[step * self.batch_size : (step + 1) * self.batch_size]
-            images = tf.cast(tf.gather(self.images, rows), tf.float32)
-            labels = tf.gather(self.labels, rows)
-            teacher = self.teacher(images, rows) if self.teacher is not None else None
-            for number, learner in enumerate(self.learners):
-                self._learn(number, learner, first_step + step, images, labels, teacher)
+            images, labels, logits = self.source.batch(step, *stream)
+            if self.teacher is not None:
+                logits = self.teacher(images)
+            teacher = None if logits is None else {"logits": logits}
+            for learner in self.learners:
+                learner.step_if_active(first_step + step, images, labels, teacher)
             return step + 1
 
-        tf.while_loop(
-            lambda step: (step < stop) & (self.broken[0] < 0),
-            body,
-            [start],
-            parallel_iterations=1,
-        )
+        def goes_on(step: tf.Tensor) -> tf.Tensor:
+            return (step < stop) & tf.reduce_any(
+                tf.stack([learner.broken[0] < 0 for learner in self.learners])
+            )
 
-    def _learn(
-        self,
-        number: int,
-        learner: Learner,
-        step: tf.Tensor,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        teacher: Mapping[str, tf.Tensor] | None,
-    ) -> None:
-        optimizer = learner.optimizer
-        with tf.GradientTape() as tape:
-            logits = tf.cast(learner.model(images, training=True), tf.float32)
-            terms = learner.evaluate_loss(labels, {"logits": logits}, teacher)
-            means = [tf.reduce_mean(value) for value in terms.values()]
-            if learner.model.losses:
-                means.append(tf.add_n([tf.cast(v, tf.float32) for v in learner.model.losses]))
-                if _REGULARISATION not in learner.terms:
-                    learner.terms.append(_REGULARISATION)
-            loss = optimizer.scale_loss(tf.add_n(means))
-        variables = learner.model.trainable_variables
-        gradients = tape.gradient(loss, variables)
-        learner.learning_rate.assign(tf.cast(learner.schedule(step), tf.float32))
-        optimizer.apply(gradients, variables)
-
-        count = tf.cast(tf.shape(labels)[0], tf.float64)
-        right = tf.reduce_sum(tf.cast(tf.argmax(logits, -1) == labels, tf.float64))
-        padding = self.sums.shape[1] - len(means) - 1
-        row = tf.concat(
-            [
-                tf.cast(tf.stack(means), tf.float64) * count,
-                tf.zeros([padding], tf.float64),
-                [right],
-            ],
-            axis=0,
-        )
-        self.sums.scatter_nd_add([[number]], row[None])
-        bad = tf.logical_not(tf.math.is_finite(tf.stack(means)))
-        found = tf.stack([step, tf.constant(number, tf.int64), tf.argmax(tf.cast(bad, tf.int32))])
-        first = tf.reduce_any(bad) & (self.broken[0] < 0)
-        self.broken.assign(tf.where(first, found, self.broken))
+        tf.while_loop(goes_on, body, [start], parallel_iterations=1)
 
 
 def predictor(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -211,31 +261,22 @@ def predictor(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     return predict
 
 
-def predict_rows(
-    predict: Callable[[tf.Tensor], tf.Tensor],
-    split: Split,
-    progress: Callable[[int], None] | None = None,
-) -> np.ndarray:
-    """Logits [n, K] of the rows of a split, in their order.
+def predict_batches(
+    predict: Callable[[tf.Tensor], tf.Tensor], split: Split, first: int = 0
+) -> Iterator[np.ndarray]:
+    """Logits of a split's rows from number `first` on, batch by batch: [b, K] each.
 
     Args:
         predict: From `predictor`.
         split: Which rows of which images.
-        progress: Called with the number of examples done.
+        first: 0, or where an earlier pass ended after a batch.
     """
-    parts = []
     size = max(1, min(500, _EVALUATION_BYTES // (4 * int(np.prod(split.images.shape[1:])))))
-    for start in range(0, len(split), size):
+    for start in range(first, len(split), size):
         rows = split.rows[start : start + size]
-        parts.append(predict(tf.constant(split.images[rows], tf.float32)).numpy())
-        if progress:
-            progress(start + len(rows))
-    return np.concatenate(parts)
+        yield predict(tf.constant(split.images[rows], tf.float32)).numpy()
 
 
-def cached_teacher(logits: np.ndarray, split: Split) -> Teacher:
-    """A teacher that looks up its logits [n, K] of the split's rows instead of computing them."""
-    position = np.full(len(split.labels), -1, dtype=np.int64)
-    position[split.rows] = np.arange(len(split))
-    table, index = tf.constant(logits), tf.constant(position)
-    return lambda images, rows: {"logits": tf.gather(table, tf.gather(index, rows))}
+def predict_rows(predict: Callable[[tf.Tensor], tf.Tensor], split: Split) -> np.ndarray:
+    """Logits [n, K] of the rows of a split, in their order."""
+    return np.concatenate(list(predict_batches(predict, split)))

@@ -19,7 +19,16 @@ from kd_cli.errors import ConfigError
 
 OUTPUTS = Path("outputs")
 # Root keys that say where or how to run, not what comes out.
-_PLACES = ("device", "rerun", "data_dir", "cache_dir", "sweep", "tracker")
+_PLACES = (
+    "device",
+    "rerun",
+    "data_dir",
+    "cache_dir",
+    "sweep",
+    "tracker",
+    "checkpoint",
+    "memory_gib",
+)
 # Keys that are counted where they are used: seed in init_seed and data_seed, alpha in the loss.
 _ELSEWHERE = (
     "role",
@@ -90,11 +99,15 @@ def run_spec(plan: DictConfig) -> dict[str, Any]:
         if role not in spec:
             continue
         spec[role] = network_spec(plan[role])
+        if role == "teacher" and plan.teacher.get("precision") is not None:
+            spec[role]["precision"] = plan.teacher.precision
         checkpoint = plan[role].checkpoint
         if checkpoint is not None:
             if role == "teacher":
                 del spec[role]["network"]  # the file has its own
             spec[role]["checkpoint"] = str(Path(checkpoint).expanduser().resolve())
+    if spec.get("cache") == {"logits": "float32"}:
+        del spec["cache"]
     if plan.command == "distill" and plan.teacher_dir != default_teacher_dir(plan):
         spec["teacher_dir"] = str(Path(plan.teacher_dir).resolve())
     return spec
@@ -162,7 +175,7 @@ def sweep_id(command: str, unswept: list[str]) -> str:
 def counterpart(plan: DictConfig) -> DictConfig:
     """The scratch student's configuration that belongs to a distill run: same all, no teacher."""
     plain = OmegaConf.to_container(plan)
-    for key in ("teacher", "teacher_dir", "alpha", "temperature", "t_squared"):
+    for key in ("teacher", "teacher_dir", "cache", "alpha", "temperature", "t_squared"):
         plain.pop(key, None)
     plain["command"] = "train-student"
     plain["rerun"] = False

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ outcome: list[Exception] = []
 
 def job(cfg: Any) -> dict[str, Any] | None:
     """One run, called by Hydra in its directory (in a sweep maybe in a launcher's process)."""
+    return concluded(lambda: _run(cfg))
+
+
+def concluded(produce: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """What `produce` returns; its failure is recorded in the directory of Hydra's current job."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -30,11 +36,11 @@ def job(cfg: Any) -> dict[str, Any] | None:
 
     settings = HydraConfig.get()
     out = Path(settings.runtime.output_dir)
-    typed = list(settings.overrides.task)
     sweeping = settings.mode == RunMode.MULTIRUN
     fresh = {p.name for p in out.iterdir()} <= {".hydra", "kd.log"}
+    (out / "error.json").unlink(missing_ok=True)
     try:
-        return _run(cfg, out, typed, sweeping)
+        return produce()
     except ConfigError as error:
         if sweeping:
             _record_failure(out, error, "")
@@ -52,17 +58,22 @@ def job(cfg: Any) -> dict[str, Any] | None:
     return None
 
 
-def _run(cfg: Any, out: Path, typed: list[str], sweeping: bool) -> dict[str, Any]:
+def _run(cfg: Any) -> dict[str, Any]:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     from kd_cli import run
     from kd_cli.config import check
     from kd_cli.identity import register_resolvers
 
     register_resolvers()  # a launcher's process has not been through main
+    settings = HydraConfig.get()
+    out, typed = Path(settings.runtime.output_dir), list(settings.overrides.task)
+    sweeping = settings.mode == RunMode.MULTIRUN
     plan = check(cfg, typed)
     if sweeping:
         log.info("point %s", out.name)
-    (out / "error.json").unlink(missing_ok=True)
-    return run.execute(plan, out, typed, table=not sweeping)
+    return run.execute(run.Run(plan, out, typed), table=not sweeping)
 
 
 def _record_failure(out: Path, error: Exception, text: str) -> None:

@@ -41,6 +41,7 @@ commands (none: distill)
   train-teacher   train the teacher and keep it
   train-student   train the student without a teacher: the baseline
   distill         distil the teacher into the student; trains the teacher when it is missing
+  cache           list, verify or prune the teachers' outputs that are kept (kd cache list)
 
 groups, chosen with group=option
 {groups}
@@ -52,6 +53,8 @@ keys
   teacher.checkpoint=FILE.keras   a teacher of your own
   dataset.limit=512               a smoke run on a few images
   early_stopping.patience=5  precision=mixed_bfloat16  device=cpu  rerun=true  data_dir=FOLDER
+  hydra/launcher=joint            sweep points that share data and teacher train together
+  cache.logits=float16            half the disk (none: ask the teacher at every step)
 
 examples
   kd distill                                             a first result in a minute, no download

@@ -169,6 +169,28 @@ def with_adapter(
     return keras.Model(inputs, network(x), name=what)
 
 
+def with_precision(model: keras.Model, policy: str) -> keras.Model:
+    """A copy of `model` that computes under another dtype policy; its logits stay float32.
+
+    Args:
+        model: Behind its adapter; the adapter stays as it is.
+        policy: A Keras dtype policy, such as `mixed_bfloat16`.
+    """
+    last = model.layers[-1]
+    while isinstance(last, keras.Model):
+        last = last.layers[-1]
+
+    def convert(layer: layers.Layer) -> layers.Layer:
+        config = layer.get_config()
+        if layer is not last and not layer.name.startswith(ADAPTER):
+            config["dtype"] = policy
+        return layer.__class__.from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
 def check_network(network: Any, num_classes: int, what: str) -> None:
     """Refuses a network that does not end in one logit per class.
 

@@ -74,8 +74,11 @@ class TrainingProgress:
             detail=f"{_values(values)}{self.validation}  {speed:,.0f}/s",
         )
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """After an epoch: `row` is its line in the history."""
+    def epoch(self, label: str, row: dict[str, Any], out: Path | None) -> None:
+        """After an epoch of the run in `out`: `row` is its line in the history.
+
+        Without `out` it is the mean over runs that train together, for the terminal alone.
+        """
         if row["validation"]:
             self.validation = f"  val {_values(row['validation'])}"
         text = f"{_values(row['train'])}{self.validation}  {row['examples_per_second']:,.0f}/s"
@@ -83,7 +86,13 @@ class TrainingProgress:
         done = row["epoch"] - self.first
         left = (time.monotonic() - self.started) / max(done, 1) * (self.epochs - row["epoch"])
         epoch_log.info(
-            "%s %d/%d  %s  %s left", self.label, row["epoch"], self.epochs, text, _duration(left)
+            "%s %d/%d  %s  %s left",
+            label,
+            row["epoch"],
+            self.epochs,
+            text,
+            _duration(left),
+            extra={"out": out or ""},
         )
 
 

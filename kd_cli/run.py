@@ -1,19 +1,21 @@
-"""The three commands: train_teacher, train_student, distill. Each reads from data to result."""
+"""The three commands, from data to result; runs that share data and teacher train together."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli import data, identity, metrics
+from kd_cli import assembly, data, identity, metrics
 from kd_cli.checkpoint import State, save_model, write_json, write_npz
-from kd_cli.config import build, check, compose, override_key
+from kd_cli.config import check, compose, override_key
 from kd_cli.data import Dataset
 from kd_cli.device import request, set_up
 from kd_cli.errors import ConfigError
@@ -22,165 +24,229 @@ from kd_cli.progress import shown
 from kd_cli.summary import print_result
 
 if TYPE_CHECKING:
-    from kd_cli.engine import Learner
+    from kd_cli.teacher import Outputs, Teacher
+    from kd_cli.trainer import Training
 
 log = logging.getLogger("kd")
 
 
-def execute(plan: DictConfig, out: Path, typed: list[str], table: bool = True) -> dict[str, Any]:
-    """Runs a checked configuration in `out`, or answers with its finished result.
+@dataclass(frozen=True)
+class Run:
+    """A run that was asked for.
+
+    Attributes:
+        plan: Its checked configuration, from `config.check`.
+        out: Its directory.
+        typed: The overrides that the user typed, for the teacher that may have to be trained.
+    """
+
+    plan: DictConfig
+    out: Path
+    typed: list[str]
+
+
+# What a run ended with: the content of its metrics.json, or why it failed.
+Result = dict[str, Any] | Exception
+Results = dict[Path, Result]
+
+
+def execute(run: Run, table: bool = True) -> dict[str, Any]:
+    """Runs a checked configuration, or answers with its finished result.
 
     Args:
-        plan: From `config.check`.
-        out: The run's directory, which exists.
-        typed: The overrides that the user typed, for the teacher that may have to be trained.
+        run: Its directory exists.
         table: Whether to print the result (a sweep prints one table at its end).
 
     Returns:
         The content of `metrics.json`.
     """
-    started = time.monotonic()
-    request(plan.device)
-    dataset = data.load(plan.dataset)
-    with lock(out):
-        record = _run(plan, dataset, out, typed, started)
+    (result,) = execute_together([run])
+    if isinstance(result, Exception):
+        raise result
     if table:
-        print_result(record, plan, out, typed)
-    return record
+        print_result(result, run.plan, run.out, run.typed)
+    return result
 
 
-def _run(
-    plan: DictConfig, dataset: Dataset, out: Path, typed: list[str], started: float
-) -> dict[str, Any]:
-    record = metrics.read(out)
-    if record is not None:
-        refuse_other_inputs(record["inputs"], inputs(plan, dataset), out)
-        log.info("%s is finished; rerun=true makes a new run beside it", shown(out))
-        return record
-    if plan.command == "distill":
-        return distill(plan, dataset, out, typed, started)
-    train = train_student if plan.command == "train-student" else train_teacher
-    return train(plan, dataset, out, started)
+def execute_together(runs: list[Run]) -> list[Result]:
+    """Runs configurations that share data, batches and teacher, in one graph.
+
+    Returns:
+        Their results in order. A run that fails for itself (another process holds its directory,
+        its loss is not finite) leaves the others alone; what concerns all is raised.
+    """
+    started = time.monotonic()
+    request(runs[0].plan.device)
+    dataset = data.load(runs[0].plan.dataset)
+    results: Results = {}
+    with contextlib.ExitStack() as locks:
+        todo = []
+        for run in runs:
+            try:
+                locks.enter_context(lock(run.out))
+                record = metrics.read(run.out)
+                if record is None:
+                    todo.append(run)
+                else:
+                    refuse_other_inputs(record["inputs"], inputs(run.plan, dataset), run.out)
+                    log.info("%s is finished; rerun=true makes a new run beside it", shown(run.out))
+                    results[run.out] = record
+            except ConfigError as error:
+                results[run.out] = error
+        if todo:
+            results |= _COMMANDS[todo[0].plan.command](todo, dataset, started)
+    return [results[run.out] for run in runs]
 
 
-def train_teacher(plan: DictConfig, dataset: Dataset, out: Path, started: float) -> dict[str, Any]:
-    """Trains the teacher with cross-entropy and keeps it in `out`."""
-    return _train(plan, dataset, out, started, role="teacher")
+def train_teacher(runs: list[Run], dataset: Dataset, started: float) -> Results:
+    """Trains teachers with cross-entropy and keeps them in their directories."""
+    return _train(runs, dataset, started, "teacher")
 
 
-def train_student(plan: DictConfig, dataset: Dataset, out: Path, started: float) -> dict[str, Any]:
-    """Trains the student with cross-entropy, without a teacher: the baseline."""
-    return _train(plan, dataset, out, started, role="student")
+def train_student(runs: list[Run], dataset: Dataset, started: float) -> Results:
+    """Trains students with cross-entropy, without a teacher: the baseline."""
+    return _train(runs, dataset, started, "student")
 
 
-def distill(
-    plan: DictConfig, dataset: Dataset, out: Path, typed: list[str], started: float
-) -> dict[str, Any]:
-    """Distils the teacher into the student; trains the teacher first where it is missing."""
+def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
+    """Distils one teacher into students; trains the teacher first where it is missing."""
+    plan, typed = runs[0].plan, runs[0].typed
     device = set_up(plan.device)
     from kd_cli import teacher as teachers
 
     teacher = teachers.find(plan, dataset)
     if teacher is None:
-        _build_parts(plan, dataset, "student")  # its mistakes, before the teacher's long training
+        assembly.parts(plan, dataset, "student")  # its mistakes, before the teacher's training
         begun = time.monotonic()
         _train_missing_teacher(plan, dataset, typed)
         started += time.monotonic() - begun  # the teacher's record has its own time
         teacher = teachers.find(plan, dataset)
-    scores = teachers.evaluate(teacher, dataset)
-    how = f", {teacher.training}" if teacher.training else ""
+    scores = teachers.evaluate(teacher, plan, dataset)
+    outputs = teachers.outputs(teacher, plan, dataset)
     log.info(
-        "teacher: %s%s, test %.4f (%s, on %s)",
+        "teacher: %s%s, test %.4f (%s, %s, on %s)",
         teacher.name,
-        how,
+        f", {teacher.training}" if teacher.training else "",
         scores["accuracy"],
         shown(teacher.path),
+        outputs.how,
         device,
     )
-    logits, seconds = teachers.logits(teacher, dataset, "train")
-    record = {
-        "path": shown(teacher.path),
-        "name": teacher.name,
-        "weights_sha256": teacher.weights_sha256,
-        "training": teacher.training or "unknown",
-        "test_accuracy": scores["accuracy"],
-        "test_nll": scores["nll"],
-        "parameters": teacher.model.count_params(),
-    }
-    test_logits, _ = teachers.logits(teacher, dataset, "test")
-    return _train(
-        plan,
-        dataset,
-        out,
-        started,
-        role="student",
-        teacher={"record": record, "train": logits, "test": test_logits, "seconds": seconds},
-    )
+    return _train(runs, dataset, started, "student", teacher, scores, outputs)
+
+
+_COMMANDS = {"train-teacher": train_teacher, "train-student": train_student, "distill": distill}
+
+
+def _refuse_other_state(run: Run, dataset: Dataset) -> None:
+    state = State(run.out / "state").owner()
+    if state is not None:
+        refuse_other_inputs(state["inputs"], inputs(run.plan, dataset), run.out)
 
 
 def _train(
-    plan: DictConfig,
+    runs: list[Run],
     dataset: Dataset,
-    out: Path,
     started: float,
     role: str,
-    teacher: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Builds the network, trains it, and leaves everything that a run leaves in `out`."""
-    owner = {"run_id": identity.run_id(plan), "inputs": inputs(plan, dataset)}
-    state = State(out / "state").owner()
-    if state is not None:
-        refuse_other_inputs(state["inputs"], owner["inputs"], out)
-    learner, total_steps, steps_per_epoch = _build_parts(plan, dataset, role)
-    device = set_up(plan.device)
-    from kd_cli.engine import Engine, cached_teacher, predict_rows, predictor
-    from kd_cli.losses import formula
-    from kd_cli.teacher import weights_hash
+    teacher: Teacher | None = None,
+    scores: dict[str, float] | None = None,
+    outputs: Outputs | None = None,
+) -> Results:
+    """Trains the runs' networks, and leaves everything that a run leaves in their directories."""
+    results: Results = {}
+    for run in runs:
+        try:
+            _refuse_other_state(run, dataset)
+        except ConfigError as error:
+            results[run.out] = error
+    runs = [run for run in runs if run.out not in results]
+    if not runs:
+        return results
+    plans = [run.plan for run in runs]
+    engine = assembly.engine_for(plans, dataset, role, outputs)
     from kd_cli.tracking import tracker
-    from kd_cli.trainer import fit
+    from kd_cli.trainer import Place, Plan, fit
 
-    engine = Engine(
-        [learner],
-        dataset.train,
-        plan.batch_size,
-        plan.data_seed,
-        cached_teacher(teacher["train"], dataset.train) if teacher else None,
-    )
-    ended, best_weights = fit(
-        engine,
-        dataset.validation,
-        out=out,
-        owner=owner,
-        label=role,
+    places = [
+        Place(
+            run.out,
+            {"run_id": identity.run_id(run.plan), "inputs": inputs(run.plan, dataset)},
+            role if len(runs) == 1 else run.out.name,
+            tracker(run.plan.get("tracker"), run.out),
+        )
+        for run in runs
+    ]
+    total_steps, steps_per_epoch = assembly.length(plans[0], dataset)
+    shared = Plan(
         epochs=-(-total_steps // steps_per_epoch),
         total_steps=total_steps,
-        patience=plan.early_stopping.patience,
-        monitor=plan.early_stopping.monitor,
-        tracker=tracker(plan.get("tracker"), out),
+        patience=plans[0].early_stopping.patience,
+        monitor=plans[0].early_stopping.monitor,
+        minutes=plans[0].checkpoint.minutes,
     )
+    known = None
+    if teacher is not None:
+        from kd_cli.teacher import logits
 
-    # The test split is read here, once, for the last and for the chosen weights.
+        known = {
+            "logits": logits(teacher, plans[0], dataset, "test"),
+            "record": {
+                "path": shown(teacher.path),
+                "name": teacher.name,
+                "weights_sha256": teacher.weights_sha256,
+                "training": teacher.training or "unknown",
+                "test_accuracy": scores["accuracy"],
+                "test_nll": scores["nll"],
+                "parameters": teacher.model.count_params(),
+                "outputs": outputs.how,
+                "precision": teacher.precision,
+            },
+            "seconds": outputs.seconds,
+        }
+    trainings = fit(engine, dataset.validation, places, shared)
+    for run, training in zip(runs, trainings, strict=True):
+        results[run.out] = training.error or _finish(
+            run, training, dataset, role, started, len(runs), known
+        )
+    return results
+
+
+def _finish(
+    run: Run,
+    training: Training,
+    dataset: Dataset,
+    role: str,
+    started: float,
+    learners: int,
+    teacher: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Reads the test split, once; writes model, predictions, and metrics last."""
+    from kd_cli.engine import predict_rows
+    from kd_cli.losses import formula
+    from kd_cli.teacher import weights_hash
+
+    plan, out, ended, learner = run.plan, run.out, training.now, training.learner
     labels = dataset.test.labels[dataset.test.rows]
     model = learner.model
-    predict = predictor(model)
-    test_last = metrics.score(predict_rows(predict, dataset.test), labels)
-    model.set_weights(best_weights)
-    test_logits = predict_rows(predict, dataset.test)
+    test_last = metrics.score(predict_rows(learner.predict, dataset.test), labels)
+    model.set_weights(training.best_weights)
+    test_logits = predict_rows(learner.predict, dataset.test)
     save_model(out / "model.keras", model)
     arrays = {"labels": labels, f"{role}_logits": test_logits}
     if teacher:
-        arrays["teacher_logits"] = teacher["test"]
+        arrays["teacher_logits"] = teacher["logits"]
     write_npz(out / "predictions.npz", arrays)
 
     record = {
         "schema_version": metrics.SCHEMA_VERSION,
         "command": plan.command,
-        "run_id": owner["run_id"],
+        "run_id": training.place.owner["run_id"],
         "config": identity.run_spec(plan),
-        "inputs": owner["inputs"],
+        "inputs": training.place.owner["inputs"],
         "seed": plan.seed,
         **metrics.environment(),
-        "device": device,
+        "device": set_up(plan.device),
         "precision": plan.precision,
         "dataset": {
             "name": dataset.name,
@@ -206,6 +272,7 @@ def _train(
         "test_last": test_last,
         "weights_sha256": weights_hash(model),
         "timings": {
+            "learners": learners,
             "total_seconds": max(time.monotonic() - started, ended.seconds),
             "train_seconds": ended.train_seconds,
             "seconds_per_epoch": ended.train_seconds / max(ended.epoch, 1),
@@ -225,40 +292,13 @@ def _train(
     return record
 
 
-def _build_parts(plan: DictConfig, dataset: Dataset, role: str) -> tuple[Learner, int, int]:
-    """The learner, the steps of its training and of an epoch; the schedule first, without Keras."""
-    steps_per_epoch = -(-len(dataset.train) // plan.batch_size)
-    total_steps = plan.steps or plan.epochs * steps_per_epoch
-    schedule = build(plan.schedule, "schedule")(total_steps, steps_per_epoch)
-    set_up(plan.device)
-    import keras
-
-    from kd_cli.engine import Learner
-    from kd_cli.models import build_network
-
-    # Set just before the network is built, so that training a teacher first changes nothing.
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(plan.init_seed)
-    node = plan[role]
-    model = build_network(node, dataset.image_shape, dataset.num_classes, plan.precision, role)
-    if role == "student" and node.checkpoint is not None:
-        _warm_start(model, node.checkpoint)
-    # The rate of every step comes from the schedule; Keras refuses a whole number here.
-    optimizer = build(plan.optimizer, "optimizer", learning_rate=float(plan.learning_rate))
-    if plan.precision == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    loss = build(plan.loss, "loss")
-    learner = Learner(model, optimizer, loss.func, loss.keywords, schedule)
-    return learner, total_steps, steps_per_epoch
-
-
 def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str]) -> None:
     """Trains the teacher as `kd train-teacher` would with the same data, teacher and recipe."""
     kept = [override for override in typed if _belongs_to_teacher(override)]
     out = Path(plan.teacher_dir)
     teacher_plan = check(compose("train-teacher", kept), kept)
     check_before_start(teacher_plan, out)
-    _build_parts(teacher_plan, dataset, "teacher")  # its mistakes, before there is a directory
+    assembly.parts(teacher_plan, dataset, "teacher")  # its mistakes, before there is a directory
     with lock(out, wait=True):
         if metrics.read(out) is not None:
             return  # another process has trained it meanwhile
@@ -274,7 +314,10 @@ def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str])
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         try:
-            train_teacher(teacher_plan, dataset, out, time.monotonic())
+            run = Run(teacher_plan, out, kept)
+            result = train_teacher([run], dataset, time.monotonic())[out]
+            if isinstance(result, Exception):
+                raise result
         finally:
             log.removeHandler(handler)
             handler.close()
@@ -288,36 +331,16 @@ _TEACHER_KEYS = (
     "data_dir",
     "cache_dir",
     "device",
+    "memory_gib",
+    "checkpoint",
 )
 
 
 def _belongs_to_teacher(override: str) -> bool:
     key = override_key(override)
-    if key in ("teacher.checkpoint", "teacher.train_if_missing"):
+    if key in ("teacher.checkpoint", "teacher.train_if_missing", "teacher.precision"):
         return False
     return key.split(".")[0] in _TEACHER_KEYS or key.startswith("recipe.teacher")
-
-
-def _warm_start(model: Any, checkpoint: str) -> None:
-    """Copies the weights of a `.keras` file with the same network into `model`."""
-    from kd_cli.teacher import load_keras
-
-    path = Path(checkpoint).expanduser()
-    source = load_keras(path, "student.checkpoint")
-    theirs, ours = source.get_weights(), model.get_weights()
-    if [w.shape for w in theirs] != [w.shape for w in ours]:
-        first = next(
-            (
-                f"{a.shape} against {b.shape}"
-                for a, b in zip(theirs, ours, strict=False)
-                if a.shape != b.shape
-            ),
-            f"{len(theirs)} weights against {len(ours)}",
-        )
-        raise ConfigError(
-            f"student.checkpoint={path} holds another network than student.network: {first}"
-        )
-    model.set_weights(theirs)
 
 
 def _point_latest(out: Path) -> None:

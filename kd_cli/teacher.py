@@ -8,27 +8,26 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd_cli import metrics
 from kd_cli.data import Dataset, Split
-from kd_cli.engine import predict_rows, predictor
+from kd_cli.engine import LiveTeacher, predict_batches, predict_rows, predictor
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.identity import teacher_spec
+from kd_cli.logits import Request, obtain
 from kd_cli.metrics import score
-from kd_cli.models import ADAPTER, check_network, with_adapter
+from kd_cli.models import ADAPTER, check_network, with_adapter, with_precision
 from kd_cli.progress import CountProgress, shown
-
-log = logging.getLogger("kd")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Teacher:
 
     Attributes:
         model: Raw pixels to logits.
-        path: Its directory or file.
+        path: Its directory or file, for people.
+        origin: How to load it again: `file`, `input` (or None), `precision`.
         name: Its network.
         training: How it was trained, in words; empty when unknown.
         weights_sha256: Hash of its weights.
@@ -45,6 +45,7 @@ class Teacher:
 
     model: keras.Model
     path: Path
+    origin: dict[str, Any]
     name: str
     training: str
     weights_sha256: str
@@ -52,6 +53,43 @@ class Teacher:
     @functools.cached_property
     def predict(self) -> Callable[[Any], Any]:
         return predictor(self.model)
+
+    @functools.cached_property
+    def network_sha256(self) -> str:
+        """Hash of its layers, with their settings, precision and preprocessing."""
+        return hashlib.sha256(self.model.to_json().encode()).hexdigest()
+
+    @property
+    def precision(self) -> str:
+        """The dtype policy of its layers (the last, which gives the logits, is always float32)."""
+        network = self.model
+        while isinstance(network.layers[-1], keras.Model):
+            network = network.layers[-1]
+        return next(layer for layer in network.layers if layer.weights).dtype_policy.name
+
+    @functools.cached_property
+    def kept(self) -> dict[str, np.ndarray]:
+        """Logits by split, for runs that keep none on disk."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a training gets of its teacher.
+
+    Attributes:
+        key: All that decides the values; equal keys give equal training steps.
+        how: In words: `cached as float32`, or `live` and why.
+        logits: [n, K] of the training rows, memory-mapped; None for a live teacher.
+        live: images -> logits; None for a cached teacher.
+        seconds: Spent on computing or reading them now.
+    """
+
+    key: str
+    how: str
+    logits: np.ndarray | None
+    live: LiveTeacher | None
+    seconds: float
 
 
 def weights_hash(model: keras.Model) -> str:
@@ -80,6 +118,29 @@ def load_keras(path: Path, what: str) -> keras.Model:
         raise ConfigError(f"{what}={path} can't be loaded by Keras: {reason}") from error
 
 
+# The last teacher that was loaded: the points of a sweep share it.
+_loaded: dict[str, Teacher] = {}
+
+
+def _load(
+    origin: dict[str, Any], image_shape: tuple[int, ...], path: Path, name: str, training: str
+) -> Teacher:
+    """The model of a file, behind the adapter `origin["input"]` and in `origin["precision"]`."""
+    file = Path(origin["file"])
+    mark = file.stat() if file.is_file() else None
+    stamp = mark and [mark.st_size, mark.st_mtime_ns, mark.st_ino]
+    key = json.dumps([origin, image_shape, stamp, str(path), name, training])
+    if key not in _loaded:
+        model = load_keras(file, "teacher")
+        if origin["input"] is not None:
+            model = with_adapter(model, OmegaConf.create(origin["input"]), image_shape, "teacher")
+        if origin["precision"] is not None:
+            model = with_precision(model, origin["precision"])
+        _loaded.clear()
+        _loaded[key] = Teacher(model, path, origin, name, training, weights_hash(model))
+    return _loaded[key]
+
+
 def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
     """The teacher that a distill run asks for, or None when it has to be trained first.
 
@@ -93,15 +154,18 @@ def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
     if record is None:
         return None
     _refuse_foreign(plan, dataset, directory, record)
-    model = load_keras(directory / "model.keras", "teacher")
-    sha = weights_hash(model)
+    file = str((directory / "model.keras").resolve())
+    origin = {"file": file, "input": None, "precision": plan.teacher.precision}
+    name, training = record["network"], describe(record)
+    teacher = _load(origin, dataset.image_shape, directory, name, training)
+    sha = teacher.weights_sha256
     if sha != record["weights_sha256"]:
         raise ConfigError(
             f"{shown(directory / 'model.keras')} was altered after training (weights {sha[:12]}, "
             f"recorded {record['weights_sha256'][:12]}); remove {shown(directory)} to train it "
             "again, or give the file as teacher.checkpoint"
         )
-    return Teacher(model, directory, record["network"], describe(record), sha)
+    return teacher
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -111,16 +175,18 @@ def describe(record: dict[str, Any]) -> str:
 
 def _from_file(plan: DictConfig, dataset: Dataset) -> Teacher:
     path = Path(plan.teacher.checkpoint).expanduser()
-    model = load_keras(path, "teacher.checkpoint")
-    check_network(model, dataset.num_classes, "teacher.checkpoint")
-    if not any(layer.name == ADAPTER for layer in model.layers):
-        model = with_adapter(model, plan.teacher.input, dataset.image_shape, "teacher")
-    elif tuple(model.input_shape[1:]) != dataset.image_shape:
+    bare = load_keras(path, "teacher.checkpoint")
+    check_network(bare, dataset.num_classes, "teacher.checkpoint")
+    adapter = None
+    if not any(layer.name == ADAPTER for layer in bare.layers):
+        adapter = OmegaConf.to_container(plan.teacher.input)
+    elif tuple(bare.input_shape[1:]) != dataset.image_shape:
         raise ConfigError(
-            f"teacher.checkpoint={path} takes images of shape {list(model.input_shape[1:])}, "
+            f"teacher.checkpoint={path} takes images of shape {list(bare.input_shape[1:])}, "
             f"the dataset has {list(dataset.image_shape)}"
         )
-    return Teacher(model, path, path.stem, "", weights_hash(model))
+    origin = {"file": str(path.resolve()), "input": adapter, "precision": plan.teacher.precision}
+    return _load(origin, dataset.image_shape, path, path.stem, "")
 
 
 def _refuse_foreign(
@@ -162,31 +228,90 @@ def _refuse_foreign(
             refuse(key, record["config"]["teacher"][key], spec[key])
 
 
-# Teacher outputs of this process, so that the points of a sweep share one pass; the oldest go.
-_outputs: dict[tuple[str, ...], np.ndarray] = {}
+def outputs(teacher: Teacher, plan: DictConfig, dataset: Dataset) -> Outputs:
+    """The teacher's answers to the training rows, by the cheapest way that gives the right ones."""
+    started = time.monotonic()
+    key = f"{teacher.weights_sha256} {teacher.network_sha256}"
+    if plan.cache.logits == "none":
+
+        def live(images: Any) -> Any:
+            return keras.ops.cast(teacher.model(images, training=False), "float32")
+
+        how = "live (cache.logits=none)"
+        return Outputs(f"{key} live", how, None, live, time.monotonic() - started)
+    table = logits(teacher, plan, dataset, "train")
+    how = f"cached as {plan.cache.logits}"
+    return Outputs(f"{key} {how}", how, table, None, time.monotonic() - started)
 
 
-def logits(teacher: Teacher, dataset: Dataset, part: str) -> tuple[np.ndarray, float]:
-    """The teacher's logits [n, K] of a split's rows, and the seconds spent on them now.
+def logits(teacher: Teacher, plan: DictConfig, dataset: Dataset, part: str) -> np.ndarray:
+    """The teacher's logits [n, K] of a split's rows, from the cache on disk where there is one.
 
     Args:
         teacher: Whom to ask.
+        plan: Names the cache, and whether and how it is kept.
         dataset: With a fixed image per row: the teacher sees the pixels as they are stored.
         part: `train` or `test`.
     """
-    owner = (teacher.weights_sha256, dataset.fingerprint, dataset.split_fingerprint)
-    key = (*owner, part)
-    while len(_outputs) >= 16:
-        _outputs.pop(next(iter(_outputs)))
-    started = time.monotonic()
-    if key not in _outputs:
-        split: Split = getattr(dataset, part)
-        with CountProgress(f"teacher on {part}", len(split)) as progress:
-            _outputs[key] = predict_rows(teacher.predict, split, progress.done)
-    return _outputs[key], time.monotonic() - started
+    split: Split = getattr(dataset, part)
+    what = f"teacher on {part}"
+
+    def compute(first: int = 0) -> Iterator[np.ndarray]:
+        with CountProgress(what, len(split)) as progress:
+            done = first
+            for batch in predict_batches(teacher.predict, split, first):
+                yield batch
+                done += len(batch)
+                progress.done(done)
+
+    if plan.cache.logits == "none":
+        if part not in teacher.kept:
+            teacher.kept[part] = np.concatenate(list(compute()))
+        return teacher.kept[part]
+    wanted = Request(
+        key={
+            "weights": teacher.weights_sha256,
+            "network": teacher.network_sha256,
+            "data": dataset.fingerprint,
+            "split": dataset.split_fingerprint,
+            "part": part,
+        },
+        rows=len(split),
+        classes=dataset.num_classes,
+        dtype=plan.cache.logits,
+        origin={
+            "teacher": teacher.origin,
+            "dataset": OmegaConf.to_container(plan.dataset),
+            "part": part,
+        },
+    )
+    return obtain(Path(plan.cache_dir), wanted, compute, f"{teacher.name} on {part}")
 
 
-def evaluate(teacher: Teacher, dataset: Dataset) -> dict[str, float]:
+def evaluate(teacher: Teacher, plan: DictConfig, dataset: Dataset) -> dict[str, float]:
     """The teacher's test accuracy and NLL, through the same input path as the distillation."""
     split = dataset.test
-    return score(logits(teacher, dataset, "test")[0], split.labels[split.rows])
+    return score(logits(teacher, plan, dataset, "test"), split.labels[split.rows])
+
+
+def recomputed(
+    origin: dict[str, Any], dataset: Dataset, rows: np.ndarray
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Fresh logits of some rows of a kept split, and the hashes of what gave them.
+
+    Args:
+        origin: Of a cache's manifest.
+        dataset: What `origin["dataset"]` describes.
+        rows: Numbers of examples in the split's order.
+    """
+    file = Path(origin["teacher"]["file"])
+    teacher = _load(origin["teacher"], dataset.image_shape, file, file.stem, "")
+    split: Split = getattr(dataset, origin["part"])
+    chosen = Split(split.images, split.labels, split.rows[rows])
+    hashes = {
+        "weights": teacher.weights_sha256,
+        "network": teacher.network_sha256,
+        "data": dataset.fingerprint,
+        "split": dataset.split_fingerprint,
+    }
+    return predict_rows(teacher.predict, chosen), hashes

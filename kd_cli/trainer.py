@@ -1,7 +1,7 @@
 """Epochs around the engine: validation, the best epoch, early stopping, resume, non-finite stop.
 
-The trainer knows nothing of distillation: a teacher, a scratch student and a distilled student are
-trained by the same function.
+The trainer knows nothing of distillation: a teacher, a scratch student, a distilled student and the
+students of a joint sweep are trained by the same function.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from kd_cli.checkpoint import State, append_row, read_rows, rewrite_rows
 from kd_cli.data import Split
-from kd_cli.engine import Engine, predict_rows, predictor
+from kd_cli.engine import Engine, Learner, predict_rows
 from kd_cli.metrics import score
 from kd_cli.models import dead_layers
 from kd_cli.progress import TrainingProgress
@@ -25,6 +25,7 @@ from kd_cli.tracking import Tracker
 
 log = logging.getLogger("kd")
 CHUNK_SECONDS = 0.5  # so that progress moves and Ctrl-C is heard
+_NEVER = 2**62  # a step that does not come
 
 
 class NonFiniteError(RuntimeError):
@@ -33,14 +34,16 @@ class NonFiniteError(RuntimeError):
 
 @dataclass
 class Fit:
-    """Where a training stands. It is saved with the state after every epoch.
+    """Where a training stands. It is saved with the state.
 
     Attributes:
-        epoch, step: Finished epochs and steps.
+        epoch, step: Finished epochs, and steps.
         best_epoch: The epoch chosen on validation; without a validation split the last one.
         best, last: Validation `accuracy` and `nll` of those epochs; empty without a split.
         stopped: `finished` or `early stopping`; empty while training goes on.
-        train_seconds, seconds: Training steps alone, and everything.
+        train_seconds, seconds: Training steps of the finished epochs alone, and everything.
+        epoch_seconds: Training steps of the unfinished epoch.
+        examples: Trained on in the finished epochs.
         warnings: What there is to warn about at present, by what it is about.
     """
 
@@ -52,6 +55,7 @@ class Fit:
     stopped: str = ""
     train_seconds: float = 0.0
     seconds: float = 0.0
+    epoch_seconds: float = 0.0
     examples: int = 0
     warnings: dict[str, str] = field(default_factory=dict)
 
@@ -65,130 +69,242 @@ def better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:
     return new["accuracy"] > old["accuracy"]
 
 
-def fit(
-    engine: Engine,
-    validation: Split | None,
-    *,
-    out: Path,
-    owner: dict[str, Any],
-    label: str,
-    epochs: int,
-    total_steps: int,
-    patience: int | None,
-    monitor: str,
-    tracker: Tracker,
-) -> tuple[Fit, list[np.ndarray]]:
-    """Trains the engine's only learner, continuing from `out/state` where there is one.
+@dataclass(frozen=True)
+class Place:
+    """Where a learner's training writes, and how it is named.
 
-    Args:
-        engine: With one learner.
-        validation: Chooses the best epoch and stops early; None trains to the end.
+    Attributes:
         out: The run's directory; `history.jsonl` and `state/` are written there.
         owner: Kept with the state, to tell whose it is.
         label: Short name for the progress.
+        tracker: Gets every epoch's row.
+    """
+
+    out: Path
+    owner: dict[str, Any]
+    label: str
+    tracker: Tracker
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the learners of an engine share.
+
+    Attributes:
         epochs: At most so many.
         total_steps: At most so many steps; ends inside the last epoch.
         patience: Epochs without a better result before stopping; None never stops.
         monitor: `accuracy` or `nll`.
-        tracker: Gets every epoch's row.
+        minutes: Longest time without a saved state.
+    """
+
+    epochs: int
+    total_steps: int
+    patience: int | None
+    monitor: str
+    minutes: float
+
+
+class Training:
+    """One learner's training: it continues from `place.out/state` where there is one.
+
+    Attributes:
+        now: Where it stands.
+        best_weights: Weights of the best epoch so far.
+        error: Why it was given up, or None.
+    """
+
+    def __init__(self, learner: Learner, place: Place, plan: Plan) -> None:
+        self.learner = learner
+        self.place = place
+        self.plan = plan
+        self.error: NonFiniteError | None = None
+        self.state = State(place.out / "state")
+        saved = self.state.load(learner.variables)
+        self.now = Fit(**saved) if saved else Fit()
+        self.best_weights = learner.model.get_weights()
+        if self.now.best_epoch:
+            self.best_weights = self.state.best_weights(self.now.best_epoch)
+        if saved:
+            log.info("%s: continuing after step %d", place.label, self.now.step)
+        self.history = place.out / "history.jsonl"
+        rows = [row for row in read_rows(self.history) if row["epoch"] <= self.now.epoch]
+        rewrite_rows(self.history, rows)
+        self.before = self.now.seconds
+        self.started = self.saved = time.monotonic()
+
+    @property
+    def goes_on(self) -> bool:
+        now = self.now
+        ended = now.stopped or now.epoch >= self.plan.epochs or now.step >= self.plan.total_steps
+        return self.error is None and not ended
+
+    def check_terms(self, epoch: int) -> None:
+        """Gives up when a term of the loss was not finite."""
+        broken = self.learner.first_broken()
+        if broken:
+            step, term = broken
+            self._give_up(
+                f"the term '{term}' of the loss is not finite at epoch {epoch}, step {step + 1}; "
+                "lower learning_rate, or look at the images' range (input.scale)"
+            )
+
+    def _give_up(self, why: str) -> None:
+        self.error = NonFiniteError(f"{self.place.label}: {why}")
+
+    def save_inside_epoch(self, step: int, seconds: float) -> None:
+        """Keeps the state when the last one is older than `plan.minutes`."""
+        if time.monotonic() - self.saved < 60 * self.plan.minutes:
+            return
+        counters = dict(vars(self.now), step=step, epoch_seconds=seconds)
+        counters["seconds"] = self.before + time.monotonic() - self.started
+        self.state.save(self.learner.variables, self.place.owner, counters, None)
+        self.saved = time.monotonic()
+
+    def end_epoch(
+        self, step: int, seconds: float, examples: int, validation: Split | None, rest: Split
+    ) -> dict[str, Any] | None:
+        """Validates, keeps what is best, saves; returns the row of the history.
+
+        None when the logits on the validation split are not finite: the training is given up.
+        """
+        now, plan, model = self.now, self.plan, self.learner.model
+        epoch = now.epoch + 1
+        row = {
+            "epoch": epoch,
+            "step": step,
+            "learning_rate": float(self.learner.learning_rate),
+            "train": self.learner.means(examples),
+            "validation": None,
+            "seconds": seconds,
+            "examples_per_second": examples / seconds,
+        }
+        if validation is not None:
+            logits = predict_rows(self.learner.predict, validation)
+            if not np.isfinite(logits).all():
+                self._give_up(
+                    f"the logits on the validation split are not finite after epoch {epoch}, "
+                    "though every loss was; the last update broke the weights; lower learning_rate"
+                )
+                return None
+            row["validation"] = now.last = score(logits, validation.labels[validation.rows])
+        now.epoch, now.step = epoch, step
+        now.train_seconds += seconds
+        now.epoch_seconds = 0.0
+        now.examples += examples
+        is_best = validation is None or better(now.last, now.best, plan.monitor)
+        if is_best:
+            now.best_epoch, now.best = epoch, now.last
+            self.best_weights = model.get_weights()
+        if plan.patience is not None and validation is not None:
+            now.stopped = "early stopping" if epoch - now.best_epoch >= plan.patience else ""
+        if not self.goes_on or epoch & (epoch - 1) == 0:  # epochs 1, 2, 4, 8, ... and the last
+            _check_health(now, self.learner, validation or rest, self.place.label)
+        now.seconds = self.before + time.monotonic() - self.started
+        append_row(self.history, row)
+        best = self.best_weights if is_best else None
+        self.state.save(self.learner.variables, self.place.owner, vars(now), best)
+        self.saved = time.monotonic()
+        self.place.tracker.epoch(row, model)
+        return row
+
+
+def fit(
+    engine: Engine, validation: Split | None, places: list[Place], plan: Plan
+) -> list[Training]:
+    """Trains the engine's learners to their ends, each continuing from its own saved state.
+
+    Args:
+        engine: Its learners belong to `places`, one each.
+        validation: Chooses the best epoch and stops early; None trains to the end.
+        places: Where each writes.
+        plan: What they share.
 
     Returns:
-        Where it ended, and the weights of the best epoch. The model holds those of the last one.
-
-    Raises:
-        NonFiniteError: Names epoch, step and term.
+        Where each ended. A model holds the weights of its last step.
     """
-    (learner,) = engine.learners
-    model = learner.model
-    state = State(out / "state")
-    variables = [*model.variables, *learner.optimizer.variables]
-    saved = state.load(variables)
-    now = Fit(**saved) if saved else Fit()
-    best_weights = model.get_weights()
-    history = out / "history.jsonl"
-    if saved:
-        best_weights = state.best_weights(now.best_epoch)
-        log.info("%s: continuing after epoch %d", label, now.epoch)
-    rows = [row for row in read_rows(history) if row["epoch"] <= now.epoch]
-    rewrite_rows(history, rows)
-    predict = predictor(model)
-    chunk = 4
-    before = now.seconds
-    started = time.monotonic()
-
-    with TrainingProgress(label, epochs, engine.size, now.epoch) as progress:
-        while not now.stopped and now.epoch < epochs and now.step < total_steps:
-            epoch = now.epoch + 1
-            engine.start_epoch(epoch)
-            steps = min(engine.steps_per_epoch, total_steps - now.step)
-            begun, done = time.monotonic(), 0
-            while done < steps:
-                chunk_begun = time.monotonic()
-                stop = min(done + chunk, steps)
-                engine.run(now.step, done, stop)
-                _stop_if_broken(engine, epoch, label)
-                took = time.monotonic() - chunk_begun
-                if done:  # the first chunk may trace
-                    chunk = max(1, min(2 * chunk, round(chunk * CHUNK_SECONDS / max(took, 1e-6))))
-                done = stop
-                examples = min(done * engine.batch_size, engine.size)
-                spent = time.monotonic() - begun
-                progress.step(epoch, examples, engine.means(0, examples), examples / spent)
-            seconds = time.monotonic() - begun
-            now.epoch, now.step = epoch, now.step + steps
-            now.train_seconds += seconds
-            now.examples += examples
-            row = {
-                "epoch": epoch,
-                "step": now.step,
-                "learning_rate": float(learner.learning_rate),
-                "train": engine.means(0, examples),
-                "validation": None,
-                "seconds": seconds,
-                "examples_per_second": examples / seconds,
-            }
-            if validation is not None:
-                logits = predict_rows(predict, validation)
-                _stop_if_nan(logits, epoch, label)
-                row["validation"] = score(logits, validation.labels[validation.rows])
-                now.last = row["validation"]
-            is_best = validation is None or better(now.last, now.best, monitor)
-            if is_best:
-                now.best_epoch, now.best = epoch, now.last
-                best_weights = model.get_weights()
-            if patience is not None and validation is not None:
-                now.stopped = "early stopping" if epoch - now.best_epoch >= patience else ""
-            ends = now.stopped or epoch == epochs or now.step == total_steps
-            if ends or epoch & (epoch - 1) == 0:  # epochs 1, 2, 4, 8, ... and the last
-                _check_health(now, model, validation or engine.split, label)
-            now.seconds = before + time.monotonic() - started
-            append_row(history, row)
-            state.save(variables, owner, vars(now), best_weights if is_best else None)
-            tracker.epoch(row, model)
-            progress.epoch(row)
-    now.stopped = now.stopped or "finished"
-    return now, best_weights
+    trainings = [
+        Training(learner, place, plan)
+        for learner, place in zip(engine.learners, places, strict=True)
+    ]
+    label = places[0].label if len(places) == 1 else f"{len(places)} students"
+    chunk = 1
+    with TrainingProgress(label, plan.epochs, engine.size, trainings[0].now.epoch) as progress:
+        while any(training.goes_on for training in trainings):
+            epoch = 1 + min(t.now.epoch for t in trainings if t.goes_on)
+            active = [t for t in trainings if t.goes_on and t.now.epoch == epoch - 1]
+            chunk = _run_epoch(engine, trainings, active, epoch, chunk, progress, validation)
+    for training in trainings:
+        training.now.stopped = training.now.stopped or "finished"
+    return trainings
 
 
-def _stop_if_broken(engine: Engine, epoch: int, label: str) -> None:
-    broken = engine.first_broken()
-    if broken:
-        step, _, term = broken
-        raise NonFiniteError(
-            f"{label}: the term '{term}' of the loss is not finite at epoch {epoch}, "
-            f"step {step + 1}; lower learning_rate, or look at the images' range (input.scale)"
-        )
+def _run_epoch(
+    engine: Engine,
+    trainings: list[Training],
+    active: list[Training],
+    epoch: int,
+    chunk: int,
+    progress: TrainingProgress,
+    validation: Split | None,
+) -> int:
+    """One epoch of those that have not done it yet; returns the chunk's length for the next one."""
+    plan = active[0].plan
+    first_step = (epoch - 1) * engine.steps_per_epoch
+    steps = min(engine.steps_per_epoch, plan.total_steps - first_step)
+    for training in trainings:
+        training.learner.from_step.assign(training.now.step if training in active else _NEVER)
+        if training in active and training.now.step == first_step:
+            training.learner.clear_sums()
+    done = begun_at = min(training.now.step for training in active) - first_step
+    before = max(training.now.epoch_seconds for training in active)
+    engine.start_epoch(epoch, done)
+    begun = time.monotonic()
+    while done < steps and any(training.error is None for training in active):
+        chunk_begun = time.monotonic()
+        stop = min(done + chunk, steps)
+        engine.run(first_step, done, stop)
+        for training in active:
+            training.check_terms(epoch)
+        took = time.monotonic() - chunk_begun
+        if done > begun_at:  # the first chunk may trace
+            chunk = max(1, min(2 * chunk, round((stop - done) * CHUNK_SECONDS / max(took, 1e-6))))
+        done = stop
+        examples = min(done * engine.batch_size, engine.size)
+        spent = time.monotonic() - begun
+        going = [training for training in active if training.error is None]
+        if going:
+            values = _mean([training.learner.means(examples) for training in going])
+            trained = examples - begun_at * engine.batch_size
+            progress.step(epoch, examples, values, trained / spent)
+        if done < steps:
+            for training in going:
+                if first_step + done > training.now.step:
+                    training.save_inside_epoch(first_step + done, before + spent)
+    seconds = before + time.monotonic() - begun
+    rows = []
+    for training in active:
+        if training.error is None:
+            row = training.end_epoch(
+                first_step + steps, seconds, examples, validation, engine.split
+            )
+            if row is not None:
+                progress.epoch(training.place.label, row, training.place.out)
+                rows.append(row)
+    if len(trainings) > 1 and rows:
+        parts = ("train",) if validation is None else ("train", "validation")
+        means = {part: _mean([row[part] for row in rows]) for part in parts}
+        progress.epoch(f"mean of {len(rows)}", {**rows[0], **means}, None)
+    return chunk
 
 
-def _stop_if_nan(logits: np.ndarray, epoch: int, label: str) -> None:
-    if not np.isfinite(logits).all():
-        raise NonFiniteError(
-            f"{label}: the logits on the validation split are not finite after epoch {epoch}, "
-            "though every loss was; the last update broke the weights; lower learning_rate"
-        )
+def _mean(values: list[dict[str, float]]) -> dict[str, float]:
+    """Means over learners, of what they all have."""
+    shared = [key for key in values[0] if all(key in one for one in values)]
+    return {key: sum(one[key] for one in values) / len(values) for key in shared}
 
 
-def _check_health(now: Fit, model: Any, split: Split, label: str) -> None:
+def _check_health(now: Fit, learner: Learner, split: Split, label: str) -> None:
     """Warns of dead hidden layers and of an accuracy at chance; takes back what no longer holds.
 
     A layer that dropout or BatchNormalization feeds can come back to life.
@@ -196,7 +312,8 @@ def _check_health(now: Fit, model: Any, split: Split, label: str) -> None:
     found = {}
     # Spread over the rows: a folder's images come class by class.
     rows = split.rows[:: -(-len(split) // 256)]
-    for layer, units in dead_layers(model, split.images[rows].astype(np.float32)).items():
+    images = split.images[rows].astype(np.float32)
+    for layer, units in dead_layers(learner.model, images).items():
         found[f"layer '{layer}'"] = (
             f"{label}: all {units} hidden units of layer '{layer}' are dead (never above 0 on "
             f"{len(rows)} images) after epoch {now.epoch}; what lies before it learns nothing"

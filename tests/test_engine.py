@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kd_cli.batches import InMemory, Streamed
 from kd_cli.data import Split
-from kd_cli.engine import Engine, Learner, cached_teacher, predict_rows, predictor
+from kd_cli.engine import Engine, Learner, predict_rows, predictor
 from kd_cli.losses import cross_entropy, hinton
 
 RNG = np.random.default_rng(2)
@@ -39,7 +40,7 @@ def test_one_step_equals_numpy(t_squared):
     model = linear()
     kernel, bias = model.get_weights()
     one = learner(model, alpha=0.3, temperature=4.0, t_squared=t_squared)
-    engine = Engine([one], SPLIT, 7, 0, cached_teacher(TEACHER, SPLIT))
+    engine = Engine([one], SPLIT, 7, 0, logits=TEACHER)
     engine.start_epoch(1)
     engine.run(0, 0, 1)
 
@@ -55,7 +56,7 @@ def test_one_step_equals_numpy(t_squared):
 
     hard = -0.3 * np.log((q * onehot).sum(axis=1)).mean()
     soft = 0.7 * factor * (p_soft * np.log(p_soft / q_soft)).sum(axis=1).mean()
-    means = engine.means(0, 7)
+    means = one.means(7)
     assert means["hard"] == pytest.approx(hard, rel=1e-5)
     assert means["soft"] == pytest.approx(soft, rel=1e-5)
     assert means["loss"] == pytest.approx(hard + soft, rel=1e-5)
@@ -67,7 +68,7 @@ def orders(seed, epochs):
     found = []
     for epoch in epochs:
         engine.start_epoch(epoch)
-        found.append(engine.order.numpy().tolist())
+        found.append(engine.source.order.numpy().tolist())
     return found
 
 
@@ -98,13 +99,13 @@ def test_cached_and_live_teacher_train_the_same_student():
     logits = predict_rows(predictor(teacher), SPLIT)
     results = []
 
-    def live(images, rows):
-        return {"logits": teacher(images, training=False)}
+    def live(images):
+        return teacher(images, training=False)
 
-    for asked in (live, cached_teacher(logits, SPLIT)):
+    for asked in ({"teacher": live}, {"logits": logits}):
         model = linear()
         one = learner(model, alpha=0.1, temperature=2.0, t_squared=True)
-        engine = Engine([one], SPLIT, 3, 0, asked)
+        engine = Engine([one], SPLIT, 3, 0, **asked)
         engine.start_epoch(1)
         engine.run(0, 0, engine.steps_per_epoch)
         results.append(model.get_weights())
@@ -117,22 +118,22 @@ def test_learners_train_side_by_side_as_if_alone():
     for alpha in (0.1, 0.9):
         model = linear()
         one = learner(model, alpha=alpha, temperature=2.0, t_squared=True)
-        engine = Engine([one], SPLIT, 3, 0, cached_teacher(TEACHER, SPLIT))
+        engine = Engine([one], SPLIT, 3, 0, logits=TEACHER)
         engine.start_epoch(1)
         engine.run(0, 0, 3)
-        alone.append((model.get_weights(), engine.means(0, 7)))
+        alone.append((model.get_weights(), one.means(7)))
     models = [linear(), linear()]
     both = [
         learner(model, alpha=alpha, temperature=2.0, t_squared=True)
         for model, alpha in zip(models, (0.1, 0.9), strict=True)
     ]
-    engine = Engine(both, SPLIT, 3, 0, cached_teacher(TEACHER, SPLIT))
+    engine = Engine(both, SPLIT, 3, 0, logits=TEACHER)
     engine.start_epoch(1)
     engine.run(0, 0, 3)
     for number, (weights, means) in enumerate(alone):
         for a, b in zip(models[number].get_weights(), weights, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
-        assert engine.means(number, 7) == pytest.approx(means, rel=1e-6)
+        assert both[number].means(7) == pytest.approx(means, rel=1e-6)
 
 
 def test_the_first_value_that_is_not_finite_is_recorded_with_its_term_and_stops_the_chunk():
@@ -147,7 +148,7 @@ def test_the_first_value_that_is_not_finite_is_recorded_with_its_term_and_stops_
     engine = Engine([broken], SPLIT, 1, 0)
     engine.start_epoch(1)
     engine.run(10, 0, 7)
-    assert engine.first_broken() == (12, 0, "sick")
+    assert broken.first_broken() == (12, "sick")
     assert int(broken.optimizer.iterations) == 3
 
 
@@ -180,7 +181,91 @@ def test_a_network_s_own_losses_count(kind):
     if kind == "activity":  # Keras divides it by the batch
         logits = IMAGES[ROWS].reshape(7, 4).astype(np.float64) @ model.get_weights()[0]
         expected = 0.5 * (logits**2).sum() / 7
-    engine = Engine([learner(model, cross_entropy, rate=0.0)], SPLIT, 7, 0)
+    one = learner(model, cross_entropy, rate=0.0)
+    engine = Engine([one], SPLIT, 7, 0)
     engine.start_epoch(1)
     engine.run(0, 0, 1)
-    assert engine.means(0, 7)["regularisation"] == pytest.approx(expected, rel=1e-5)
+    assert one.means(7)["regularisation"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_streamed_batches_are_those_in_memory(dtype):
+    split = Split(IMAGES.astype(dtype), LABELS, ROWS)
+    found = []
+    for budget, kind in ((split.images.nbytes + TEACHER.nbytes, InMemory), (100, Streamed)):
+        model = linear()
+        one = learner(model, alpha=0.3, temperature=2.0, t_squared=True)
+        engine = Engine([one], split, 3, 4, logits=TEACHER, budget=budget)
+        assert type(engine.source) is kind
+        for epoch in (1, 2):
+            engine.start_epoch(epoch)
+            engine.run((epoch - 1) * 3, 0, 2)
+            engine.run((epoch - 1) * 3, 2, 3)
+        assert engine._chunk.experimental_get_tracing_count() == 1
+        # A run that continues inside an epoch draws the rest of it.
+        engine.start_epoch(3, first=1)
+        engine.run(6, 1, 3)
+        found.append((model.get_weights(), one.means(7)))
+    for a, b in zip(found[0][0], found[1][0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert found[0][1] == found[1][1]
+
+
+def test_a_learner_takes_part_from_its_own_step_on():
+    weights = []
+    for start, cuts in ((0, [(0, 3)]), (2, [(0, 1), (1, 3)])):
+        model = linear()
+        one = learner(model, cross_entropy)
+        engine = Engine([one], SPLIT, 3, 0)
+        engine.start_epoch(1)
+        if start:
+            engine.run(0, 0, start)
+            one.from_step.assign(start)
+        for cut in cuts:
+            engine.run(0, *cut)  # steps before from_step pass without a trace
+        assert int(one.optimizer.iterations) == 3
+        weights.append(model.get_weights())
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_broken_learner_ends_alone():
+    def loss(labels, student, teacher, *, limit):
+        value = tf.reduce_sum(student["logits"] ** 2, axis=-1)
+        return {"square": tf.where(value > limit, float("nan"), value)}
+
+    sick, well = learner(linear(), loss, limit=-1.0), learner(linear(), loss, limit=1e9)
+    engine = Engine([sick, well], SPLIT, 3, 0)
+    engine.start_epoch(1)
+    engine.run(0, 0, 3)
+    assert sick.first_broken() == (0, "square") and well.first_broken() is None
+    assert (int(sick.optimizer.iterations), int(well.optimizer.iterations)) == (1, 3)
+
+
+def test_beginning_again_is_a_fresh_learner_without_a_new_trace():
+    def fresh(seed):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((2, 2, 1))
+        x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(inputs))
+        return keras.Model(inputs, keras.layers.Dense(3)(x)), keras.optimizers.Adam(1.0)
+
+    def train(engine):
+        engine.start_epoch(1)
+        engine.run(0, 0, 3)
+
+    hypers = [dict(alpha=0.2, temperature=1.0, t_squared=True)]
+    hypers.append(dict(alpha=0.8, temperature=5.0, t_squared=False))
+    alone = []
+    for seed, hyper in enumerate(hypers):
+        one = Learner(*fresh(seed), hinton, hyper, lambda step: 0.1)
+        train(Engine([one], SPLIT, 3, seed, logits=TEACHER))
+        alone.append(one)
+    reused = Learner(*fresh(0), hinton, hypers[0], lambda step: 0.1)
+    engine = Engine([reused], SPLIT, 3, 0, logits=TEACHER)
+    train(engine)
+    reused.begin_again(*fresh(1), hypers[1])
+    engine.data_seed = 1
+    train(engine)
+    assert engine._chunk.experimental_get_tracing_count() == 1
+    for a, b in zip(reused.variables, alone[1].variables, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

@@ -7,18 +7,19 @@ PACKAGE = Path(__file__).parent.parent / "kd_cli"
 # From the leaves upwards: a module imports only from its own row and from lower ones.
 ROWS = [
     {"errors", "manual", "losses", "splits", "fused", "progress", "checkpoint", "tracking"},
-    {"config", "device", "metrics", "decoded", "schedules", "sweep"},
+    {"config", "device", "metrics", "decoded", "logits", "schedules", "sweep"},
     {"models", "sources", "data"},
-    {"identity", "engine"},
-    {"summary", "teacher", "trainer", "ownership"},
-    {"run"},
+    {"identity", "batches", "engine"},
+    {"summary", "teacher", "trainer", "ownership", "assembly"},
+    {"run", "cache"},
     {"job"},
+    {"joint"},
     {"cli"},
     {"__main__"},
 ]
 RANK = {name: number for number, row in enumerate(ROWS) for name in row} | {"__init__": -1}
 # Modules that are loaded before a mistake in the configuration is told.
-HEAVY = {"losses", "fused", "models", "engine", "teacher", "trainer"}
+HEAVY = {"losses", "fused", "models", "batches", "engine", "teacher", "trainer"}
 LIGHT = set(RANK) - HEAVY
 
 

@@ -1,0 +1,154 @@
+"""From checked configurations to an engine that is ready to train.
+
+The last engine is kept: the points of a sweep that differ in alpha, temperature, seeds and the like
+put their values into its variables instead of tracing the step again.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.config import build
+from kd_cli.data import Dataset
+from kd_cli.device import set_up
+from kd_cli.errors import LOSS_KEYS, ConfigError
+from kd_cli.identity import digest, network_spec
+
+if TYPE_CHECKING:
+    from kd_cli.engine import Engine
+    from kd_cli.teacher import Outputs
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a learner is made of, with the initial values of `init_seed`."""
+
+    model: Any
+    optimizer: Any
+    loss: Any
+    schedule: Any
+
+
+def length(plan: DictConfig, dataset: Dataset) -> tuple[int, int]:
+    """The steps of the whole training and of an epoch."""
+    steps_per_epoch = -(-len(dataset.train) // plan.batch_size)
+    return plan.steps or plan.epochs * steps_per_epoch, steps_per_epoch
+
+
+def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
+    """Builds what the configuration names; the schedule first, because it needs no Keras."""
+    schedule = build(plan.schedule, "schedule")(*length(plan, dataset))
+    set_up(plan.device)
+    import keras
+
+    from kd_cli.models import build_network
+
+    # Set just before the network is built, so that training a teacher first changes nothing.
+    keras.utils.set_random_seed(plan.init_seed)
+    node = plan[role]
+    model = build_network(node, dataset.image_shape, dataset.num_classes, plan.precision, role)
+    if role == "student" and node.checkpoint is not None:
+        _warm_start(model, node.checkpoint)
+    # The rate of every step comes from the schedule; Keras refuses a whole number here.
+    optimizer = build(plan.optimizer, "optimizer", learning_rate=float(plan.learning_rate))
+    if plan.precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    return Parts(model, optimizer, build(plan.loss, "loss"), schedule)
+
+
+_kept: dict[str, Engine] = {}
+
+
+def engine_for(
+    plans: list[DictConfig], dataset: Dataset, role: str, outputs: Outputs | None
+) -> Engine:
+    """An engine whose learners stand at the beginning of the trainings that `plans` describe.
+
+    Args:
+        plans: They share data, batches and teacher.
+        dataset: Its training split is trained on.
+        role: `teacher` or `student`.
+        outputs: The teacher's logits, cached or live; None without a teacher.
+    """
+    set_up(plans[0].device)
+    import keras
+
+    from kd_cli.engine import Engine, Learner
+
+    first = plans[0]
+    key = digest(
+        {
+            "learners": [_graph(plan, role) for plan in plans],
+            "length": length(first, dataset),
+            "batch_size": first.batch_size,
+            "data": [dataset.fingerprint, dataset.split_fingerprint],
+            "teacher": outputs.key if outputs else "",
+            "memory": first.memory_gib,
+        },
+        32,
+    )
+    if key not in _kept:
+        _kept.clear()
+        keras.utils.clear_session()  # the same layer names in every run
+        gc.collect()
+    made = [parts(plan, dataset, role) for plan in plans]
+    engine = _kept.get(key)
+    if engine is not None:
+        for learner, new in zip(engine.learners, made, strict=True):
+            learner.begin_again(new.model, new.optimizer, new.loss.keywords)
+        engine.data_seed = first.data_seed
+        return engine
+    learners = [
+        Learner(new.model, new.optimizer, new.loss.func, new.loss.keywords, new.schedule)
+        for new in made
+    ]
+    engine = _kept[key] = Engine(
+        learners,
+        dataset.train,
+        first.batch_size,
+        first.data_seed,
+        logits=outputs.logits if outputs else None,
+        teacher=outputs.live if outputs else None,
+        budget=first.memory_gib * 2**30,
+    )
+    return engine
+
+
+def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
+    """What the traced step of a learner depends on, beside data and teacher."""
+    plain = OmegaConf.to_container(plan)
+    loss = {key: value for key, value in plain["loss"].items() if key not in LOSS_KEYS}
+    return {
+        "network": network_spec(plan[role]),
+        "precision": plan.precision,
+        "optimizer": plain["optimizer"],
+        "schedule": plain["schedule"],
+        "loss": loss,
+    }
+
+
+def _warm_start(model: Any, checkpoint: str) -> None:
+    """Copies the weights of a `.keras` file with the same network into `model`."""
+    from kd_cli.teacher import load_keras
+
+    path = Path(checkpoint).expanduser()
+    source = load_keras(path, "student.checkpoint")
+    theirs, ours = source.get_weights(), model.get_weights()
+    if [w.shape for w in theirs] != [w.shape for w in ours]:
+        first = next(
+            (
+                f"{a.shape} against {b.shape}"
+                for a, b in zip(theirs, ours, strict=False)
+                if a.shape != b.shape
+            ),
+            f"{len(theirs)} weights against {len(ours)}",
+        )
+        raise ConfigError(
+            f"student.checkpoint={path} holds another network than student.network: {first}"
+        )
+    model.set_weights(theirs)

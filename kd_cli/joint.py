@@ -1,0 +1,153 @@
+"""Joint sweeps: the points that can share one graph train together, the others one after another.
+
+One pass over the data and one teacher serve all points of a group. Each point leaves what a single
+run leaves; Hydra's own `run_job` then hands over the finished result, so that `.hydra/`, callbacks
+and failures are those of any sweep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
+from hydra.types import HydraContext
+from omegaconf import DictConfig, open_dict
+
+from kd_cli.config import check
+from kd_cli.identity import digest, point_dir, register_resolvers, run_spec
+from kd_cli.job import concluded
+from kd_cli.progress import ConsoleHandler
+from kd_cli.run import Result, Run, execute_together
+
+log = logging.getLogger("kd")
+
+
+@dataclass(frozen=True)
+class Point:
+    number: int
+    config: DictConfig
+    run: Run
+
+
+def launch(
+    context: HydraContext,
+    config: DictConfig,
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+    max_points: int,
+) -> list[JobReturn]:
+    """Trains all points, group by group; returns what Hydra expects of a launcher, in order."""
+    setup_globals()
+    register_resolvers()
+    points = [
+        _point(context, config, overrides, first + number)
+        for number, overrides in enumerate(job_overrides)
+    ]
+    returned: dict[int, JobReturn] = {}
+    for group in groups([point.run for point in points], max_points):
+        members = [points[number] for number in group]
+        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+        with _logging_to([member.run.out for member in members]):
+            if len(members) > 1:
+                log.info("%d points train together", len(members))
+            results = _train([member.run for member in members])
+        for number, member, result in zip(group, members, results, strict=True):
+            returned[number] = run_job(
+                hydra_context=context,
+                task_function=_handing_over(result),
+                config=member.config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    return [returned[number] for number in range(len(points))]
+
+
+def groups(runs: list[Run], max_points: int) -> list[list[int]]:
+    """Numbers of the runs that can train together, in groups of at most `max_points`."""
+    found: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        found.setdefault(_shared(run.plan), []).append(number)
+    return [
+        group[start : start + max_points]
+        for group in found.values()
+        for start in range(0, len(group), max_points)
+    ]
+
+
+def _shared(plan: DictConfig) -> str:
+    """Equal for runs that see the same batches and the same teacher, with the same kind of step.
+
+    They may differ in initial weights, loss with its options, and learning rate.
+    """
+    spec = run_spec(plan)
+    spec["schedule"].pop("learning_rate", None)
+    for key in ("init_seed", "loss", "learning_rate"):
+        spec.pop(key, None)
+    return digest([spec, plan.device, plan.memory_gib], 32)
+
+
+def _point(
+    context: HydraContext, config: DictConfig, overrides: Sequence[str], number: int
+) -> Point:
+    composed = context.config_loader.load_sweep_config(config, list(overrides))
+    with open_dict(composed):
+        composed.hydra.job.id = composed.hydra.job.num = number
+    typed = list(composed.hydra.overrides.task)
+    plan = check(composed, typed)
+    return Point(number, composed, Run(plan, point_dir(plan), typed))
+
+
+def _train(runs: list[Run]) -> list[Result]:
+    try:
+        return execute_together(runs)
+    except Exception as error:  # raised again by each point that it concerns: by all
+        return [error] * len(runs)
+
+
+def _handing_over(result: Result) -> Any:
+    def produce() -> dict[str, Any]:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return lambda cfg: concluded(produce)
+
+
+@contextlib.contextmanager
+def _logging_to(folders: list[Path]) -> Iterator[None]:
+    """Messages go to the terminal and each point's log, a point's epochs to its own log alone."""
+    console = ConsoleHandler()
+    if len(folders) > 1:
+        console.addFilter(lambda record: not getattr(record, "out", None))
+    handlers: list[logging.Handler] = [console]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder / "kd.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        own = os.path.abspath(folder)
+        handler.addFilter(lambda record, own=own: _concerns(record, own))
+        handlers.append(handler)
+    level, log.propagate = log.level, False
+    log.setLevel(logging.INFO)
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+        log.setLevel(level)
+        log.propagate = True
+
+
+def _concerns(record: logging.LogRecord, folder: str) -> bool:
+    out = getattr(record, "out", None)
+    return out is None or os.path.abspath(out) == folder

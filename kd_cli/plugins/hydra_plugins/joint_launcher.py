@@ -1,0 +1,30 @@
+"""The Hydra launcher `hydra/launcher=joint`; what it does is in `kd_cli/joint.py`.
+
+Hydra takes a launcher only from the namespace package `hydra_plugins`, so this folder is put on
+`sys.path` (`kd_cli/config.py`). Every command scans it: nothing heavy is imported at the top.
+"""
+
+from hydra.plugins.launcher import Launcher
+
+
+class JointLauncher(Launcher):
+    """Trains the points of a sweep that can share data, teacher and graph together.
+
+    Args:
+        max_points: Points that train together at most; a bigger group is cut into several.
+    """
+
+    def __init__(self, max_points):
+        if not isinstance(max_points, int) or max_points < 1:
+            from kd_cli.errors import ConfigError
+
+            raise ConfigError(f"hydra.launcher.max_points={max_points} must be at least 1")
+        self.max_points = max_points
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides, initial_job_idx):
+        from kd_cli.joint import launch
+
+        return launch(self.context, self.config, job_overrides, initial_job_idx, self.max_points)
