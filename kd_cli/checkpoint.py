@@ -110,7 +110,7 @@ class State:
                 self.folder / f"best-{counters['best_epoch']}.npz",
                 {f"{number:05d}": array for number, array in enumerate(best)},
             )
-        arrays = {f"{n:05d}": np.asarray(variable) for n, variable in enumerate(variables)}
+        arrays = {f"{n:05d}": variable.numpy() for n, variable in enumerate(variables)}
         record = json.dumps({"owner": owner, "counters": counters})
         write_npz(self.path, {**arrays, "record": np.array(record)})
         for old in self.folder.glob("best-*.npz"):

@@ -20,6 +20,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from kd_cli.config import check
+from kd_cli.errors import ConfigError
 from kd_cli.identity import digest, point_dir, register_resolvers, run_spec
 from kd_cli.job import concluded
 from kd_cli.progress import ConsoleHandler
@@ -42,7 +43,13 @@ def launch(
     first: int,
     max_points: int,
 ) -> list[JobReturn]:
-    """Trains all points, group by group; returns what Hydra expects of a launcher, in order."""
+    """Trains all points, group by group; returns what Hydra expects of a launcher, in order.
+
+    Raises:
+        ConfigError: When `max_points` is no number above 0.
+    """
+    if not isinstance(max_points, int) or max_points < 1:
+        raise ConfigError(f"hydra.launcher.max_points={max_points} must be at least 1")
     setup_globals()
     register_resolvers()
     points = [

@@ -126,7 +126,12 @@ class Training:
         if self.now.best_epoch:
             self.best_weights = self.state.best_weights(self.now.best_epoch)
         if saved:
-            log.info("%s: continuing after step %d", place.label, self.now.step)
+            log.info(
+                "%s: continuing after epoch %d (step %d)",
+                place.label,
+                self.now.epoch,
+                self.now.step,
+            )
         self.history = place.out / "history.jsonl"
         rows = [row for row in read_rows(self.history) if row["epoch"] <= self.now.epoch]
         rewrite_rows(self.history, rows)

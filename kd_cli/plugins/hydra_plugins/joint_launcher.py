@@ -15,10 +15,6 @@ class JointLauncher(Launcher):
     """
 
     def __init__(self, max_points):
-        if not isinstance(max_points, int) or max_points < 1:
-            from kd_cli.errors import ConfigError
-
-            raise ConfigError(f"hydra.launcher.max_points={max_points} must be at least 1")
         self.max_points = max_points
 
     def setup(self, *, hydra_context, task_function, config):
