@@ -74,7 +74,7 @@ def _list(root: Path) -> int:
         rows.append([folder.name, what, shape, record["dtype"], _size(folder), record["written"]])
     for folder in _decoded(root):
         manifest = json.loads((folder / "manifest.json").read_text())
-        name = manifest["key"].get("name") or manifest["key"].get("path") or "images"
+        name = manifest["key"].get("tfds", "image folder")
         rows.append([folder.name, f"decoded images: {name}", "", "", _size(folder), ""])
     if not rows:
         print(f"nothing is kept in {root}")

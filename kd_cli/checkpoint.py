@@ -30,6 +30,9 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,10 +66,14 @@ def save_model(path: Path, model: Any) -> None:
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Appends one JSON line, on the disk when this returns."""
-    with open(path, "a") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ mistake leaves no directory behind. Nothing here imports TensorFlow.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -55,9 +56,12 @@ def main(argv: list[str] | None = None) -> int:
         print(page())
         return 0
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # A log that can't be written (a full disk) is no reason for a traceback in the terminal: what
+    # the run itself can't write ends it, with one line.
+    logging.raiseExceptions = traceback_wanted
     # Makes Hydra raise instead of printing, so that every error passes through here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    from kd_cli.errors import ConfigError
+    from kd_cli.errors import ConfigError, failure_line
 
     try:
         return _main(argv)
@@ -83,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if traceback_wanted:
             traceback.print_exc()
-        print(f"kd: failed: {error.strerror}: {error.filename}", file=sys.stderr)
+        print(f"kd: failed: {failure_line(error)}", file=sys.stderr)
         return 1
     finally:
         if not traceback_wanted:

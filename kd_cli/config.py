@@ -5,7 +5,6 @@ Nothing here imports TensorFlow: a mistake in the configuration is told before i
 
 from __future__ import annotations
 
-import errno
 import inspect
 import re
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_cli.errors import LOSS_KEYS, ConfigError, explain, first_line
+from kd_cli.errors import DISK, LOSS_KEYS, ConfigError, explain, first_line
 from kd_cli.manual import conf_dir
 
 # Hydra finds launchers in the package `hydra_plugins`, wherever on the path its folders lie.
@@ -360,7 +359,7 @@ def build(node: Any, what: str, **runtime: Any) -> Any:
             cause = cause.__cause__
         if isinstance(cause, ConfigError):
             raise cause from None
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        if isinstance(cause, OSError) and cause.errno in DISK:
             raise cause from None  # the disk's fault, not the configuration's
         raise ConfigError(f"{what}: {target} failed: {first_line(cause or error)}") from error
     if plain.get("_partial_"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -54,6 +55,18 @@ def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# The disk is full, over quota, or read-only.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def failure_line(error: BaseException) -> str:
+    """What ended a run, in one line: for a disk that takes no more, what to do."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}; the same command continues once it can write"
+    return first_line(error)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

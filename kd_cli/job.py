@@ -32,7 +32,7 @@ def concluded(produce: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from kd_cli.errors import ConfigError, first_line
+    from kd_cli.errors import ConfigError, failure_line
 
     settings = HydraConfig.get()
     out = Path(settings.runtime.output_dir)
@@ -50,7 +50,7 @@ def concluded(produce: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         outcome.append(error)
     except Exception as error:
         _record_failure(out, error, traceback.format_exc())
-        failure = RunFailed(f"{first_line(error)} (traceback: {os.path.relpath(out)}/kd.log)")
+        failure = RunFailed(f"{failure_line(error)} (traceback: {os.path.relpath(out)}/kd.log)")
         failure.__cause__ = error
         if sweeping:
             raise failure from error

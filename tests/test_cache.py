@@ -84,7 +84,7 @@ def test_prune_removes_what_cannot_be_used(kd, work, kept):
 def test_prune_all_removes_the_decoded_images_too(kd, work, kept):
     folder = work / "outputs" / "cache" / "data" / "ab"
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text('{"key": {"name": "cifar10"}}')
+    (folder / "manifest.json").write_text('{"key": {"tfds": "cifar10"}}')
     assert "decoded images: cifar10" in kd("cache", "list").out
     assert kd("cache", "prune").out == "removed 0, kept 2 in outputs/cache\n"
     assert kd("cache", "prune", "all=true").out == "removed 3, kept 0 in outputs/cache\n"
