@@ -48,6 +48,8 @@ def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
 
     from kd_cli.models import build_network
 
+    # The same layer names in every run, alone or not. (It forgets names, not models.)
+    keras.utils.clear_session(free_memory=False)
     # Set just before the network is built, so that training a teacher first changes nothing.
     keras.utils.set_random_seed(plan.init_seed)
     node = plan[role]
@@ -94,19 +96,23 @@ def engine_for(
     )
     if key not in _kept:
         _kept.clear()
-        keras.utils.clear_session()  # the same layer names in every run
+        keras.utils.clear_session()
         gc.collect()
-    made = [parts(plan, dataset, role) for plan in plans]
     engine = _kept.get(key)
     if engine is not None:
-        for learner, new in zip(engine.learners, made, strict=True):
+        for learner, plan in zip(engine.learners, plans, strict=True):
+            new = parts(plan, dataset, role)
             learner.begin_again(new.model, new.optimizer, new.loss.keywords)
+            del new
+            gc.collect()  # a Keras model is a cycle: one at a time, not one per point
         engine.data_seed = first.data_seed
         return engine
-    learners = [
-        Learner(new.model, new.optimizer, new.loss.func, new.loss.keywords, new.schedule)
-        for new in made
-    ]
+    learners = []
+    for plan in plans:
+        new = parts(plan, dataset, role)
+        learners.append(
+            Learner(new.model, new.optimizer, new.loss.func, new.loss.keywords, new.schedule)
+        )
     engine = _kept[key] = Engine(
         learners,
         dataset.train,
@@ -122,7 +128,8 @@ def engine_for(
 def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
     """What the traced step of a learner depends on, beside data and teacher."""
     plain = OmegaConf.to_container(plan)
-    loss = {key: value for key, value in plain["loss"].items() if key not in LOSS_KEYS}
+    # Their values are variables; a loss that leaves one out traces its default.
+    loss = {key: "variable" if key in LOSS_KEYS else value for key, value in plain["loss"].items()}
     return {
         "network": network_spec(plan[role]),
         "precision": plan.precision,

@@ -67,30 +67,31 @@ class Streamed:
         ]
         if logits is not None:
             self.signature.append(tf.TensorSpec([None, logits.shape[1]], logits.dtype))
+        self.order = np.empty(0, dtype=np.int64)
 
     def start(self, order: tf.Tensor, first: int) -> tuple[Any]:
         """As `InMemory.start`; returns the iterator that `batch` wants."""
-        rows = order.numpy()
-        steps = -(-len(rows) // self.batch_size)
+        self.order = order.numpy()
+        steps = -(-len(self.order) // self.batch_size)
+        numbers = tf.data.Dataset.range(first, steps)
+        batches = numbers.map(self._load, num_parallel_calls=2, deterministic=True)
+        return (iter(batches.prefetch(4)),)
 
-        def read(step: np.ndarray) -> list[np.ndarray]:
-            chosen = rows[step * self.batch_size : (step + 1) * self.batch_size]
-            found = [self.split.images[chosen], self.split.labels[chosen].astype(np.int64)]
-            if self.logits is not None:
-                found.append(self.logits[self.position[chosen]])
-            return found
+    # TensorFlow keeps every function that a map has called until the session is cleared: it must
+    # hold nothing of an epoch.
+    def _load(self, step: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        dtypes = [spec.dtype for spec in self.signature]
+        tensors = tf.numpy_function(self._read, [step], dtypes, stateful=False)
+        for tensor, spec in zip(tensors, self.signature, strict=True):
+            tensor.set_shape(spec.shape)
+        return tuple(tensors)
 
-        def load(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            dtypes = [spec.dtype for spec in self.signature]
-            tensors = tf.numpy_function(read, [step], dtypes, stateful=False)
-            for tensor, spec in zip(tensors, self.signature, strict=True):
-                tensor.set_shape(spec.shape)
-            return tuple(tensors)
-
-        dataset = tf.data.Dataset.range(first, steps).map(
-            load, num_parallel_calls=2, deterministic=True
-        )
-        return (iter(dataset.prefetch(4)),)
+    def _read(self, step: np.ndarray) -> list[np.ndarray]:
+        chosen = self.order[step * self.batch_size : (step + 1) * self.batch_size]
+        found = [self.split.images[chosen], self.split.labels[chosen].astype(np.int64)]
+        if self.logits is not None:
+            found.append(self.logits[self.position[chosen]])
+        return found
 
     def batch(self, step: tf.Tensor, iterator: Any) -> Batch:
         images, labels, *logits = iterator.get_next()

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "kd: interrupted; the same command continues after the last finished epoch",
+            "kd: interrupted; the same command continues from the last saved state",
             file=sys.stderr,
         )
         return 130

@@ -98,9 +98,8 @@ class Learner:
         for mine, theirs in zip(self.variables[:-1], fresh, strict=True):
             mine.assign(theirs)
         self.hyper = hyper
-        for key in LOSS_KEYS:
-            if key in self.keywords:
-                self.keywords[key].assign(hyper[key])
+        for key in self.keywords.keys() & set(LOSS_KEYS):
+            self.keywords[key].assign(hyper[key])
         self.clear_sums()
         self.broken.assign([-1, -1])
         self.from_step.assign(0)

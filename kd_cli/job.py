@@ -51,6 +51,7 @@ def concluded(produce: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     except Exception as error:
         _record_failure(out, error, traceback.format_exc())
         failure = RunFailed(f"{failure_line(error)} (traceback: {os.path.relpath(out)}/kd.log)")
+        traceback.clear_frames(error.__traceback__)  # they hold the engine, and Hydra the error
         failure.__cause__ = error
         if sweeping:
             raise failure from error

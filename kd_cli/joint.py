@@ -1,8 +1,8 @@
 """Joint sweeps: the points that can share one graph train together, the others one after another.
 
 One pass over the data and one teacher serve all points of a group. Each point leaves what a single
-run leaves; Hydra's own `run_job` then hands over the finished result, so that `.hydra/`, callbacks
-and failures are those of any sweep.
+run leaves; Hydra's own `run_job` then hands over the finished result, so `.hydra/` and failures
+are those of any sweep (callbacks see each job after its training).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kd_cli import metrics
 from kd_cli.config import check
 from kd_cli.errors import ConfigError
 from kd_cli.identity import digest, point_dir, register_resolvers, run_spec
@@ -60,10 +61,7 @@ def launch(
     for group in groups([point.run for point in points], max_points):
         members = [points[number] for number in group]
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-        with _logging_to([member.run.out for member in members]):
-            if len(members) > 1:
-                log.info("%d points train together", len(members))
-            results = _train([member.run for member in members])
+        results = _train([member.run for member in members])
         for number, member, result in zip(group, members, results, strict=True):
             returned[number] = run_job(
                 hydra_context=context,
@@ -112,8 +110,16 @@ def _point(
 
 
 def _train(runs: list[Run]) -> list[Result]:
+    unfinished = [run for run in runs if metrics.read(run.out) is None]
+    for run in unfinished:
+        (run.out / ".hydra").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(run.typed), run.out / ".hydra" / "overrides.yaml")
+        (run.out / "error.json").unlink(missing_ok=True)
     try:
-        return execute_together(runs)
+        with _logging_to([run.out for run in unfinished]):
+            if len(unfinished) > 1:
+                log.info("%d points train together", len(unfinished))
+            return execute_together(runs)
     except Exception as error:  # raised again by each point that it concerns: by all
         return [error] * len(runs)
 
@@ -135,7 +141,6 @@ def _logging_to(folders: list[Path]) -> Iterator[None]:
         console.addFilter(lambda record: not getattr(record, "out", None))
     handlers: list[logging.Handler] = [console]
     for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(folder / "kd.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         own = os.path.abspath(folder)

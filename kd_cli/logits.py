@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from kd_cli.checkpoint import append_row, read_rows, sync_folder, write_json
+from kd_cli.checkpoint import append_row, read_rows, rewrite_rows, sync_folder, write_json
 
 log = logging.getLogger("kd")
 FORMAT = 1
@@ -87,8 +87,6 @@ def obtain(
                         "the logits of %s in %s are %s; computing again", what, folder, found
                     )
                 _build(folder, wanted, compute, what)
-    with contextlib.suppress(OSError):
-        (folder / "partial.jsonl").unlink()  # left by a kill just before the end
     return np.load(folder / "logits.npy", mmap_mode="r", allow_pickle=False)
 
 
@@ -180,6 +178,8 @@ def _build(
                 )
                 block, first, closed = hashlib.sha256(), done, time.monotonic()
     error = max(row["error"] for row in read_rows(journal))
+    if partial.stat().st_size != len(_header(wanted)) + wanted.rows * _row_bytes(wanted):
+        raise RuntimeError(f"{partial} was changed by another process; kd cache prune removes it")
     os.replace(partial, finished)
     sync_folder(folder)
     manifest = {
@@ -196,14 +196,14 @@ def _build(
         "written": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
     write_json(folder / "manifest.json", manifest)
+    journal.unlink()
     if wanted.dtype == "float16":
         log.info("logits of %s kept as float16: largest rounding error %.2g", what, error)
 
 
 def _continue(partial: Path, journal: Path, wanted: Request) -> int:
     """Cuts `partial` back to its whole blocks; returns the number of rows in them."""
-    row_bytes = wanted.classes * np.dtype(wanted.dtype).itemsize
-    header = _header(wanted)
+    row_bytes, header = _row_bytes(wanted), _header(wanted)
     done, kept = 0, []
     if partial.exists():
         with open(partial, "rb") as file:
@@ -218,8 +218,12 @@ def _continue(partial: Path, journal: Path, wanted: Request) -> int:
         partial.write_bytes(header)
     with open(partial, "rb+") as file:
         file.truncate(len(header) + done * row_bytes)
-    journal.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    rewrite_rows(journal, kept)
     return done
+
+
+def _row_bytes(wanted: Request) -> int:
+    return wanted.classes * np.dtype(wanted.dtype).itemsize
 
 
 def _header(wanted: Request) -> bytes:
@@ -251,5 +255,4 @@ def remove(folder: Path) -> bool:
             shutil.rmtree(folder)
     except Timeout:
         return False
-    folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
-    return True
+    return True  # the lock's file stays: another process may be waiting for it

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli import assembly, data, identity, metrics
@@ -81,7 +82,7 @@ def execute_together(runs: list[Run]) -> list[Result]:
     results: Results = {}
     with contextlib.ExitStack() as locks:
         todo = []
-        for run in runs:
+        for run in {run.out: run for run in runs}.values():  # two points may be the same run
             try:
                 locks.enter_context(lock(run.out))
                 record = metrics.read(run.out)
@@ -206,9 +207,9 @@ def _train(
         }
     trainings = fit(engine, dataset.validation, places, shared)
     for run, training in zip(runs, trainings, strict=True):
-        results[run.out] = training.error or _finish(
-            run, training, dataset, role, started, len(runs), known
-        )
+        if training.error is None:
+            training.attempt(_finish, run, training, dataset, role, started, known)
+        results[run.out] = training.error or metrics.read(run.out)
     return results
 
 
@@ -218,13 +219,13 @@ def _finish(
     dataset: Dataset,
     role: str,
     started: float,
-    learners: int,
     teacher: dict[str, Any] | None,
-) -> dict[str, Any]:
+) -> None:
     """Reads the test split, once; writes model, predictions, and metrics last."""
     from kd_cli.engine import predict_rows
     from kd_cli.losses import formula
     from kd_cli.teacher import weights_hash
+    from kd_cli.trainer import NonFiniteError
 
     plan, out, ended, learner = run.plan, run.out, training.now, training.learner
     labels = dataset.test.labels[dataset.test.rows]
@@ -232,6 +233,8 @@ def _finish(
     test_last = metrics.score(predict_rows(learner.predict, dataset.test), labels)
     model.set_weights(training.best_weights)
     test_logits = predict_rows(learner.predict, dataset.test)
+    if not np.isfinite(test_logits).all():
+        raise NonFiniteError("the logits on the test split are not finite; lower learning_rate")
     save_model(out / "model.keras", model)
     arrays = {"labels": labels, f"{role}_logits": test_logits}
     if teacher:
@@ -272,7 +275,7 @@ def _finish(
         "test_last": test_last,
         "weights_sha256": weights_hash(model),
         "timings": {
-            "learners": learners,
+            "learners": ended.learners,
             "total_seconds": max(time.monotonic() - started, ended.seconds),
             "train_seconds": ended.train_seconds,
             "seconds_per_epoch": ended.train_seconds / max(ended.epoch, 1),
@@ -289,7 +292,6 @@ def _finish(
         record["teacher"] = teacher["record"]
     write_json(out / "metrics.json", record)
     _point_latest(out)
-    return record
 
 
 def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str]) -> None:

@@ -7,6 +7,8 @@ YAML. A user's own function stands on the same footing. TensorFlow is imported o
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import io
 import logging
 import urllib.error
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from kd_cli.checkpoint import open_npz
-from kd_cli.decoded import Arrays, decoded, stamp
+from kd_cli.decoded import Arrays, decoded, fingerprint, stamp
 from kd_cli.device import import_tensorflow
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.splits import stratified
@@ -200,6 +202,11 @@ def npz(path: str, scale: float | None = None) -> Arrays:
     """
     file = Path(path).expanduser()
     _check_npz(file)
+    return _read_npz(file, scale, stamp([file], file.parent))
+
+
+@functools.lru_cache(maxsize=1)  # the points of a sweep share the arrays and their fingerprint
+def _read_npz(file: Path, scale: float | None, changed: str) -> Arrays:
     try:
         with open_npz(file) as archive:
             arrays = {name: archive[name] for name in _NPZ_MEMBERS}
@@ -233,7 +240,8 @@ def npz(path: str, scale: float | None = None) -> Arrays:
             )
             for images, labels in splits
         ]
-    return Arrays(splits[0], splits[1])
+    arrays = Arrays(splits[0], splits[1])
+    return dataclasses.replace(arrays, fingerprint=fingerprint(arrays))
 
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")

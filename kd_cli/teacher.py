@@ -17,14 +17,16 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli import metrics
 from kd_cli.data import Dataset, Split
-from kd_cli.engine import LiveTeacher, predict_batches, predict_rows, predictor
+from kd_cli.device import set_up
+from kd_cli.engine import LiveTeacher, predict_batches, predictor
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.identity import teacher_spec
-from kd_cli.logits import Request, obtain
+from kd_cli.logits import Request, file_hash, obtain
 from kd_cli.metrics import score
 from kd_cli.models import ADAPTER, check_network, with_adapter, with_precision
 from kd_cli.progress import CountProgress, shown
@@ -69,7 +71,7 @@ class Teacher:
 
     @functools.cached_property
     def kept(self) -> dict[str, np.ndarray]:
-        """Logits by split, for runs that keep none on disk."""
+        """Logits by data and split, for runs that keep none on disk."""
         return {}
 
 
@@ -265,9 +267,10 @@ def logits(teacher: Teacher, plan: DictConfig, dataset: Dataset, part: str) -> n
                 progress.done(done)
 
     if plan.cache.logits == "none":
-        if part not in teacher.kept:
-            teacher.kept[part] = np.concatenate(list(compute()))
-        return teacher.kept[part]
+        key = f"{dataset.fingerprint} {dataset.split_fingerprint} {part}"
+        if key not in teacher.kept:
+            teacher.kept[key] = np.concatenate(list(compute()))
+        return teacher.kept[key]
     wanted = Request(
         key={
             "weights": teacher.weights_sha256,
@@ -275,12 +278,15 @@ def logits(teacher: Teacher, plan: DictConfig, dataset: Dataset, part: str) -> n
             "data": dataset.fingerprint,
             "split": dataset.split_fingerprint,
             "part": part,
+            # Another device or version rounds differently.
+            "device": set_up(plan.device),
+            "tensorflow": tf.__version__,
         },
         rows=len(split),
         classes=dataset.num_classes,
         dtype=plan.cache.logits,
         origin={
-            "teacher": teacher.origin,
+            "teacher": {**teacher.origin, "sha256": file_hash(Path(teacher.origin["file"]))},
             "dataset": OmegaConf.to_container(plan.dataset),
             "part": part,
         },
@@ -294,24 +300,13 @@ def evaluate(teacher: Teacher, plan: DictConfig, dataset: Dataset) -> dict[str, 
     return score(logits(teacher, plan, dataset, "test"), split.labels[split.rows])
 
 
-def recomputed(
-    origin: dict[str, Any], dataset: Dataset, rows: np.ndarray
-) -> tuple[np.ndarray, dict[str, str]]:
-    """Fresh logits of some rows of a kept split, and the hashes of what gave them.
-
-    Args:
-        origin: Of a cache's manifest.
-        dataset: What `origin["dataset"]` describes.
-        rows: Numbers of examples in the split's order.
-    """
+def of_origin(origin: dict[str, Any], dataset: Dataset) -> tuple[Teacher, dict[str, str]]:
+    """The teacher of a cache's manifest, and the hashes that its key must have."""
     file = Path(origin["teacher"]["file"])
     teacher = _load(origin["teacher"], dataset.image_shape, file, file.stem, "")
-    split: Split = getattr(dataset, origin["part"])
-    chosen = Split(split.images, split.labels, split.rows[rows])
-    hashes = {
+    return teacher, {
         "weights": teacher.weights_sha256,
         "network": teacher.network_sha256,
         "data": dataset.fingerprint,
         "split": dataset.split_fingerprint,
     }
-    return predict_rows(teacher.predict, chosen), hashes

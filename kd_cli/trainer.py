@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Fit:
         train_seconds, seconds: Training steps of the finished epochs alone, and everything.
         epoch_seconds: Training steps of the unfinished epoch.
         examples: Trained on in the finished epochs.
+        learners: Trainings that shared the seconds, at most.
         warnings: What there is to warn about at present, by what it is about.
     """
 
@@ -57,6 +59,7 @@ class Fit:
     seconds: float = 0.0
     epoch_seconds: float = 0.0
     examples: int = 0
+    learners: int = 1
     warnings: dict[str, str] = field(default_factory=dict)
 
 
@@ -118,8 +121,11 @@ class Training:
         self.learner = learner
         self.place = place
         self.plan = plan
-        self.error: NonFiniteError | None = None
+        self.error: Exception | None = None
         self.state = State(place.out / "state")
+        for folder in (place.out, self.state.folder):  # what a kill left of a write
+            for left in folder.glob(".tmp-*"):
+                left.unlink()
         saved = self.state.load(learner.variables)
         self.now = Fit(**saved) if saved else Fit()
         self.best_weights = learner.model.get_weights()
@@ -153,6 +159,14 @@ class Training:
                 f"the term '{term}' of the loss is not finite at epoch {epoch}, step {step + 1}; "
                 "lower learning_rate, or look at the images' range (input.scale)"
             )
+
+    def attempt(self, act: Callable[..., Any], *args: Any) -> Any:
+        """Calls `act`; its failure ends this training and no other."""
+        try:
+            return act(*args)
+        except Exception as error:
+            self.error = error
+            return None
 
     def _give_up(self, why: str) -> None:
         self.error = NonFiniteError(f"{self.place.label}: {why}")
@@ -233,6 +247,8 @@ def fit(
         for learner, place in zip(engine.learners, places, strict=True)
     ]
     label = places[0].label if len(places) == 1 else f"{len(places)} students"
+    for training in trainings:
+        training.now.learners = max(training.now.learners, len(trainings))
     chunk = 1
     with TrainingProgress(label, plan.epochs, engine.size, trainings[0].now.epoch) as progress:
         while any(training.goes_on for training in trainings):
@@ -285,13 +301,13 @@ def _run_epoch(
         if done < steps:
             for training in going:
                 if first_step + done > training.now.step:
-                    training.save_inside_epoch(first_step + done, before + spent)
+                    training.attempt(training.save_inside_epoch, first_step + done, before + spent)
     seconds = before + time.monotonic() - begun
     rows = []
     for training in active:
         if training.error is None:
-            row = training.end_epoch(
-                first_step + steps, seconds, examples, validation, engine.split
+            row = training.attempt(
+                training.end_epoch, first_step + steps, seconds, examples, validation, engine.split
             )
             if row is not None:
                 progress.epoch(training.place.label, row, training.place.out)
@@ -320,7 +336,7 @@ def _check_health(now: Fit, learner: Learner, split: Split, label: str) -> None:
     images = split.images[rows].astype(np.float32)
     for layer, units in dead_layers(learner.model, images).items():
         found[f"layer '{layer}'"] = (
-            f"{label}: all {units} hidden units of layer '{layer}' are dead (never above 0 on "
+            f"all {units} hidden units of layer '{layer}' are dead (never above 0 on "
             f"{len(rows)} images) after epoch {now.epoch}; what lies before it learns nothing"
         )
     if now.last:
@@ -329,12 +345,12 @@ def _check_health(now: Fit, learner: Learner, split: Split, label: str) -> None:
         margin = 2 * math.sqrt(chance * (1 - chance) / len(labels))
         if now.last["accuracy"] <= chance + margin:
             found["validation accuracy"] = (
-                f"{label}: validation accuracy {now.last['accuracy']:.4f} after epoch {now.epoch} "
+                f"validation accuracy {now.last['accuracy']:.4f} after epoch {now.epoch} "
                 f"is at chance ({chance:.4f}, the most frequent class)"
             )
     for mark, text in found.items():
         if mark not in now.warnings:
-            log.warning("%s", text)
+            log.warning("%s: %s", label, text)
     for mark in now.warnings.keys() - found.keys():
         log.info("%s: after epoch %d no longer: %s", label, now.epoch, now.warnings[mark])
     now.warnings = found

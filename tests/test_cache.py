@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from kd_cli import logits
+from kd_cli import logits, metrics
 
 
 @pytest.fixture
@@ -105,3 +105,23 @@ def test_mistakes_are_one_line(kd, work, words, expected):
     done = kd("cache", *words)
     assert done.code == 2 and expected in done.error
     assert list(work.iterdir()) == []
+
+
+def test_the_teacher_s_precision_is_its_own(kd, work, small, kept):
+    done = kd("distill", *small, "teacher.precision=mixed_bfloat16")
+    assert done.code == 0, done.err
+    records = [metrics.read(p.parent) for p in (work / "outputs/distill").rglob("metrics.json")]
+    by = {record["teacher"]["precision"]: record for record in records}
+    assert set(by) == {"float32", "mixed_bfloat16"}
+    assert {record["precision"] for record in records} == {"float32"}  # the student's
+    assert len({record["teacher"]["weights_sha256"] for record in records}) == 1
+    # bfloat16 has 8 bits: the logits differ, by little, and have entries of their own.
+    folders = logits.entries(work / "outputs" / "cache")
+    tables = {}
+    for folder in folders:
+        origin = logits.read_manifest(folder)["origin"]
+        if origin["part"] == "train":
+            tables[origin["teacher"]["precision"]] = np.load(folder / "logits.npy")
+    difference = np.abs(tables[None] - tables["mixed_bfloat16"]).max()
+    assert 0 < difference < 0.05 * np.abs(tables[None]).max()
+    assert kd("cache", "verify").code == 0

@@ -104,8 +104,18 @@ class Disk:
         return real(*args)
 
 
-@pytest.mark.parametrize("alphas", [(0.3,), (0.2, 0.7)], ids=["single", "joint"])
-def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas):
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("alphas", "offset", "step"),
+    [
+        pytest.param((0.3,), 3, 9, id="some"),
+        pytest.param((0.3,), 1, 1, id="all", marks=SLOW),
+        pytest.param((0.2, 0.7), 1, 3, id="joint", marks=SLOW),  # the same writes, twice
+    ],
+)
+def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset, step):
     folder = place("whole")
     disk = Disk(monkeypatch)
     whole = runs(folder, alphas)
@@ -114,8 +124,7 @@ def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas):
     expected = [result(one.out) for one in whole]
     writes = disk.count
     assert writes > 30
-    step = 1 if len(alphas) == 1 else 5  # the joint writes are the same, twice
-    for refused in range(1, writes + 1, step):
+    for refused in range(offset, writes + 1, step):
         folder = place(f"cut{refused}")
         again = runs(folder, alphas)
         disk.count, disk.refused = 0, refused

@@ -64,7 +64,7 @@ class Size:
 
 
 FULL = Size(5, MEMORY_IMAGES, 10_000, 64 * 100, 60_000, 16 * 10, 64 * 10, 4, 3, 10)
-BRIEF = Size(1, 64 * 64, 500, 64 * 12, 256 * 64, 16 * 2, 64 * 2, 6, 3, 3)
+BRIEF = Size(1, 64 * 48, 100, 64 * 12, 256 * 48, 16 * 2, 64 * 2, 4, 3, 2)
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def forward_pass(plan: Any, passes: int) -> float:
     model = network(plan, "teacher")
     predict = tf.function(lambda images: model(images, training=False), autograph=False)
     with np.load(plan.dataset.path) as arrays:
-        images = tf.constant(arrays["x_test"][:500], tf.float32)
+        images = tf.constant(arrays["x_train"][:500], tf.float32)
     seconds = []
     for _ in range(passes + 1):
         begun = time.perf_counter()
@@ -300,6 +300,7 @@ def spawn(command: list[str], directory: Path) -> tuple[str, float]:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
             process.kill()
+            process.wait()
             raise
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
