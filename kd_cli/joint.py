@@ -110,13 +110,13 @@ def _point(
 
 
 def _train(runs: list[Run]) -> list[Result]:
-    unfinished = [run for run in runs if metrics.read(run.out) is None]
-    for run in unfinished:
+    unfinished = {run.out: run for run in runs if metrics.read(run.out) is None}
+    for run in unfinished.values():
         (run.out / ".hydra").mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(run.typed), run.out / ".hydra" / "overrides.yaml")
         (run.out / "error.json").unlink(missing_ok=True)
     try:
-        with _logging_to([run.out for run in unfinished]):
+        with _logging_to(list(unfinished)):
             if len(unfinished) > 1:
                 log.info("%d points train together", len(unfinished))
             return execute_together(runs)

@@ -130,3 +130,11 @@ def test_a_mistake_that_concerns_all_points_is_told_by_each(kd, work, small):
 def test_max_points_is_checked(kd, work, small, value):
     done = kd(*JOINT, *small, "alpha=0.1,0.9", f"hydra.launcher.max_points={value}")
     assert done.code == 2 and "max_points" in done.error
+
+
+def test_two_points_that_are_the_same_run_are_trained_once(kd, work, small):
+    done = kd(*JOINT, *small, "temperature=4,4.0,2", "sweep=s")
+    assert done.code == 0 and "2 points train together" in done.err
+    assert len(points(work / "outputs/sweeps/s")) == 2
+    again = kd(*JOINT, *small, "temperature=4,4.0,2", "sweep=s")
+    assert again.code == 0 and not list(work.rglob("error.json"))

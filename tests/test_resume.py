@@ -280,3 +280,66 @@ def test_the_logits_cache_is_shared_and_checked(place, caplog):
     run.execute(one, table=False)
     assert "damaged (the checksum is wrong); computing again" in caplog.text
     assert result(one.out) == expected
+
+
+def test_a_point_whose_files_cannot_be_written_fails_alone(place, monkeypatch):
+    folder = place("one")
+    both = runs(folder, (0.2, 0.7))
+    genuine = run.save_model
+
+    def save_model(path, model):
+        if path.parent == both[0].out:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        genuine(path, model)
+
+    monkeypatch.setattr(run, "save_model", save_model)
+    first, second = run.execute_together(both)
+    assert isinstance(first, OSError) and second["alpha"] == 0.7
+    monkeypatch.setattr(run, "save_model", genuine)
+    first, again = run.execute_together(both)
+    assert first["alpha"] == 0.2 and again == second
+    # The one that was finished later still says how many had shared its seconds.
+    assert first["timings"]["learners"] == second["timings"]["learners"] == 2
+
+
+def test_what_a_kill_left_of_a_write_is_removed(place):
+    folder = place("left")
+    (one,) = runs(folder, (0.3,))
+    (one.out / "state").mkdir(parents=True)
+    left = [one.out / ".tmp-1-model.keras", one.out / "state" / ".tmp-1-last.npz"]
+    for file in left:
+        file.write_bytes(b"half")
+    run.execute(one, table=False)
+    assert not any(file.exists() for file in left)
+
+
+def test_a_loss_without_a_keyword_does_not_reuse_the_graph_of_one_with_it(place):
+    folder = place("keywords")
+    found = []
+    for cleared in (False, True):
+        assembly._kept.clear()
+        (default,) = runs(folder, (0.3,), "~loss.t_squared")  # its default is true
+        (without,) = runs(folder, (0.3,), "t_squared=false")
+        run.execute(default, table=False)
+        if cleared:
+            assembly._kept.clear()
+        run.execute(without, table=False)
+        found.append((result(default.out), result(without.out)))
+        shutil.rmtree("outputs/distill")
+    assert found[0] == found[1]
+    assert found[0][0]["rows"] != found[0][1]["rows"]
+
+
+def test_a_live_teacher_s_answers_belong_to_their_split(place):
+    folder = place("splits")
+    (teacher,) = Path("outputs/teachers").glob("*/model.keras")
+    more = ("cache.logits=none", f"teacher.checkpoint={teacher}", "dataset.limit=30")
+    nlls = []
+    for seed in (0, 1, 0):
+        (one,) = runs(folder, (0.3,), *more, f"dataset.split_seed={seed}", f"seed={len(nlls)}")
+        record = run.execute(one, table=False)
+        with open_npz(one.out / "predictions.npz") as archive:
+            labels, logits_ = archive["labels"], archive["teacher_logits"]
+        assert record["teacher"]["test_accuracy"] == (logits_.argmax(1) == labels).mean()
+        nlls.append(record["teacher"]["test_nll"])
+    assert nlls[0] == nlls[2] != nlls[1]

@@ -165,7 +165,7 @@ def test_ctrl_c_loses_no_finished_epoch_and_the_run_continues_bit_for_bit(
 
     monkeypatch.setattr(tracking.NoTracker, "epoch", interrupt)
     stopped = kd(*words)
-    assert stopped.code == 130 and "continues after the last finished epoch" in stopped.err
+    assert stopped.code == 130 and "continues from the last saved state" in stopped.err
     monkeypatch.undo()
     monkeypatch.chdir(work)
     assert not (run / "metrics.json").exists()

@@ -380,8 +380,9 @@ def moments(chance: random.Random, reference: Ending, hit: tuple[str, ...]) -> I
     """For ever: something that happens to a file, then a time; each sort of file in its turn."""
     others = sorted({name for _, name in reference.events} - {"", *hit})
     chance.shuffle(others)
-    for name in itertools.cycle([*hit, *others]):
-        event = chance.choice(sorted(event for event in reference.events if event[1] == name))
+    for number, name in enumerate(itertools.cycle([*hit, *others])):
+        verbs = ("create", "write", "rename", "delete")[: 2 if number < len(hit) else 4]
+        event = chance.choice([(v, name) for v in verbs if (v, name) in reference.events])
         # In the first third: a command that continues has fewer of them before it.
         yield Moment(event=event, times=1 + chance.randrange(-(-reference.events[event] // 3)))
         yield Moment(seconds=chance.uniform(0, reference.seconds))
