@@ -1,6 +1,7 @@
 """Measures how fast `kd` trains, against the usual ways to train the same networks on a CPU.
 
     python tests/benchmarks/throughput.py --brief --json FILE    # one round on small data
+    python tests/benchmarks/throughput.py --brief --rounds 5     # five rounds on small data
     python tests/benchmarks/throughput.py --json FILE            # five rounds, about an hour
     python tests/benchmarks/throughput.py --only distill_vs_usual,joint_cached
 
@@ -38,7 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -340,17 +341,18 @@ def read_history(directory: Path, runs: int) -> float:
     )
 
 
-def compare(names: list[str], brief: bool) -> dict[str, Any]:
+def compare(names: list[str], brief: bool, rounds: int | None) -> dict[str, Any]:
     """Runs the sides of the named comparisons in turns; returns what `--json` writes."""
     begun = time.monotonic()
     size = BRIEF if brief else FULL
+    size = replace(size, rounds=rounds or size.rounds)
     needed = {side for n in names for side in (COMPARISONS[n].ours, COMPARISONS[n].theirs)}
     results: Results = {side: [] for side in needed}
     with tempfile.TemporaryDirectory(prefix="kd-throughput-") as temporary:
         folder = Path(temporary)
         turns = [side for side in commands(folder, size) if side in needed]
-        rounds = itertools.product(range(1, size.rounds + 1), turns)
-        for number, side in [(0, "prepare"), *rounds]:
+        sides = itertools.product(range(1, size.rounds + 1), turns)
+        for number, side in [(0, "prepare"), *sides]:
             started = time.monotonic()
             try:
                 result = measure(side, folder / f"{number}-{side}", folder, brief)
@@ -409,6 +411,7 @@ def report(names: list[str], results: Results, size: Size) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--brief", action="store_true", help="one round on small data")
+    parser.add_argument("--rounds", type=int, help="instead of 1 with --brief, and of 5 without")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios there")
     parser.add_argument("--only", metavar="NAME[,NAME]", help=", ".join(COMPARISONS))
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -428,7 +431,7 @@ def main() -> None:
     unknown = [name for name in names if name not in COMPARISONS]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; expected some of {', '.join(COMPARISONS)}")
-    record = compare(names, arguments.brief)
+    record = compare(names, arguments.brief, arguments.rounds)
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
