@@ -52,6 +52,7 @@ LIMIT = 300.0  # seconds after which a command is taken to hang
 MOST_KILLS = 6  # of a trial
 KINDS = ("run", "sweep", "joint", "teacher", "cache")
 TIMES = {"timings", "seconds", "train_seconds", "examples_per_second", "written"}
+DATED = "/origin/teacher/sha256"  # in a cache's manifest: a .keras file holds its date of saving
 # Neither results nor state: logs, locks, Hydra's notes, and the table that sweep.json repeats.
 UNIMPORTANT = re.compile(r"(^|/)(\.hydra|tensorboard|latest|kd\.log|sweep\.csv)(/|$)|\.lock$")
 Event = tuple[str, str]  # what happened, to which sort of file: ("rename", "best-#.npz")
@@ -344,7 +345,8 @@ def _content(path: Path) -> dict[str, str]:
 def _flat(value: Any, where: str = "") -> dict[str, str]:
     if isinstance(value, dict | list) and value:
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        flat = (_flat(inner, f"{where}/{key}") for key, inner in pairs if key not in TIMES)
+        inner = {f"{where}/{key}": inner for key, inner in pairs if key not in TIMES}
+        flat = (_flat(value, place) for place, value in inner.items() if place != DATED)
         return {key: leaf for one in flat for key, leaf in one.items()}
     if isinstance(value, np.ndarray | np.generic):
         digest = hashlib.sha256(value.tobytes()).hexdigest()[:12]
