@@ -87,6 +87,11 @@ def obtain(
                         "the logits of %s in %s are %s; computing again", what, folder, found
                     )
                 _build(folder, wanted, compute, what)
+    journal = folder / "partial.jsonl"
+    if journal.exists():  # left by a kill just after the manifest
+        with contextlib.suppress(OSError), _locked(folder, what):
+            if fault(folder) is None:
+                journal.unlink(missing_ok=True)
     return np.load(folder / "logits.npy", mmap_mode="r", allow_pickle=False)
 
 

@@ -106,6 +106,13 @@ def test_a_kill_between_the_last_rename_and_the_manifest_costs_no_row(tmp_path, 
     assert teacher.asked == []
 
 
+def test_a_kill_after_the_manifest_leaves_nothing_behind(tmp_path):
+    obtain(tmp_path, request(), Teacher(), "t")
+    (entry(tmp_path) / "partial.jsonl").write_text("{}")
+    obtain(tmp_path, request(), Teacher(), "t")
+    assert {p.name for p in entry(tmp_path).iterdir()} == {"logits.npy", "manifest.json"}
+
+
 def truncate(folder):
     content = (folder / "logits.npy").read_bytes()
     (folder / "logits.npy").write_bytes(content[:-8])
