@@ -62,6 +62,7 @@ def test_verify_computes_rows_again(kd, work, kept):
     assert done.code == 1 and f"{folder.name}: damaged (the checksum is wrong)" in done.out
 
 
+@pytest.mark.slow
 def test_verify_notices_another_teacher_and_a_missing_one(kd, work, small, kept):
     (teacher,) = (work / "outputs" / "teachers").glob("*")
     teacher.rename(work / "elsewhere")
@@ -107,6 +108,7 @@ def test_mistakes_are_one_line(kd, work, words, expected):
     assert list(work.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_teacher_s_precision_is_its_own(kd, work, small, kept):
     done = kd("distill", *small, "teacher.precision=mixed_bfloat16")
     assert done.code == 0, done.err

@@ -106,6 +106,7 @@ def test_a_point_that_breaks_ends_alone(kd, work, small):
     assert "kd: failed:" in done.err and error.parent.name in done.err
 
 
+@pytest.mark.slow
 def test_points_that_cannot_share_run_apart(kd, work, small):
     done = kd(*JOINT, *small, "alpha=0.1,0.9", "seed=0,1", "sweep=s")
     assert done.code == 0
@@ -119,6 +120,7 @@ def test_students_and_teachers_train_together_too(kd, work, small):
     assert len(points(work / "outputs/sweeps/s")) == 2
 
 
+@pytest.mark.slow
 def test_a_mistake_that_concerns_all_points_is_told_by_each(kd, work, small):
     done = kd(*JOINT, *small, "alpha=0.1,0.9", "teacher.network._target_=no.such", "sweep=s")
     assert done.code in (1, 2)
@@ -132,6 +134,7 @@ def test_max_points_is_checked(kd, work, small, value):
     assert done.code == 2 and "max_points" in done.error
 
 
+@pytest.mark.slow
 def test_two_points_that_are_the_same_run_are_trained_once(kd, work, small):
     done = kd(*JOINT, *small, "temperature=4,4.0,2", "sweep=s")
     assert done.code == 0 and "2 points train together" in done.err

@@ -137,7 +137,9 @@ def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset
         assert [result(one.out) for one in again] == expected, f"write {refused} of {writes}"
 
 
-@pytest.mark.parametrize("memory", ["4", "0"], ids=["in-memory", "streamed"])
+@pytest.mark.parametrize(
+    "memory", [pytest.param("4", id="in-memory"), pytest.param("0", id="streamed", marks=SLOW)]
+)
 def test_a_state_inside_an_epoch_continues_there(place, monkeypatch, memory):
     monkeypatch.setattr(trainer, "CHUNK_SECONDS", 0.0)  # a chunk is a step
     folder = place("whole")
@@ -228,6 +230,7 @@ def test_a_cached_and_a_live_teacher_give_the_same_metrics(place):
     assert cached["teacher"]["test_nll"] == pytest.approx(live["teacher"]["test_nll"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_directory_that_vanishes_is_one_line(place, monkeypatch, capfd):
     folder = place("gone")
     real = trainer.Training.end_epoch
@@ -313,6 +316,7 @@ def test_what_a_kill_left_of_a_write_is_removed(place):
     assert not any(file.exists() for file in left)
 
 
+@pytest.mark.slow
 def test_a_loss_without_a_keyword_does_not_reuse_the_graph_of_one_with_it(place):
     folder = place("keywords")
     found = []
@@ -330,6 +334,7 @@ def test_a_loss_without_a_keyword_does_not_reuse_the_graph_of_one_with_it(place)
     assert found[0][0]["rows"] != found[0][1]["rows"]
 
 
+@pytest.mark.slow
 def test_a_live_teacher_s_answers_belong_to_their_split(place):
     folder = place("splits")
     (teacher,) = Path("outputs/teachers").glob("*/model.keras")
