@@ -16,7 +16,7 @@ from kd_cli.config import check, compose
 from tests.conftest import SMALL, npz
 
 TIMES = ("seconds", "examples_per_second")
-COUNTED_TIMES = ("seconds", "train_seconds", "epoch_seconds")
+COUNTED_TIMES = ("seconds", "train_seconds", "epoch_seconds", "learners")
 
 
 def result(out: Path) -> dict:
