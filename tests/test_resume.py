@@ -112,7 +112,7 @@ SLOW = pytest.mark.slow
     [
         pytest.param((0.3,), 3, 9, id="some"),
         pytest.param((0.3,), 1, 1, id="all", marks=SLOW),
-        pytest.param((0.2, 0.7), 1, 3, id="joint", marks=SLOW),  # the same writes, twice
+        pytest.param((0.2, 0.7), 1, 11, id="joint", marks=SLOW),  # the same writes, twice
     ],
 )
 def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset, step):

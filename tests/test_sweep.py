@@ -117,7 +117,7 @@ def test_ctrl_c_stops_the_sweep_and_the_repeat_continues(kd, work, small, monkey
             raise KeyboardInterrupt
         return genuine(*arguments)
 
-    monkeypatch.setattr(run, "distill", distill)
+    monkeypatch.setitem(run._COMMANDS, "distill", distill)
     words = ("--multirun", *small, "alpha=0.1,0.5,0.9")
     assert kd(*words).code == 130
     assert len(points(work)) == 1
