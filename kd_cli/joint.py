@@ -24,7 +24,7 @@ from kd_cli.config import check
 from kd_cli.errors import ConfigError
 from kd_cli.identity import digest, point_dir, register_resolvers, run_spec
 from kd_cli.job import concluded
-from kd_cli.progress import ConsoleHandler
+from kd_cli.progress import ConsoleHandler, log_file
 from kd_cli.run import Result, Run, execute_together
 
 log = logging.getLogger("kd")
@@ -141,8 +141,7 @@ def _logging_to(folders: list[Path]) -> Iterator[None]:
         console.addFilter(lambda record: not getattr(record, "out", None))
     handlers: list[logging.Handler] = [console]
     for folder in folders:
-        handler = logging.FileHandler(folder / "kd.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler = log_file(folder / "kd.log")
         own = os.path.abspath(folder)
         handler.addFilter(lambda record, own=own: _concerns(record, own))
         handlers.append(handler)

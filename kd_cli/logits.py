@@ -29,7 +29,14 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from kd_cli.checkpoint import append_row, read_rows, rewrite_rows, sync_folder, write_json
+from kd_cli.checkpoint import (
+    append_row,
+    file_hash,
+    read_rows,
+    rewrite_rows,
+    sync_folder,
+    write_json,
+)
 
 log = logging.getLogger("kd")
 FORMAT = 1
@@ -122,11 +129,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return record if record.get("format") == FORMAT else None
-
-
-def file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

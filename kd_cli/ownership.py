@@ -7,7 +7,6 @@ files, is recorded with the run's state and result, and compared before either i
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from kd_cli import identity, metrics
-from kd_cli.checkpoint import State
+from kd_cli.checkpoint import State, file_hash
 from kd_cli.data import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.progress import shown
@@ -122,19 +121,14 @@ def inputs(plan: DictConfig, dataset: Dataset) -> dict[str, str]:
     found = {"data": dataset.fingerprint, "split": dataset.split_fingerprint}
     if plan.command == "distill":
         if plan.teacher.checkpoint is not None:
-            found["teacher"] = _file_hash(plan.teacher.checkpoint)
+            found["teacher"] = file_hash(Path(plan.teacher.checkpoint).expanduser())
         else:
             teacher = metrics.read(Path(plan.teacher_dir))
             if teacher is not None:
                 found["teacher"] = teacher["weights_sha256"]
     if "student" in plan and plan.student.checkpoint is not None:
-        found["student.checkpoint"] = _file_hash(plan.student.checkpoint)
+        found["student.checkpoint"] = file_hash(Path(plan.student.checkpoint).expanduser())
     return found
-
-
-def _file_hash(path: str) -> str:
-    with open(Path(path).expanduser(), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _MADE_FROM = {

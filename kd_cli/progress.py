@@ -36,6 +36,13 @@ class ConsoleHandler(logging.Handler):
         console.print(prefix + record.getMessage(), style=style, markup=False, soft_wrap=True)
 
 
+def log_file(path: Path) -> logging.FileHandler:
+    """A handler that appends to a run's log as Hydra's job logging does."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler
+
+
 class TrainingProgress:
     """Progress of one training: call `step` after each chunk and `epoch` after each epoch."""
 

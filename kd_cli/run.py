@@ -21,7 +21,7 @@ from kd_cli.data import Dataset
 from kd_cli.device import request, set_up
 from kd_cli.errors import ConfigError
 from kd_cli.ownership import check_before_start, inputs, lock, refuse_other_inputs
-from kd_cli.progress import shown
+from kd_cli.progress import log_file, shown
 from kd_cli.summary import print_result
 
 if TYPE_CHECKING:
@@ -81,21 +81,21 @@ def execute_together(runs: list[Run]) -> list[Result]:
     dataset = data.load(runs[0].plan.dataset)
     results: Results = {}
     with contextlib.ExitStack() as locks:
-        todo = []
+        unfinished = []
         for run in {run.out: run for run in runs}.values():  # two points may be the same run
             try:
                 locks.enter_context(lock(run.out))
                 record = metrics.read(run.out)
                 if record is None:
-                    todo.append(run)
+                    unfinished.append(run)
                 else:
                     refuse_other_inputs(record["inputs"], inputs(run.plan, dataset), run.out)
                     log.info("%s is finished; rerun=true makes a new run beside it", shown(run.out))
                     results[run.out] = record
             except ConfigError as error:
                 results[run.out] = error
-        if todo:
-            results |= _COMMANDS[todo[0].plan.command](todo, dataset, started)
+        if unfinished:
+            results |= _COMMANDS[unfinished[0].plan.command](unfinished, dataset, started)
     return [results[run.out] for run in runs]
 
 
@@ -312,8 +312,7 @@ def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str])
         (out / ".hydra").mkdir(exist_ok=True)
         OmegaConf.save(teacher_plan, out / ".hydra" / "config.yaml")
         OmegaConf.save(OmegaConf.create(kept), out / ".hydra" / "overrides.yaml")
-        handler = logging.FileHandler(out / "kd.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler = log_file(out / "kd.log")
         log.addHandler(handler)
         try:
             run = Run(teacher_plan, out, kept)

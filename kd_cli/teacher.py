@@ -21,12 +21,13 @@ import tensorflow as tf
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli import metrics
+from kd_cli.checkpoint import file_hash
 from kd_cli.data import Dataset, Split
 from kd_cli.device import set_up
 from kd_cli.engine import LiveTeacher, predict_batches, predictor
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.identity import teacher_spec
-from kd_cli.logits import Request, file_hash, obtain
+from kd_cli.logits import Request, obtain
 from kd_cli.metrics import score
 from kd_cli.models import ADAPTER, check_network, with_adapter, with_precision
 from kd_cli.progress import CountProgress, shown

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from kd_cli import logits, metrics
+from kd_cli import checkpoint, logits, metrics
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_verify_computes_rows_again(kd, work, kept):
     table[3] += 1
     np.save(folder / "logits.npy", table)
     manifest = (folder / "manifest.json").read_text()
-    sha = logits.file_hash(folder / "logits.npy")
+    sha = checkpoint.file_hash(folder / "logits.npy")
     manifest = re.sub(r'"sha256": "\w+"', f'"sha256": "{sha}"', manifest)
     (folder / "manifest.json").write_text(manifest)
     logits._checked.clear()

@@ -431,14 +431,10 @@ def measure(name: str, kills: int, seed: int, folder: Path, turn: Iterator[Zygot
     shutil.copytree(work, folder / "start", symlinks=True)
     if reference.code == 0:
         reference = command(next(turn), kind.words, work)
-    if reference.code == 2 and name == "joint":
-        report.note = f"skipped: {_log(folder)}"
-        return report
     if reference.code != 0:
         raise RuntimeError(f"{name}: undisturbed, exit code {reference.code}: {_log(folder)}")
     if ("create", "partial.npy") not in reference.events and name == "cache":
-        report.note = "skipped: this kd keeps no logits in outputs/cache/logits"
-        return report
+        raise RuntimeError("cache: undisturbed, nothing was kept in outputs/cache/logits")
     os.rename(work, folder / "reference")
     ends = [json.loads(p.read_text()) for p in (folder / "reference").rglob("metrics.json")]
     said = ", ".join(f"{end['epochs_done']} epochs ({end['stopped']})" for end in ends)
