@@ -18,10 +18,12 @@ from kd_cli.data import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import LOSS_KEYS, ConfigError
 from kd_cli.identity import digest, network_spec
+from kd_cli.schema import view_shape
 
 if TYPE_CHECKING:
+    from kd_cli.answers import Outputs
     from kd_cli.engine import Engine
-    from kd_cli.teacher import Outputs
+    from kd_cli.views import Views
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
     # Set just before the network is built, so that training a teacher first changes nothing.
     keras.utils.set_random_seed(plan.init_seed)
     node = plan[role]
-    model = build_network(node, dataset.image_shape, dataset.num_classes, plan.precision, role)
+    shape = view_shape(plan.augment.size, dataset.image_shape)
+    model = build_network(node, shape, dataset.num_classes, plan.precision, role)
     if role == "student" and node.checkpoint is not None:
         _warm_start(model, node.checkpoint)
     # The rate of every step comes from the schedule; Keras refuses a whole number here.
@@ -64,6 +67,32 @@ def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
 
 
 _kept: dict[str, Engine] = {}
+_kept_views: dict[str, Views] = {}
+
+
+def augmentation(plan: DictConfig, dataset: Dataset) -> Views | None:
+    """The views that a plan asks for, or None where the images stay as they are stored."""
+    node = plan.augment
+    if not node.train and not node.evaluate:
+        return None
+    device = set_up(plan.device)
+    from kd_cli.views import Views
+
+    key = digest([_views_spec(plan), dataset.fingerprint, device])
+    if key not in _kept_views:
+        _kept_views.clear()
+        # XLA on a CPU fuses what would be many passes over small tensors; not tried on GPUs.
+        compiled = device == "cpu"
+        _kept_views[key] = Views(node, plan.get("view", "consistent"), dataset, compiled)
+    views = _kept_views[key]
+    views.seed = plan.augment.seed
+    return views
+
+
+def _views_spec(plan: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(plan.augment)
+    kept = {key: plain[key] for key in ("train", "evaluate", "size")}
+    return {**kept, "view": plan.get("view")}
 
 
 def engine_for(
@@ -90,6 +119,7 @@ def engine_for(
             "batch_size": first.batch_size,
             "data": [dataset.fingerprint, dataset.split_fingerprint],
             "teacher": outputs.key if outputs else "",
+            "views": _views_spec(first),
             "memory": first.memory_gib,
         },
         32,
@@ -106,6 +136,8 @@ def engine_for(
             del new
             gc.collect()  # a Keras model is a cycle: one at a time, not one per point
         engine.data_seed = first.data_seed
+        if engine.views is not None:
+            engine.views.seed = first.augment.seed
         return engine
     learners = []
     for plan in plans:
@@ -118,8 +150,9 @@ def engine_for(
         dataset.train,
         first.batch_size,
         first.data_seed,
-        logits=outputs.logits if outputs else None,
+        logits=outputs.logits if outputs else (),
         teacher=outputs.live if outputs else None,
+        views=augmentation(first, dataset),
         budget=first.memory_gib * 2**30,
     )
     return engine

@@ -6,6 +6,7 @@ Both give the same batches for the same order of examples.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ import tensorflow as tf
 
 from kd_cli.data import Split
 
-# Images [B, H, W, C] float32, labels [B], the teacher's cached logits [B, K] or None.
-Batch = tuple[tf.Tensor, tf.Tensor, "tf.Tensor | None"]
+# Images [B, H, W, C] as stored, labels [B], rows of the pool [B], the teacher's cached logits
+# [B, K] or None.
+Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor, "tf.Tensor | None"]
+# The teacher's logits [n, K] in the split's order, of one view or of several.
+Logits = Sequence[np.ndarray]
 
 
 class InMemory:
@@ -22,32 +26,40 @@ class InMemory:
 
     Args:
         split: Rows of a pool of images.
-        logits: The teacher's, [n, K] in the split's order, or None.
+        logits: The teacher's, one array per view; empty for none.
         batch_size: Examples per step.
     """
 
-    def __init__(self, split: Split, logits: np.ndarray | None, batch_size: int) -> None:
+    def __init__(self, split: Split, logits: Logits, batch_size: int) -> None:
         self.batch_size = batch_size
         self.images = tf.constant(split.images)
         self.labels = tf.constant(split.labels, dtype=tf.int64)
         self.order = tf.Variable(tf.zeros([len(split)], tf.int64), trainable=False)
-        self.position = tf.constant(_position(split)) if logits is not None else None
-        self.logits = tf.constant(logits) if logits is not None else None
+        self.position = tf.constant(_position(split)) if logits else None
+        self.logits = tf.Variable(logits[0], trainable=False) if logits else None
+        self.views = [tf.constant(view) for view in logits] if len(logits) > 1 else []
         _forget_pages(split.images)
 
-    def start(self, order: tf.Tensor, first: int) -> tuple[()]:
-        """An epoch begins: `order` are rows of the pool; the steps from `first` on will follow."""
+    def start(self, order: tf.Tensor, first: int, view: int) -> tuple[()]:
+        """An epoch begins.
+
+        Args:
+            order: Rows of the pool.
+            first: Step from which `batch` will be called.
+            view: Number of the logits.
+        """
         self.order.assign(order)
+        if self.views:
+            self.logits.assign(self.views[view])
         return ()
 
     def batch(self, step: tf.Tensor) -> Batch:
         rows = self.order[step * self.batch_size : (step + 1) * self.batch_size]
-        images = tf.cast(tf.gather(self.images, rows), tf.float32)
         logits = None
         if self.logits is not None:
             logits = tf.gather(self.logits, tf.gather(self.position, rows))
             logits = tf.cast(logits, tf.float32)
-        return images, tf.gather(self.labels, rows), logits
+        return tf.gather(self.images, rows), tf.gather(self.labels, rows), rows, logits
 
 
 class Streamed:
@@ -56,7 +68,7 @@ class Streamed:
     The arguments are those of `InMemory`.
     """
 
-    def __init__(self, split: Split, logits: np.ndarray | None, batch_size: int) -> None:
+    def __init__(self, split: Split, logits: Logits, batch_size: int) -> None:
         self.batch_size = batch_size
         self.split = split
         self.logits = logits
@@ -64,14 +76,17 @@ class Streamed:
         self.signature = [
             tf.TensorSpec([None, *split.images.shape[1:]], tf.as_dtype(split.images.dtype)),
             tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None], tf.int64),
         ]
-        if logits is not None:
-            self.signature.append(tf.TensorSpec([None, logits.shape[1]], logits.dtype))
+        if logits:
+            self.signature.append(tf.TensorSpec([None, logits[0].shape[1]], logits[0].dtype))
         self.order = np.empty(0, dtype=np.int64)
+        self.view = 0
 
-    def start(self, order: tf.Tensor, first: int) -> tuple[Any]:
+    def start(self, order: tf.Tensor, first: int, view: int) -> tuple[Any]:
         """As `InMemory.start`; returns the iterator that `batch` wants."""
         self.order = order.numpy()
+        self.view = view
         steps = -(-len(self.order) // self.batch_size)
         numbers = tf.data.Dataset.range(first, steps)
         batches = numbers.map(self._load, num_parallel_calls=2, deterministic=True)
@@ -88,22 +103,20 @@ class Streamed:
 
     def _read(self, step: np.ndarray) -> list[np.ndarray]:
         chosen = self.order[step * self.batch_size : (step + 1) * self.batch_size]
-        found = [self.split.images[chosen], self.split.labels[chosen].astype(np.int64)]
-        if self.logits is not None:
-            found.append(self.logits[self.position[chosen]])
+        found = [self.split.images[chosen], self.split.labels[chosen].astype(np.int64), chosen]
+        if self.logits:
+            found.append(self.logits[self.view][self.position[chosen]])
         return found
 
     def batch(self, step: tf.Tensor, iterator: Any) -> Batch:
-        images, labels, *logits = iterator.get_next()
+        images, labels, rows, *logits = iterator.get_next()
         cached = tf.cast(logits[0], tf.float32) if logits else None
-        return tf.cast(images, tf.float32), labels, cached
+        return images, labels, rows, cached
 
 
-def source(
-    split: Split, logits: np.ndarray | None, batch_size: int, budget: float
-) -> InMemory | Streamed:
+def source(split: Split, logits: Logits, batch_size: int, budget: float) -> InMemory | Streamed:
     """`InMemory` when images and logits take at most `budget` bytes, else `Streamed`."""
-    needed = split.images.nbytes + (0 if logits is None else logits.nbytes)
+    needed = split.images.nbytes + sum(view.nbytes for view in logits)
     kind = InMemory if needed <= budget else Streamed
     return kind(split, logits, batch_size)
 

@@ -121,14 +121,14 @@ def _difference(folder: Path, record: dict[str, Any], count: int, seed: int) -> 
     """How the entry differs from what its teacher says now; None when it doesn't."""
     request("auto")
     set_up("auto")
+    from kd_cli.answers import of_origin
     from kd_cli.data import Split
     from kd_cli.engine import predict_rows
-    from kd_cli.teacher import of_origin
 
     origin = record["origin"]
     try:
         dataset = data.load(OmegaConf.create(origin["dataset"]))
-        teacher, hashes = of_origin(origin, dataset)
+        teacher, prepare, hashes = of_origin(origin, dataset)
     except ConfigError as error:
         return f"its teacher or data are gone ({error})"
     for key, value in hashes.items():
@@ -136,7 +136,8 @@ def _difference(folder: Path, record: dict[str, Any], count: int, seed: int) -> 
             return f"its {key} have changed since ({record['key'][key][:12]}, now {value[:12]})"
     rows = np.sort(np.random.default_rng(seed).permutation(record["rows"])[:count])
     split = getattr(dataset, origin["part"])
-    now = predict_rows(teacher.predict, Split(split.images, split.labels, split.rows[rows]))
+    chosen = Split(split.images, split.labels, split.rows[rows])
+    now = predict_rows(teacher.predict, chosen, prepare)
     table = np.load(folder / "logits.npy", mmap_mode="r", allow_pickle=False)
     kept = table[rows].astype(np.float32)
     # Another batch size or device rounds differently, in bfloat16 by some units of 2^-8; a wrong

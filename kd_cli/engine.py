@@ -9,7 +9,7 @@ temperature, initial weights, order) are variables, for the same reason.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -20,9 +20,12 @@ from kd_cli.batches import source
 from kd_cli.data import Split
 from kd_cli.errors import LOSS_KEYS
 from kd_cli.fused import fuse_batch_norm
+from kd_cli.views import Views
 
 # images -> logits [B, K] of a network that is asked at every step.
 LiveTeacher = Callable[[tf.Tensor], tf.Tensor]
+# Stored images [B, H, W, C] and their rows in the pool -> the images that a network gets.
+Prepare = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 _EVALUATION_BYTES = 32 * 2**20  # of float32 pixels at once, and at most 500 images
 _REGULARISATION = "regularisation"
 
@@ -157,7 +160,9 @@ class Learner:
         self.optimizer.apply(gradients, variables)
 
         count = tf.cast(tf.shape(labels)[0], tf.float64)
-        right = tf.reduce_sum(tf.cast(tf.argmax(logits, -1) == labels, tf.float64))
+        # Mixed labels are shares [B, K]: the larger counts.
+        classes = labels if len(labels.shape) == 1 else tf.argmax(labels, -1)
+        right = tf.reduce_sum(tf.cast(tf.argmax(logits, -1) == classes, tf.float64))
         padding = tf.zeros([self.sums.shape[0] - len(means) - 1], tf.float64)
         values = tf.cast(tf.stack(means), tf.float64) * count
         self.sums.assign_add(tf.concat([values, padding, [right]], axis=0))
@@ -181,8 +186,9 @@ class Engine:
         split: Training rows of a pool of images.
         batch_size: Examples per step; the last batch of an epoch is as small as it comes.
         data_seed: With the epoch it fixes the order of the examples.
-        logits: The teacher's logits [n, K] of the split's rows, in its order.
+        logits: The teacher's logits [n, K] of the split's rows, in its order; one array per view.
         teacher: A teacher to be asked at every step instead.
+        views: The augmentation; None trains on the images as they are stored.
         budget: Bytes of images and logits that may be held in memory; more are streamed.
     """
 
@@ -193,8 +199,9 @@ class Engine:
         batch_size: int,
         data_seed: int,
         *,
-        logits: np.ndarray | None = None,
+        logits: Sequence[np.ndarray] = (),
         teacher: LiveTeacher | None = None,
+        views: Views | None = None,
         budget: float = float("inf"),
     ) -> None:
         self.learners = learners
@@ -202,6 +209,8 @@ class Engine:
         self.batch_size = batch_size
         self.data_seed = data_seed
         self.teacher = teacher
+        self.views = views
+        self.kept_views = len(logits)
         self.size = len(split)
         self.steps_per_epoch = -(-self.size // batch_size)
         self.source = source(split, logits, batch_size, budget)
@@ -217,7 +226,10 @@ class Engine:
         """
         seed = [self.data_seed, epoch]
         order = tf.random.experimental.stateless_shuffle(self.rows, seed=seed)
-        self._stream = self.source.start(order, first)
+        view = (epoch - 1) % self.kept_views if self.kept_views > 1 else epoch - 1
+        if self.views is not None:
+            self.views.start(view)
+        self._stream = self.source.start(order, first, view)
 
     def run(self, first_step: int, start: int, stop: int) -> None:
         """Runs the steps [start, stop) of the epoch whose first step is number `first_step`."""
@@ -232,9 +244,13 @@ class Engine:
         self, first_step: tf.Tensor, start: tf.Tensor, stop: tf.Tensor, *stream: Any
     ) -> None:
         def body(step: tf.Tensor) -> tf.Tensor:
-            images, labels, logits = self.source.batch(step, *stream)
+            images, labels, rows, logits = self.source.batch(step, *stream)
+            if self.views is None:
+                images = for_teacher = tf.cast(images, tf.float32)
+            else:
+                images, labels, for_teacher = self.views(images, rows, labels, first_step + step)
             if self.teacher is not None:
-                logits = self.teacher(images)
+                logits = self.teacher(for_teacher)
             teacher = None if logits is None else {"logits": logits}
             for learner in self.learners:
                 learner.step_if_active(first_step + step, images, labels, teacher)
@@ -261,21 +277,30 @@ def predictor(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def predict_batches(
-    predict: Callable[[tf.Tensor], tf.Tensor], split: Split, first: int = 0
+    predict: Callable[[tf.Tensor], tf.Tensor],
+    split: Split,
+    prepare: Prepare | None = None,
+    first: int = 0,
 ) -> Iterator[np.ndarray]:
     """Logits of a split's rows from number `first` on, batch by batch: [b, K] each.
 
     Args:
         predict: From `predictor`.
         split: Which rows of which images.
+        prepare: What becomes of the stored images before the network gets them.
         first: 0, or where an earlier pass ended after a batch.
     """
     size = max(1, min(500, _EVALUATION_BYTES // (4 * int(np.prod(split.images.shape[1:])))))
     for start in range(first, len(split), size):
         rows = split.rows[start : start + size]
-        yield predict(tf.constant(split.images[rows], tf.float32)).numpy()
+        images = tf.constant(split.images[rows])
+        if prepare is not None:
+            images = prepare(images, tf.constant(rows, tf.int64))
+        yield predict(tf.cast(images, tf.float32)).numpy()
 
 
-def predict_rows(predict: Callable[[tf.Tensor], tf.Tensor], split: Split) -> np.ndarray:
+def predict_rows(
+    predict: Callable[[tf.Tensor], tf.Tensor], split: Split, prepare: Prepare | None = None
+) -> np.ndarray:
     """Logits [n, K] of the rows of a split, in their order."""
-    return np.concatenate(list(predict_batches(predict, split)))
+    return np.concatenate(list(predict_batches(predict, split, prepare)))

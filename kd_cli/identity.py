@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kd_cli.config import check, override_key
 from kd_cli.errors import ConfigError
+from kd_cli.schema import view_shape
 
 OUTPUTS = Path("outputs")
 # Root keys that say where or how to run, not what comes out.
@@ -106,6 +107,15 @@ def run_spec(plan: DictConfig) -> dict[str, Any]:
             if role == "teacher":
                 del spec[role]["network"]  # the file has its own
             spec[role]["checkpoint"] = str(Path(checkpoint).expanduser().resolve())
+    del spec["augment"]
+    if plan.augment.train or plan.augment.evaluate:
+        spec["augment"] = {key: plain["augment"][key] for key in ("train", "evaluate", "size")}
+        if plan.augment.train:
+            spec["augment"]["seed"] = plan.augment.seed
+    else:
+        spec.pop("view", None)  # all the same
+    if spec.get("cache"):
+        spec["cache"] = {key: value for key, value in spec["cache"].items() if value is not None}
     if spec.get("cache") == {"logits": "float32"}:
         del spec["cache"]
     if plan.command == "distill" and plan.teacher_dir != default_teacher_dir(plan):
@@ -175,7 +185,7 @@ def sweep_id(command: str, unswept: list[str]) -> str:
 def counterpart(plan: DictConfig) -> DictConfig:
     """The scratch student's configuration that belongs to a distill run: same all, no teacher."""
     plain = OmegaConf.to_container(plan)
-    for key in ("teacher", "teacher_dir", "cache", "alpha", "temperature", "t_squared"):
+    for key in ("teacher", "teacher_dir", "cache", "view", "alpha", "temperature", "t_squared"):
         plain.pop(key, None)
     plain["command"] = "train-student"
     plain["rerun"] = False
@@ -210,14 +220,14 @@ def _run_name(*, _root_: DictConfig) -> str:
     return point_dir(check(_root_, _typed(_root_))).name
 
 
-def _input_shape(image_shape: Any, size: int | None) -> ListConfig:
-    """The shape a network gets: the dataset's, or `input.size` squared when that is set."""
+def _input_shape(image_shape: Any, size: int | None, *, _root_: DictConfig) -> ListConfig:
+    """The shape a network gets: `input.size` squared, or that of the augmentation, or the data."""
     if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
         raise ConfigError(
             f"dataset.image_shape={image_shape} must be [height, width, channels], as in [32,32,3]"
         )
-    height, width, channels = image_shape
-    return OmegaConf.create([height, width, channels] if size is None else [size, size, channels])
+    size = OmegaConf.select(_root_, "augment.size") if size is None else size
+    return OmegaConf.create(list(view_shape(size, image_shape)))
 
 
 def _folder_num_classes(path: str) -> int:

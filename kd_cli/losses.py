@@ -3,6 +3,7 @@
 `student` and `teacher` are mappings with `logits` [B, K] in float32. The terms sum to the loss;
 their names appear in the progress line, the history and the message about a value that is not
 finite. A user's own loss may return one array [B] instead. The caller takes the batch mean.
+`labels` are class numbers [B], or after mixup the classes' shares [B, K].
 `alpha`, `temperature` and `t_squared` may be tensors: changing them does not trace again.
 
 `alpha` weights the hard labels, `1 - alpha` the teacher: always.
@@ -28,7 +29,11 @@ def cross_entropy(
     Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
     """
     log_q = tf.nn.log_softmax(student["logits"])
-    hard = -tf.gather(log_q, labels, batch_dims=1)
+    labels = tf.convert_to_tensor(labels)
+    if len(labels.shape) == 2:
+        hard = -tf.reduce_sum(labels * log_q, axis=-1)
+    else:
+        hard = -tf.gather(log_q, labels, batch_dims=1)
     return {"hard": (1 - label_smoothing) * hard - label_smoothing * tf.reduce_mean(log_q, axis=-1)}
 
 

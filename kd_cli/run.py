@@ -25,7 +25,7 @@ from kd_cli.progress import log_file, shown
 from kd_cli.summary import print_result
 
 if TYPE_CHECKING:
-    from kd_cli.teacher import Outputs, Teacher
+    from kd_cli.answers import Outputs
     from kd_cli.trainer import Training
 
 log = logging.getLogger("kd")
@@ -113,8 +113,11 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
     """Distils one teacher into students; trains the teacher first where it is missing."""
     plan, typed = runs[0].plan, runs[0].typed
     device = set_up(plan.device)
+    from kd_cli import answers
     from kd_cli import teacher as teachers
 
+    views = assembly.augmentation(plan, dataset)
+    answers.why_live(plan, views)  # its mistakes, before a teacher's training
     teacher = teachers.find(plan, dataset)
     if teacher is None:
         assembly.parts(plan, dataset, "student")  # its mistakes, before the teacher's training
@@ -122,8 +125,13 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
         _train_missing_teacher(plan, dataset, typed)
         started += time.monotonic() - begun  # the teacher's record has its own time
         teacher = teachers.find(plan, dataset)
-    scores = teachers.evaluate(teacher, plan, dataset)
-    outputs = teachers.outputs(teacher, plan, dataset)
+        views = assembly.augmentation(plan, dataset)  # the teacher's training had its own
+    total_steps, steps_per_epoch = assembly.length(plan, dataset)
+    epochs = -(-total_steps // steps_per_epoch)
+    outputs = answers.outputs(teacher, plan, dataset, views, epochs)
+    test_logits = answers.logits(teacher, plan, dataset, "test", views)
+    labels = dataset.test.labels[dataset.test.rows]
+    scores = metrics.score(test_logits, labels)
     log.info(
         "teacher: %s%s, test %.4f (%s, %s, on %s)",
         teacher.name,
@@ -133,7 +141,33 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
         outputs.how,
         device,
     )
-    return _train(runs, dataset, started, "student", teacher, scores, outputs)
+    record = {
+        "path": shown(teacher.path),
+        "name": teacher.name,
+        "weights_sha256": teacher.weights_sha256,
+        "training": teacher.training or "unknown",
+        "test_accuracy": scores["accuracy"],
+        "test_nll": scores["nll"],
+        "parameters": teacher.model.count_params(),
+        "outputs": outputs.how,
+        "precision": teacher.precision,
+    }
+    return _train(runs, dataset, started, "student", _Taught(outputs, test_logits, record))
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """What a distilled student's run needs to know of its teacher.
+
+    Attributes:
+        outputs: For the training.
+        test_logits: [n, K] on the test split.
+        record: For `metrics.json`.
+    """
+
+    outputs: Outputs
+    test_logits: np.ndarray
+    record: dict[str, Any]
 
 
 _COMMANDS = {"train-teacher": train_teacher, "train-student": train_student, "distill": distill}
@@ -150,9 +184,7 @@ def _train(
     dataset: Dataset,
     started: float,
     role: str,
-    teacher: Teacher | None = None,
-    scores: dict[str, float] | None = None,
-    outputs: Outputs | None = None,
+    taught: _Taught | None = None,
 ) -> Results:
     """Trains the runs' networks, and leaves everything that a run leaves in their directories."""
     results: Results = {}
@@ -165,7 +197,7 @@ def _train(
     if not runs:
         return results
     plans = [run.plan for run in runs]
-    engine = assembly.engine_for(plans, dataset, role, outputs)
+    engine = assembly.engine_for(plans, dataset, role, taught.outputs if taught else None)
     from kd_cli.tracking import tracker
     from kd_cli.trainer import Place, Plan, fit
 
@@ -185,30 +217,17 @@ def _train(
         patience=plans[0].early_stopping.patience,
         monitor=plans[0].early_stopping.monitor,
         minutes=plans[0].checkpoint.minutes,
+        prepare=engine.views.evaluate if engine.views else None,
     )
-    known = None
-    if teacher is not None:
-        from kd_cli.teacher import logits
+    if engine.views is not None and plans[0].augment.preview:
+        from kd_cli.views import preview
 
-        known = {
-            "logits": logits(teacher, plans[0], dataset, "test"),
-            "record": {
-                "path": shown(teacher.path),
-                "name": teacher.name,
-                "weights_sha256": teacher.weights_sha256,
-                "training": teacher.training or "unknown",
-                "test_accuracy": scores["accuracy"],
-                "test_nll": scores["nll"],
-                "parameters": teacher.model.count_params(),
-                "outputs": outputs.how,
-                "precision": teacher.precision,
-            },
-            "seconds": outputs.seconds,
-        }
+        for run in runs:
+            preview(engine.views, dataset.train, run.out / "augment.png")
     trainings = fit(engine, dataset.validation, places, shared)
     for run, training in zip(runs, trainings, strict=True):
         if training.error is None:
-            training.attempt(_finish, run, training, dataset, role, started, known)
+            training.attempt(_finish, run, training, dataset, role, started, taught)
         results[run.out] = training.error or metrics.read(run.out)
     return results
 
@@ -219,7 +238,7 @@ def _finish(
     dataset: Dataset,
     role: str,
     started: float,
-    teacher: dict[str, Any] | None,
+    taught: _Taught | None,
 ) -> None:
     """Reads the test split, once; writes model, predictions, and metrics last."""
     from kd_cli.engine import predict_rows
@@ -230,15 +249,16 @@ def _finish(
     plan, out, ended, learner = run.plan, run.out, training.now, training.learner
     labels = dataset.test.labels[dataset.test.rows]
     model = learner.model
-    test_last = metrics.score(predict_rows(learner.predict, dataset.test), labels)
+    prepare = training.plan.prepare
+    test_last = metrics.score(predict_rows(learner.predict, dataset.test, prepare), labels)
     model.set_weights(training.best_weights)
-    test_logits = predict_rows(learner.predict, dataset.test)
+    test_logits = predict_rows(learner.predict, dataset.test, prepare)
     if not np.isfinite(test_logits).all():
         raise NonFiniteError("the logits on the test split are not finite; lower learning_rate")
     save_model(out / "model.keras", model)
     arrays = {"labels": labels, f"{role}_logits": test_logits}
-    if teacher:
-        arrays["teacher_logits"] = teacher["logits"]
+    if taught:
+        arrays["teacher_logits"] = taught.test_logits
     write_npz(out / "predictions.npz", arrays)
 
     record = {
@@ -261,7 +281,7 @@ def _finish(
             "fingerprint": dataset.fingerprint,
             "split_fingerprint": dataset.split_fingerprint,
         },
-        "input": f"pixels 0..255, [batch, {', '.join(map(str, dataset.image_shape))}]",
+        "input": f"pixels 0..255, [batch, {', '.join(map(str, model.input_shape[1:]))}]",
         "network": plan[role].name,
         "parameters": model.count_params(),
         "loss": formula(plan.loss["_target_"], learner.hyper),
@@ -280,7 +300,7 @@ def _finish(
             "train_seconds": ended.train_seconds,
             "seconds_per_epoch": ended.train_seconds / max(ended.epoch, 1),
             "examples_per_second": ended.examples / max(ended.train_seconds, 1e-9),
-            "teacher_forward_seconds": teacher["seconds"] if teacher else 0.0,
+            "teacher_forward_seconds": taught.outputs.seconds if taught else 0.0,
         },
     }
     if dataset.validation is not None:
@@ -288,8 +308,8 @@ def _finish(
             "best": {"epoch": ended.best_epoch, **ended.best},
             "last": {"epoch": ended.epoch, **ended.last},
         }
-    if teacher:
-        record["teacher"] = teacher["record"]
+    if taught:
+        record["teacher"] = taught.record
     write_json(out / "metrics.json", record)
     _point_latest(out)
 
@@ -334,6 +354,7 @@ _TEACHER_KEYS = (
     "device",
     "memory_gib",
     "checkpoint",
+    "augment",
 )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kd_cli import identity, metrics
-from kd_cli.config import UNUSED, override_key
+from kd_cli.config import override_key
 from kd_cli.progress import print_table, shown
+from kd_cli.schema import UNUSED
 
 _NOT_STUDENT = (*UNUSED["train-student"], "rerun")
 

@@ -9,28 +9,23 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli import metrics
-from kd_cli.checkpoint import file_hash
-from kd_cli.data import Dataset, Split
-from kd_cli.device import set_up
-from kd_cli.engine import LiveTeacher, predict_batches, predictor
+from kd_cli.data import Dataset
+from kd_cli.engine import predictor
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.identity import teacher_spec
-from kd_cli.logits import Request, obtain
-from kd_cli.metrics import score
 from kd_cli.models import ADAPTER, check_network, with_adapter, with_precision
-from kd_cli.progress import CountProgress, shown
+from kd_cli.progress import shown
+from kd_cli.schema import view_shape
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ class Teacher:
     Attributes:
         model: Raw pixels to logits.
         path: Its directory or file, for people.
-        origin: How to load it again: `file`, `input` (or None), `precision`.
+        origin: How to load it again: `file`, `input` (or None), `precision`, `image_shape`.
         name: Its network.
         training: How it was trained, in words; empty when unknown.
         weights_sha256: Hash of its weights.
@@ -76,25 +71,6 @@ class Teacher:
         return {}
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """What a training gets of its teacher.
-
-    Attributes:
-        key: All that decides the values; equal keys give equal training steps.
-        how: In words: `cached as float32`, or `live` and why.
-        logits: [n, K] of the training rows, memory-mapped; None for a live teacher.
-        live: images -> logits; None for a cached teacher.
-        seconds: Spent on computing or reading them now.
-    """
-
-    key: str
-    how: str
-    logits: np.ndarray | None
-    live: LiveTeacher | None
-    seconds: float
-
-
 def weights_hash(model: keras.Model) -> str:
     """SHA-256 over the type, shape and bytes of each weight, in the model's order."""
     sha = hashlib.sha256()
@@ -125,18 +101,17 @@ def load_keras(path: Path, what: str) -> keras.Model:
 _loaded: dict[str, Teacher] = {}
 
 
-def _load(
-    origin: dict[str, Any], image_shape: tuple[int, ...], path: Path, name: str, training: str
-) -> Teacher:
+def load(origin: dict[str, Any], path: Path, name: str, training: str) -> Teacher:
     """The model of a file, behind the adapter `origin["input"]` and in `origin["precision"]`."""
     file = Path(origin["file"])
     mark = file.stat() if file.is_file() else None
     stamp = mark and [mark.st_size, mark.st_mtime_ns, mark.st_ino]
-    key = json.dumps([origin, image_shape, stamp, str(path), name, training])
+    key = json.dumps([origin, stamp, str(path), name, training])
     if key not in _loaded:
         model = load_keras(file, "teacher")
         if origin["input"] is not None:
-            model = with_adapter(model, OmegaConf.create(origin["input"]), image_shape, "teacher")
+            adapter = OmegaConf.create(origin["input"])
+            model = with_adapter(model, adapter, tuple(origin["image_shape"]), "teacher")
         if origin["precision"] is not None:
             model = with_precision(model, origin["precision"])
         _loaded.clear()
@@ -158,9 +133,14 @@ def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
         return None
     _refuse_foreign(plan, dataset, directory, record)
     file = str((directory / "model.keras").resolve())
-    origin = {"file": file, "input": None, "precision": plan.teacher.precision}
-    name, training = record["network"], describe(record)
-    teacher = _load(origin, dataset.image_shape, directory, name, training)
+    shape = view_shape(plan.augment.size, dataset.image_shape)
+    origin = {
+        "file": file,
+        "input": None,
+        "precision": plan.teacher.precision,
+        "image_shape": list(shape),
+    }
+    teacher = load(origin, directory, record["network"], describe(record))
     sha = teacher.weights_sha256
     if sha != record["weights_sha256"]:
         raise ConfigError(
@@ -181,15 +161,21 @@ def _from_file(plan: DictConfig, dataset: Dataset) -> Teacher:
     bare = load_keras(path, "teacher.checkpoint")
     check_network(bare, dataset.num_classes, "teacher.checkpoint")
     adapter = None
+    shape = view_shape(plan.augment.size, dataset.image_shape)
     if not any(layer.name == ADAPTER for layer in bare.layers):
         adapter = OmegaConf.to_container(plan.teacher.input)
-    elif tuple(bare.input_shape[1:]) != dataset.image_shape:
+    elif tuple(bare.input_shape[1:]) != shape:
         raise ConfigError(
             f"teacher.checkpoint={path} takes images of shape {list(bare.input_shape[1:])}, "
-            f"the dataset has {list(dataset.image_shape)}"
+            f"it would get {list(shape)}"
         )
-    origin = {"file": str(path.resolve()), "input": adapter, "precision": plan.teacher.precision}
-    return _load(origin, dataset.image_shape, path, path.stem, "")
+    origin = {
+        "file": str(path.resolve()),
+        "input": adapter,
+        "precision": plan.teacher.precision,
+        "image_shape": list(shape),
+    }
+    return load(origin, path, path.stem, "")
 
 
 def _refuse_foreign(
@@ -229,85 +215,3 @@ def _refuse_foreign(
     for key in ("network", "input"):
         if record["config"]["teacher"][key] != spec[key]:
             refuse(key, record["config"]["teacher"][key], spec[key])
-
-
-def outputs(teacher: Teacher, plan: DictConfig, dataset: Dataset) -> Outputs:
-    """The teacher's answers to the training rows, by the cheapest way that gives the right ones."""
-    started = time.monotonic()
-    key = f"{teacher.weights_sha256} {teacher.network_sha256}"
-    if plan.cache.logits == "none":
-
-        def live(images: Any) -> Any:
-            return keras.ops.cast(teacher.model(images, training=False), "float32")
-
-        how = "live (cache.logits=none)"
-        return Outputs(f"{key} live", how, None, live, time.monotonic() - started)
-    table = logits(teacher, plan, dataset, "train")
-    how = f"cached as {plan.cache.logits}"
-    return Outputs(f"{key} {how}", how, table, None, time.monotonic() - started)
-
-
-def logits(teacher: Teacher, plan: DictConfig, dataset: Dataset, part: str) -> np.ndarray:
-    """The teacher's logits [n, K] of a split's rows, from the cache on disk where there is one.
-
-    Args:
-        teacher: Whom to ask.
-        plan: Names the cache, and whether and how it is kept.
-        dataset: With a fixed image per row: the teacher sees the pixels as they are stored.
-        part: `train` or `test`.
-    """
-    split: Split = getattr(dataset, part)
-    what = f"teacher on {part}"
-
-    def compute(first: int = 0) -> Iterator[np.ndarray]:
-        with CountProgress(what, len(split)) as progress:
-            done = first
-            for batch in predict_batches(teacher.predict, split, first):
-                yield batch
-                done += len(batch)
-                progress.done(done)
-
-    if plan.cache.logits == "none":
-        key = f"{dataset.fingerprint} {dataset.split_fingerprint} {part}"
-        if key not in teacher.kept:
-            teacher.kept[key] = np.concatenate(list(compute()))
-        return teacher.kept[key]
-    wanted = Request(
-        key={
-            "weights": teacher.weights_sha256,
-            "network": teacher.network_sha256,
-            "data": dataset.fingerprint,
-            "split": dataset.split_fingerprint,
-            "part": part,
-            # Another device or version rounds differently.
-            "device": set_up(plan.device),
-            "tensorflow": tf.__version__,
-        },
-        rows=len(split),
-        classes=dataset.num_classes,
-        dtype=plan.cache.logits,
-        origin={
-            "teacher": {**teacher.origin, "sha256": file_hash(Path(teacher.origin["file"]))},
-            "dataset": OmegaConf.to_container(plan.dataset),
-            "part": part,
-        },
-    )
-    return obtain(Path(plan.cache_dir), wanted, compute, f"{teacher.name} on {part}")
-
-
-def evaluate(teacher: Teacher, plan: DictConfig, dataset: Dataset) -> dict[str, float]:
-    """The teacher's test accuracy and NLL, through the same input path as the distillation."""
-    split = dataset.test
-    return score(logits(teacher, plan, dataset, "test"), split.labels[split.rows])
-
-
-def of_origin(origin: dict[str, Any], dataset: Dataset) -> tuple[Teacher, dict[str, str]]:
-    """The teacher of a cache's manifest, and the hashes that its key must have."""
-    file = Path(origin["teacher"]["file"])
-    teacher = _load(origin["teacher"], dataset.image_shape, file, file.stem, "")
-    return teacher, {
-        "weights": teacher.weights_sha256,
-        "network": teacher.network_sha256,
-        "data": dataset.fingerprint,
-        "split": dataset.split_fingerprint,
-    }

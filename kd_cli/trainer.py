@@ -18,7 +18,7 @@ import numpy as np
 
 from kd_cli.checkpoint import State, append_row, read_rows, rewrite_rows
 from kd_cli.data import Split
-from kd_cli.engine import Engine, Learner, predict_rows
+from kd_cli.engine import Engine, Learner, Prepare, predict_rows
 from kd_cli.metrics import score
 from kd_cli.models import dead_layers
 from kd_cli.progress import TrainingProgress
@@ -99,6 +99,7 @@ class Plan:
         patience: Epochs without a better result before stopping; None never stops.
         monitor: `accuracy` or `nll`.
         minutes: Longest time without a saved state.
+        prepare: What becomes of stored images in evaluation; None leaves them.
     """
 
     epochs: int
@@ -106,6 +107,7 @@ class Plan:
     patience: int | None
     monitor: str
     minutes: float
+    prepare: Prepare | None = None
 
 
 class Training:
@@ -199,7 +201,7 @@ class Training:
             "examples_per_second": examples / seconds,
         }
         if validation is not None:
-            logits = predict_rows(self.learner.predict, validation)
+            logits = predict_rows(self.learner.predict, validation, plan.prepare)
             if not np.isfinite(logits).all():
                 self._give_up(
                     f"the logits on the validation split are not finite after epoch {epoch}, "
@@ -218,7 +220,7 @@ class Training:
         if plan.patience is not None and validation is not None:
             now.stopped = "early stopping" if epoch - now.best_epoch >= plan.patience else ""
         if not self.goes_on or epoch & (epoch - 1) == 0:  # epochs 1, 2, 4, 8, ... and the last
-            _check_health(now, self.learner, validation or rest, self.place.label)
+            _check_health(now, self.learner, validation or rest, plan.prepare, self.place.label)
         now.seconds = self.before + time.monotonic() - self.started
         append_row(self.history, row)
         best = self.best_weights if is_best else None
@@ -325,7 +327,9 @@ def _mean(values: list[dict[str, float]]) -> dict[str, float]:
     return {key: sum(one[key] for one in values) / len(values) for key in shared}
 
 
-def _check_health(now: Fit, learner: Learner, split: Split, label: str) -> None:
+def _check_health(
+    now: Fit, learner: Learner, split: Split, prepare: Prepare | None, label: str
+) -> None:
     """Warns of dead hidden layers and of an accuracy at chance; takes back what no longer holds.
 
     A layer that dropout or BatchNormalization feeds can come back to life.
@@ -334,6 +338,8 @@ def _check_health(now: Fit, learner: Learner, split: Split, label: str) -> None:
     # Spread over the rows: a folder's images come class by class.
     rows = split.rows[:: -(-len(split) // 256)]
     images = split.images[rows].astype(np.float32)
+    if prepare is not None:
+        images = prepare(split.images[rows], rows)
     for layer, units in dead_layers(learner.model, images).items():
         found[f"layer '{layer}'"] = (
             f"all {units} hidden units of layer '{layer}' are dead (never above 0 on "

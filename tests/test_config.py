@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from kd_cli.config import UNUSED, check, compose, conf_dir, override_key
+from kd_cli.config import check, compose, conf_dir, override_key
 from kd_cli.identity import register_resolvers, run_dir, run_id, run_name, teacher_spec
 from kd_cli.manual import COMMANDS, GROUPS
+from kd_cli.schema import UNUSED
 
 register_resolvers()
 

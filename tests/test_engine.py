@@ -40,7 +40,7 @@ def test_one_step_equals_numpy(t_squared):
     model = linear()
     kernel, bias = model.get_weights()
     one = learner(model, alpha=0.3, temperature=4.0, t_squared=t_squared)
-    engine = Engine([one], SPLIT, 7, 0, logits=TEACHER)
+    engine = Engine([one], SPLIT, 7, 0, logits=[TEACHER])
     engine.start_epoch(1)
     engine.run(0, 0, 1)
 
@@ -118,7 +118,7 @@ def test_learners_train_side_by_side_as_if_alone():
     for alpha in (0.1, 0.9):
         model = linear()
         one = learner(model, alpha=alpha, temperature=2.0, t_squared=True)
-        engine = Engine([one], SPLIT, 3, 0, logits=TEACHER)
+        engine = Engine([one], SPLIT, 3, 0, logits=[TEACHER])
         engine.start_epoch(1)
         engine.run(0, 0, 3)
         alone.append((model.get_weights(), one.means(7)))
@@ -127,7 +127,7 @@ def test_learners_train_side_by_side_as_if_alone():
         learner(model, alpha=alpha, temperature=2.0, t_squared=True)
         for model, alpha in zip(models, (0.1, 0.9), strict=True)
     ]
-    engine = Engine(both, SPLIT, 3, 0, logits=TEACHER)
+    engine = Engine(both, SPLIT, 3, 0, logits=[TEACHER])
     engine.start_epoch(1)
     engine.run(0, 0, 3)
     for number, (weights, means) in enumerate(alone):
@@ -195,7 +195,7 @@ def test_streamed_batches_are_those_in_memory(dtype):
     for budget, kind in ((split.images.nbytes + TEACHER.nbytes, InMemory), (100, Streamed)):
         model = linear()
         one = learner(model, alpha=0.3, temperature=2.0, t_squared=True)
-        engine = Engine([one], split, 3, 4, logits=TEACHER, budget=budget)
+        engine = Engine([one], split, 3, 4, logits=[TEACHER], budget=budget)
         assert type(engine.source) is kind
         for epoch in (1, 2):
             engine.start_epoch(epoch)
@@ -258,10 +258,10 @@ def test_beginning_again_is_a_fresh_learner_without_a_new_trace():
     alone = []
     for seed, hyper in enumerate(hypers):
         one = Learner(*fresh(seed), hinton, hyper, lambda step: 0.1)
-        train(Engine([one], SPLIT, 3, seed, logits=TEACHER))
+        train(Engine([one], SPLIT, 3, seed, logits=[TEACHER]))
         alone.append(one)
     reused = Learner(*fresh(0), hinton, hypers[0], lambda step: 0.1)
-    engine = Engine([reused], SPLIT, 3, 0, logits=TEACHER)
+    engine = Engine([reused], SPLIT, 3, 0, logits=[TEACHER])
     train(engine)
     reused.begin_again(*fresh(1), hypers[1])
     engine.data_seed = 1

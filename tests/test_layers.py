@@ -7,10 +7,13 @@ PACKAGE = Path(__file__).parent.parent / "kd_cli"
 # From the leaves upwards: a module imports only from its own row and from lower ones.
 ROWS = [
     {"errors", "manual", "losses", "splits", "fused", "progress", "checkpoint", "tracking"},
+    {"schema", "augment"},
     {"config", "device", "metrics", "decoded", "logits", "schedules", "sweep"},
     {"models", "sources", "data"},
-    {"identity", "batches", "engine"},
-    {"summary", "teacher", "trainer", "ownership", "assembly"},
+    {"identity", "batches", "views"},
+    {"engine"},
+    {"summary", "teacher", "trainer", "ownership"},
+    {"answers", "assembly"},
     {"run", "cache"},
     {"job"},
     {"joint"},
@@ -19,7 +22,17 @@ ROWS = [
 ]
 RANK = {name: number for number, row in enumerate(ROWS) for name in row} | {"__init__": -1}
 # Modules that are loaded before a mistake in the configuration is told.
-HEAVY = {"losses", "fused", "models", "batches", "engine", "teacher", "trainer"}
+HEAVY = {
+    "losses",
+    "fused",
+    "models",
+    "augment",
+    "batches",
+    "views",
+    "engine",
+    "teacher",
+    "answers",
+} | {"trainer"}
 LIGHT = set(RANK) - HEAVY
 
 

@@ -1,0 +1,217 @@
+"""What the teacher answers to the images of a run: its logits, from the cache or live.
+
+The cache serves wherever the teacher sees pixels that can be made again: the stored images, those
+of evaluation, and the first K views of an augmentation of single images. Mixed images and the
+teacher's own crops are new in every step, so they take a live teacher.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.checkpoint import file_hash
+from kd_cli.data import Dataset, Split
+from kd_cli.device import set_up
+from kd_cli.engine import LiveTeacher, Prepare, predict_batches
+from kd_cli.errors import ConfigError
+from kd_cli.logits import Request, obtain
+from kd_cli.metrics import score
+from kd_cli.progress import CountProgress
+from kd_cli.teacher import Teacher, load
+from kd_cli.views import Views
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a training gets of its teacher.
+
+    Attributes:
+        key: All that decides the values; equal keys give equal training steps.
+        how: In words: `cached as float32`, or `live` and why.
+        logits: [n, K] of the training rows for each view, memory-mapped; empty for a live teacher.
+        live: images -> logits; None for a cached teacher.
+        seconds: Spent on computing or reading them now.
+    """
+
+    key: str
+    how: str
+    logits: list[np.ndarray]
+    live: LiveTeacher | None
+    seconds: float
+
+
+def outputs(
+    teacher: Teacher, plan: DictConfig, dataset: Dataset, views: Views | None, epochs: int
+) -> Outputs:
+    """The teacher's answers to the training rows, by the cheapest way that gives the right ones.
+
+    Args:
+        teacher: Whom to ask.
+        plan: Its `view` and `cache` choose.
+        dataset: Its training split is asked about.
+        views: The run's augmentation, or None.
+        epochs: No more views than these are used.
+    """
+    started = time.monotonic()
+    key = f"{teacher.weights_sha256} {teacher.network_sha256}"
+    why = why_live(plan, views)
+    if why:
+
+        def live(images: Any) -> Any:
+            return keras.ops.cast(teacher.model(images, training=False), "float32")
+
+        how = f"live ({why})"
+        return Outputs(f"{key} {how}", how, [], live, time.monotonic() - started)
+    how = f"cached as {plan.cache.logits}"
+    if views is None or plan.view == "fixed_teacher":
+        tables = [logits(teacher, plan, dataset, "train", views)]
+    else:
+        count = min(plan.cache.views or 1, epochs)
+        tables = [logits(teacher, plan, dataset, "train", views, view) for view in range(count)]
+        how += f", {count} view{'s' if count > 1 else ''} per image"
+        key += f" of seed {views.seed}"
+    return Outputs(f"{key} {how}", how, tables, None, time.monotonic() - started)
+
+
+def why_live(plan: DictConfig, views: Views | None) -> str:
+    """Why the teacher must be asked at every step; empty when the cache serves.
+
+    Raises:
+        ConfigError: `cache.views` is set where no cache of views can serve.
+    """
+    why = ""
+    if views is not None and views.mixes:
+        why = "mixup makes pixels that the teacher has not seen"
+    elif views is not None and plan.view == "independent":
+        why = "view=independent: the teacher has crops of its own"
+    if plan.cache.views is not None:
+        if not why and (views is None or not views.nodes):
+            why = "nothing is augmented, and the plain cache serves"
+        if not why and plan.view == "fixed_teacher":
+            why = "view=fixed_teacher: the teacher has one view, and the plain cache serves"
+        if not why and plan.cache.logits == "none":
+            why = "cache.logits=none keeps nothing"
+        if why:
+            raise ConfigError(f"cache.views={plan.cache.views} is of no use ({why}): leave it out")
+    elif not why and views is not None and views.nodes and plan.view == "consistent":
+        why = "every epoch has new views; cache.views=K keeps K of them"
+    return why or ("cache.logits=none" if plan.cache.logits == "none" else "")
+
+
+def logits(
+    teacher: Teacher,
+    plan: DictConfig,
+    dataset: Dataset,
+    part: str,
+    views: Views | None,
+    view: int | None = None,
+) -> np.ndarray:
+    """The teacher's logits [n, K] of a split's rows, from the cache on disk where there is one.
+
+    Args:
+        teacher: Whom to ask.
+        plan: Names the cache, and whether and how it is kept.
+        dataset: Where the rows are.
+        part: `train` or `test`.
+        views: The run's augmentation; its evaluation decides what the teacher sees.
+        view: Number of a view of the training images, to see that instead.
+    """
+    split: Split = getattr(dataset, part)
+    what = f"teacher on {part}" + ("" if view is None else f", view {view + 1}")
+    pixels = _pixels(plan.augment, view)
+
+    def compute(first: int = 0) -> Iterator[np.ndarray]:
+        prepare = _prepare(views, view)
+        with CountProgress(what, len(split)) as progress:
+            done = first
+            for batch in predict_batches(teacher.predict, split, prepare, first):
+                yield batch
+                done += len(batch)
+                progress.done(done)
+
+    if plan.cache.logits == "none":
+        key = f"{dataset.fingerprint} {dataset.split_fingerprint} {part} {pixels}"
+        if key not in teacher.kept:
+            teacher.kept[key] = np.concatenate(list(compute()))
+        return teacher.kept[key]
+    wanted = Request(
+        key={
+            "weights": teacher.weights_sha256,
+            "network": teacher.network_sha256,
+            "data": dataset.fingerprint,
+            "split": dataset.split_fingerprint,
+            "part": part,
+            # Another device or version rounds differently.
+            "device": set_up(plan.device),
+            "tensorflow": tf.__version__,
+            **({"pixels": pixels} if pixels else {}),
+        },
+        rows=len(split),
+        classes=dataset.num_classes,
+        dtype=plan.cache.logits,
+        origin={
+            "teacher": {**teacher.origin, "sha256": file_hash(Path(teacher.origin["file"]))},
+            "dataset": OmegaConf.to_container(plan.dataset),
+            "part": part,
+            "augment": OmegaConf.to_container(plan.augment),
+            "view": view,
+        },
+    )
+    name = teacher.name + what.removeprefix("teacher")
+    return obtain(Path(plan.cache_dir), wanted, compute, name)
+
+
+def _pixels(augment: DictConfig, view: int | None) -> dict[str, Any]:
+    """What decides the pixels that the teacher sees; empty for the stored ones."""
+    plain = OmegaConf.to_container(augment)
+    if view is not None:
+        return {**{key: plain[key] for key in ("train", "size", "seed")}, "view": view}
+    return {key: plain[key] for key in ("evaluate", "size")} if plain["evaluate"] else {}
+
+
+def _prepare(views: Views | None, view: int | None) -> Prepare | None:
+    if views is None:
+        return None
+    if view is None:
+        return views.evaluate
+    views.start(view)
+    return views.pixels
+
+
+def evaluate(
+    teacher: Teacher, plan: DictConfig, dataset: Dataset, views: Views | None
+) -> dict[str, float]:
+    """The teacher's test accuracy and NLL, through the same input path as the distillation."""
+    split = dataset.test
+    return score(logits(teacher, plan, dataset, "test", views), split.labels[split.rows])
+
+
+def of_origin(
+    origin: dict[str, Any], dataset: Dataset
+) -> tuple[Teacher, Prepare | None, dict[str, str]]:
+    """The teacher of a cache's manifest, what it saw, and the hashes that its key must have."""
+    file = Path(origin["teacher"]["file"])
+    teacher = load({k: v for k, v in origin["teacher"].items() if k != "sha256"}, file, "", "")
+    augment = OmegaConf.create(origin["augment"])
+    views = None
+    if augment.train or augment.evaluate:
+        views = Views(augment, "consistent", dataset, compiled=set_up("auto") == "cpu")
+    return (
+        teacher,
+        _prepare(views, origin["view"]),
+        {
+            "weights": teacher.weights_sha256,
+            "network": teacher.network_sha256,
+            "data": dataset.fingerprint,
+            "split": dataset.split_fingerprint,
+        },
+    )
