@@ -39,6 +39,7 @@ class Outputs:
         how: In words: `cached as float32`, or `live` and why.
         logits: [n, K] of the training rows for each view, memory-mapped; empty for a live teacher.
         live: images -> logits; None for a cached teacher.
+        repeats: How many views of an image there are; None for a new one in every epoch.
         seconds: Spent on computing or reading them now.
     """
 
@@ -46,6 +47,7 @@ class Outputs:
     how: str
     logits: list[np.ndarray]
     live: LiveTeacher | None
+    repeats: int | None
     seconds: float
 
 
@@ -70,16 +72,16 @@ def outputs(
             return keras.ops.cast(teacher.model(images, training=False), "float32")
 
         how = f"live ({why})"
-        return Outputs(f"{key} {how}", how, [], live, time.monotonic() - started)
+        return Outputs(f"{key} {how}", how, [], live, None, time.monotonic() - started)
     how = f"cached as {plan.cache.logits}"
     if views is None or plan.view == "fixed_teacher":
-        tables = [logits(teacher, plan, dataset, "train", views)]
+        repeats, tables = None, [logits(teacher, plan, dataset, "train", views)]
     else:
-        count = min(plan.cache.views or 1, epochs)
-        tables = [logits(teacher, plan, dataset, "train", views, view) for view in range(count)]
-        how += f", {count} view{'s' if count > 1 else ''} per image"
+        repeats = min(plan.cache.views or 1, epochs)
+        tables = [logits(teacher, plan, dataset, "train", views, view) for view in range(repeats)]
+        how += f", {repeats} view{'s' if repeats > 1 else ''} per image"
         key += f" of seed {views.seed}"
-    return Outputs(f"{key} {how}", how, tables, None, time.monotonic() - started)
+    return Outputs(f"{key} {how}", how, tables, None, repeats, time.monotonic() - started)
 
 
 def why_live(plan: DictConfig, views: Views | None) -> str:

@@ -153,6 +153,7 @@ def engine_for(
         logits=outputs.logits if outputs else (),
         teacher=outputs.live if outputs else None,
         views=augmentation(first, dataset),
+        repeats=outputs.repeats if outputs else None,
         budget=first.memory_gib * 2**30,
     )
     return engine

@@ -189,6 +189,8 @@ class Engine:
         logits: The teacher's logits [n, K] of the split's rows, in its order; one array per view.
         teacher: A teacher to be asked at every step instead.
         views: The augmentation; None trains on the images as they are stored.
+        repeats: After so many epochs the views come again, because only of these the teacher's
+            logits are known; None has new ones in every epoch.
         budget: Bytes of images and logits that may be held in memory; more are streamed.
     """
 
@@ -202,6 +204,7 @@ class Engine:
         logits: Sequence[np.ndarray] = (),
         teacher: LiveTeacher | None = None,
         views: Views | None = None,
+        repeats: int | None = None,
         budget: float = float("inf"),
     ) -> None:
         self.learners = learners
@@ -210,7 +213,8 @@ class Engine:
         self.data_seed = data_seed
         self.teacher = teacher
         self.views = views
-        self.kept_views = len(logits)
+        self.repeats = repeats
+        self.tables = len(logits)
         self.size = len(split)
         self.steps_per_epoch = -(-self.size // batch_size)
         self.source = source(split, logits, batch_size, budget)
@@ -226,10 +230,10 @@ class Engine:
         """
         seed = [self.data_seed, epoch]
         order = tf.random.experimental.stateless_shuffle(self.rows, seed=seed)
-        view = (epoch - 1) % self.kept_views if self.kept_views > 1 else epoch - 1
+        view = (epoch - 1) % self.repeats if self.repeats else epoch - 1
         if self.views is not None:
             self.views.start(view)
-        self._stream = self.source.start(order, first, view)
+        self._stream = self.source.start(order, first, view % max(self.tables, 1))
 
     def run(self, first_step: int, start: int, stop: int) -> None:
         """Runs the steps [start, stop) of the epoch whose first step is number `first_step`."""

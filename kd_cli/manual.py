@@ -55,7 +55,7 @@ keys
   dataset.limit=512               a smoke run on a few images
   early_stopping.patience=5  precision=mixed_bfloat16  device=cpu  rerun=true  data_dir=FOLDER
   hydra/launcher=joint            sweep points that share data and teacher train together
-  augment=flip_crop view=consistent cache.views=5    the teacher sees the student's crops; 5 are kept
+  augment=flip_crop               random crops; view=consistent, independent, fixed_teacher
   cache.logits=float16            half the disk (none: ask the teacher at every step)
 
 examples
