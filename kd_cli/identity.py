@@ -221,7 +221,7 @@ def _input_shape(image_shape: Any, size: int | None) -> ListConfig:
 
 
 def _folder_num_classes(path: str) -> int:
-    from kd_cli.sources import class_folders
+    from kd_cli.folders import class_folders
 
     return len(class_folders(Path(path).expanduser()))
 

@@ -16,7 +16,7 @@ import tensorflow_datasets
 from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 
-from kd_cli import data, sources
+from kd_cli import data, folders, sources
 from kd_cli.config import check, compose
 from kd_cli.decoded import Arrays, fingerprint
 from kd_cli.errors import ConfigError
@@ -617,7 +617,7 @@ def refuse(*_) -> None:
 
 def test_the_second_load_does_not_decode(folder, monkeypatch):
     first = read_folder(folder)
-    monkeypatch.setattr(sources, "_decode_folder", refuse)
+    monkeypatch.setattr(folders, "_decode_folder", refuse)
     second = read_folder(folder)
     for part in ("train", "test"):
         for ours, theirs in zip(getattr(first, part), getattr(second, part), strict=True):
@@ -629,7 +629,7 @@ def test_the_second_load_does_not_decode(folder, monkeypatch):
 
 def test_another_size_is_decoded_by_itself(folder, monkeypatch):
     read_folder(folder)
-    monkeypatch.setattr(sources, "_decode_folder", refuse)
+    monkeypatch.setattr(folders, "_decode_folder", refuse)
     with pytest.raises(AssertionError, match="decoded again"):
         read_folder(folder, (2, 2, 3))
 
@@ -662,14 +662,14 @@ def test_a_cache_folder_without_a_manifest_is_decoded_again(folder):
 
 
 def test_two_processes_may_decode_at_once(folder, monkeypatch):
-    decode = sources._decode_folder
+    decode = folders._decode_folder
 
     def be_second(*arguments):
-        monkeypatch.setattr(sources, "_decode_folder", decode)
+        monkeypatch.setattr(folders, "_decode_folder", decode)
         read_folder(folder)  # the other process, done before this one
         return decode(*arguments)
 
-    monkeypatch.setattr(sources, "_decode_folder", be_second)
+    monkeypatch.setattr(folders, "_decode_folder", be_second)
     assert values(read_folder(folder).test) == [(110, 0), (111, 0), (120, 1)]
     assert len(list((folder.parent / "cache" / "data").iterdir())) == 1
 

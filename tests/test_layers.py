@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "kd_cli"
 ROWS = [
     {"errors", "manual", "losses", "splits", "fused", "progress", "checkpoint", "tracking"},
     {"config", "device", "metrics", "decoded", "logits", "schedules", "sweep"},
-    {"models", "sources", "data"},
+    {"models", "folders", "sources", "data"},
     {"identity", "batches", "engine"},
     {"summary", "teacher", "trainer", "ownership", "assembly"},
     {"run", "cache"},
