@@ -324,8 +324,15 @@ def _check_ranges(plan: DictConfig) -> None:
         "device",
         "auto, cpu, gpu or gpu:N",
     )
-    warmup = plan.schedule.get("warmup_epochs")
-    if warmup is not None and plan.schedule.get("warmup_steps") is None and plan.steps is None:
+    warmup, warmup_steps = (plan.schedule.get(f"warmup_{unit}") for unit in ("epochs", "steps"))
+    # (Epochs against steps are compared by the schedule, which knows the length of an epoch.)
+    if warmup_steps is not None and plan.steps is not None:
+        require(
+            0 <= warmup_steps < plan.steps,
+            "schedule.warmup_steps",
+            f"at least 0 and below steps={plan.steps}, because the warm-up counts inside it",
+        )
+    if warmup is not None and warmup_steps is None and plan.steps is None:
         require(
             0 <= warmup < plan.epochs,
             "schedule.warmup_epochs",

@@ -6,7 +6,17 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "kd_cli"
 # From the leaves upwards: a module imports only from its own row and from lower ones.
 ROWS = [
-    {"errors", "manual", "losses", "splits", "fused", "progress", "checkpoint", "tracking"},
+    {
+        "errors",
+        "manual",
+        "losses",
+        "optimizers",
+        "splits",
+        "fused",
+        "progress",
+        "checkpoint",
+        "tracking",
+    },
     {"config", "device", "metrics", "decoded", "logits", "schedules", "sweep"},
     {"models", "folders", "sources", "data"},
     {"identity", "batches", "engine"},
@@ -19,7 +29,7 @@ ROWS = [
 ]
 RANK = {name: number for number, row in enumerate(ROWS) for name in row} | {"__init__": -1}
 # Modules that are loaded before a mistake in the configuration is told.
-HEAVY = {"losses", "fused", "models", "batches", "engine", "teacher", "trainer"}
+HEAVY = {"losses", "optimizers", "fused", "models", "batches", "engine", "teacher", "trainer"}
 LIGHT = set(RANK) - HEAVY
 
 
