@@ -21,7 +21,7 @@ class Split:
 
     Attributes:
         images: The pool, [N, H, W, C], pixels 0..255, uint8 or float32, possibly memory-mapped.
-        labels: [N] class numbers of the pool.
+        labels: [N] class numbers of the pool; all -1 where the images have no labels.
         rows: [n] the rows of the pool that belong to this split.
     """
 
@@ -32,6 +32,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def labelled(self) -> bool:
+        return bool((self.labels[self.rows] >= 0).all())
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -41,7 +45,8 @@ class Dataset:
         name: For messages.
         image_shape: (H, W, C).
         class_names: One per label; the class numbers where the source names none.
-        train, validation, test: The splits; validation is None with validation_fraction=0.
+        train, validation, test: The splits; validation is None with validation_fraction=0, and
+            where nothing can be held out because the training images have no labels.
         fingerprint: SHA-256 of the source's images, labels and class names.
         split_fingerprint: SHA-256 of the rows of all splits.
     """
@@ -83,7 +88,7 @@ def load(cfg: DictConfig) -> Dataset:
         if cfg.limit is not None and cfg.limit < len(validation_rows):
             validation_rows = limited(official[1], cfg.limit, cfg.split_seed)
         validation = Split(*official, validation_rows)
-    elif cfg.validation_fraction > 0:
+    elif cfg.validation_fraction > 0 and pool[1].min() >= 0:
         held_out = rows[stratified(pool[1][rows], cfg.validation_fraction, cfg.split_seed)]
         rows = np.setdiff1d(rows, held_out)
         validation = Split(*pool, held_out)
@@ -131,7 +136,8 @@ def _check(arrays: Any, cfg: DictConfig) -> None:
                 f"{cfg.name}: the {part} images have shape {list(images.shape[1:])}, declared is "
                 f"dataset.image_shape={list(declared)}"
             )
-        if labels.min() < 0 or labels.max() >= cfg.num_classes:
+        unlabelled = part == "train" and (labels == -1).all()
+        if not unlabelled and (labels.min() < 0 or labels.max() >= cfg.num_classes):
             raise ConfigError(
                 f"{cfg.name}: the {part} labels run from {labels.min()} to {labels.max()}, "
                 f"declared is dataset.num_classes={cfg.num_classes} (labels 0 to "

@@ -1,7 +1,11 @@
-"""Folders of images as a source: one folder per class, decoded once and resized."""
+"""Folders of images as a source: one folder per class, decoded once and resized.
+
+The training images may lie in train/ without class folders: they have no labels then.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +19,42 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 
 
 def class_folders(path: Path) -> list[str]:
-    """Names of the class folders, sorted: of `path/train` where that exists, else of `path`."""
+    """Names of the class folders, sorted.
+
+    Of `path/train` where that exists, or of `path/test` where train/ has images instead of class
+    folders; else of `path`.
+    """
     if not path.is_dir():
         raise ConfigError(f"dataset.path={path} is not a folder; expected a folder of images")
     root = path / "train" if (path / "train").is_dir() else path
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if _is_bare(path):
+        root = path / "test"
+        if not root.is_dir():
+            raise ConfigError(
+                f"{path} has images without class folders in train/ but no test/; expected "
+                "test/<class>/, or class folders in train/"
+            )
+    names = _folders(root)
     if len(names) < 2:
         raise ConfigError(
             f"{root} holds {len(names)} class folders; expected at least 2, one per class"
         )
     return names
+
+
+def _folders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:  # asks nothing more of each of a million images
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether `path/train` holds images instead of class folders."""
+    root = path / "train"
+    return root.is_dir() and not _folders(root) and any(map(_is_image, root.iterdir()))
 
 
 def image_folder(
@@ -36,6 +66,9 @@ def image_folder(
     unreadable: str = "error",
 ) -> Arrays:
     """Images in one folder per class, under train/ and test/ or under one folder that is split.
+
+    Beside train/, validation/ is the official validation split. With images in train/ itself, not
+    in class folders, the training images have no labels and test/ names the classes.
 
     Args:
         path: The folder.
@@ -55,13 +88,21 @@ def image_folder(
     if (root / "train").is_dir():
         if not (root / "test").is_dir():
             raise ConfigError(f"{root} has train/ but no test/; expected both, or class folders")
-        for folder in (root / "test").iterdir():
-            hidden = folder.name.startswith(".")
-            if folder.is_dir() and not hidden and folder.name not in classes:
-                raise ConfigError(
-                    f"{folder} is no class of {root / 'train'}{suggest(folder.name, classes)}"
-                )
-        files = {part: _class_files(root / part, classes) for part in ("train", "test")}
+        bare = _is_bare(root)
+        files = {"train": _class_files(root / "train", classes)}
+        if bare:
+            images = (file for file in (root / "train").iterdir() if _is_image(file))
+            files["train"] = [(file, -1) for file in sorted(images)]
+        for part in ("test", "validation"):
+            if part == "validation" and not (root / part).is_dir():
+                continue
+            for name in _folders(root / part):
+                if name not in classes:
+                    named = root / ("test" if bare else "train")
+                    raise ConfigError(
+                        f"{root / part / name} is no class of {named}{suggest(name, classes)}"
+                    )
+            files[part] = _class_files(root / part, classes)
     else:
         files = _split_files(_class_files(root, classes), test_fraction, seed)
     for part, listed in files.items():
@@ -75,6 +116,8 @@ def image_folder(
         "split": [len(files["train"]), test_fraction, seed],
         "unreadable": unreadable,
     }
+    if "validation" in files:
+        key["validation"] = len(files["validation"])
     return decoded(
         Path(cache_dir), key, lambda: _decode_folder(files, classes, image_shape, unreadable)
     )
@@ -86,7 +129,7 @@ def _class_files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
         for label, name in enumerate(classes)
         if (root / name).is_dir()
         for file in sorted((root / name).rglob("*"))
-        if file.suffix.lower() in _SUFFIXES
+        if _is_image(file)
         and not any(part.startswith(".") for part in file.relative_to(root).parts)
     ]
 
@@ -141,8 +184,8 @@ def _decode_folder(
             raise ConfigError(f"no readable image in the {part} split")
         return np.stack(images), np.array(labels, dtype=np.int64)
 
-    train, test = read("train"), read("test")
+    splits = {part: read(part) for part in files}
     notice = (
         f"left out {len(skipped)} unreadable images, the first: {skipped[0]}" if skipped else ""
     )
-    return Arrays(train, test, class_names=tuple(classes), notice=notice)
+    return Arrays(**splits, class_names=tuple(classes), notice=notice)
