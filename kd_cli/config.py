@@ -82,6 +82,7 @@ class Dataset:
     image_shape: list[int] = MISSING
     num_classes: int = MISSING
     validation_fraction: float = 0.1
+    labelled_fraction: float = 1.0
     split_seed: int = 0
     limit: int | None = None
     source: Any = MISSING
@@ -283,6 +284,11 @@ def _check_ranges(plan: DictConfig) -> None:
         0 <= plan.dataset.validation_fraction < 1,
         "dataset.validation_fraction",
         "at least 0 and below 1",
+    )
+    require(
+        0 < plan.dataset.labelled_fraction <= 1,
+        "dataset.labelled_fraction",
+        "above 0 and at most 1 (the share of the training images whose labels are used)",
     )
     limit = plan.dataset.limit
     require(limit is None or limit >= 1, "dataset.limit", "at least 1, or null for all images")

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from kd_cli.config import build
 from kd_cli.decoded import Arrays, fingerprint
 from kd_cli.errors import ConfigError
-from kd_cli.splits import limited, stratified
+from kd_cli.splits import labelled, limited, stratified
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,11 @@ class Dataset:
         name: For messages.
         image_shape: (H, W, C).
         class_names: One per label; the class numbers where the source names none.
-        train, validation, test: The splits; validation is None with validation_fraction=0, and
-            where nothing can be held out because the training images have no labels.
+        train: Images to be trained on with their labels, or without any.
+        validation, test: The other splits; validation is None with validation_fraction=0, and where
+            nothing can be held out because the training images have no labels.
+        unlabelled: Training images whose labels labelled_fraction hides, None where it is 1. Their
+            labels are in the arrays all the same, and never to be trained on.
         fingerprint: SHA-256 of the source's images, labels and class names.
         split_fingerprint: SHA-256 of the rows of all splits.
     """
@@ -59,6 +62,7 @@ class Dataset:
     test: Split
     fingerprint: str
     split_fingerprint: str
+    unlabelled: Split | None = None
 
     @property
     def num_classes(self) -> int:
@@ -92,6 +96,16 @@ def load(cfg: DictConfig) -> Dataset:
         held_out = rows[stratified(pool[1][rows], cfg.validation_fraction, cfg.split_seed)]
         rows = np.setdiff1d(rows, held_out)
         validation = Split(*pool, held_out)
+    hidden = rows[:0]
+    fraction = cfg.get("labelled_fraction", 1.0)  # (the record of an older cache has no such key)
+    if fraction < 1:
+        if pool[1].min() < 0:
+            raise ConfigError(
+                f"dataset.labelled_fraction={fraction}: the training images have no labels; "
+                "leave it out"
+            )
+        kept = rows[labelled(pool[1][rows], fraction, cfg.split_seed)]
+        rows, hidden = kept, np.setdiff1d(rows, kept)
     train = Split(*pool, rows)
     if not len(train) or (validation is not None and not len(validation)):
         raise ConfigError(
@@ -100,7 +114,8 @@ def load(cfg: DictConfig) -> Dataset:
             f"{len(validation) if validation else 0} validation images; raise one of them"
         )
     sha = hashlib.sha256()
-    for split in (train.rows, validation.rows if validation else test_rows[:0], test_rows):
+    parts = [train.rows, validation.rows if validation else test_rows[:0], test_rows]
+    for split in (*parts, hidden) if len(hidden) else parts:
         sha.update(np.ascontiguousarray(split, dtype=np.int64).data)
         sha.update(b"|")
     return Dataset(
@@ -112,6 +127,7 @@ def load(cfg: DictConfig) -> Dataset:
         Split(*test, test_rows),
         arrays.fingerprint or fingerprint(arrays),
         sha.hexdigest(),
+        Split(*pool, hidden) if len(hidden) else None,
     )
 
 

@@ -42,6 +42,10 @@ MISTAKES = {
         ["distill", "dataset.validation_fraction=1"],
         ["dataset.validation_fraction=1", "below 1"],
     ),
+    "labelled fraction": (
+        ["distill", "dataset.labelled_fraction=0"],
+        ["dataset.labelled_fraction=0", "above 0 and at most 1"],
+    ),
     "smoothing": (["train-student", "label_smoothing=1"], ["label_smoothing=1", "below 1"]),
     "patience": (["distill", "early_stopping.patience=0"], ["patience=0", "null"]),
     "monitor": (["distill", "early_stopping.monitor=loss"], ["monitor=loss", "accuracy or nll"]),

@@ -121,6 +121,28 @@ def test_above_alpha_0_a_loss_without_labels_is_not_finite():
 # --- commands ---
 
 
+@pytest.mark.parametrize("command", ["train-student", "distill"])
+def test_a_run_trains_on_the_labelled_share_alone(kd, work, small, command):
+    kept = [w for w in small if command == "distill" or not w.startswith("teacher")]
+    done = kd(command, *kept, "dataset.labelled_fraction=0.2", "batch_size=8")
+    assert done.code == 0, done.err
+    _, record = only_run(work / "outputs" / command)
+    assert metrics.problems(record) == []
+    sizes = {key: record["dataset"][key] for key in ("train", "labelled", "validation", "test")}
+    assert sizes == {"train": 28, "labelled": 28, "validation": 16, "test": 40}  # 4 x 7 of 4 x 36
+    assert record["steps_done"] == 2 * 4
+    if command == "distill":
+        _, teacher = only_run(work / "outputs" / "teachers")
+        assert teacher["dataset"]["train"] == 28
+        changed = kd(command, *kept, f"teacher_dir={record['teacher']['path']}")
+        assert "another split (" in changed.error and "labelled_fraction 0.2" in changed.error
+
+
+def test_images_without_labels_have_no_labelled_share(bare):
+    with pytest.raises(ConfigError, match="labelled_fraction=0.5: the training images have no"):
+        load(bare, labelled_fraction=0.5)
+
+
 @pytest.fixture
 def words(bare):
     """A teacher that tells dark from light by the sum of the pixels, and the data."""
