@@ -219,7 +219,7 @@ def _refuse_foreign(
     if record["dataset"]["class_names"] != list(dataset.class_names):
         refuse("order of classes", record["dataset"]["class_names"], list(dataset.class_names))
     if record["dataset"]["split_fingerprint"] != dataset.split_fingerprint:
-        keys = ("validation_fraction", "labelled_fraction", "split_seed", "limit")
+        keys = ("validation_fraction", "split_seed", "limit", "labelled_fraction")
         refuse(
             "split",
             ", ".join(f"{key} {theirs.get(key, 1)}" for key in keys),
