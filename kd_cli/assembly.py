@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd_cli.config import build
 from kd_cli.data import Dataset
 from kd_cli.device import set_up
-from kd_cli.errors import LOSS_KEYS, ConfigError
+from kd_cli.errors import LOSS_KEYS, ConfigError, first_line
 from kd_cli.identity import digest, network_spec
 from kd_cli.schema import view_shape
 
@@ -40,6 +40,48 @@ def length(plan: DictConfig, dataset: Dataset) -> tuple[int, int]:
     """The steps of the whole training and of an epoch."""
     steps_per_epoch = -(-len(dataset.train) // plan.batch_size)
     return plan.steps or plan.epochs * steps_per_epoch, steps_per_epoch
+
+
+def check_labels(plan: DictConfig, dataset: Dataset) -> None:
+    """Refuses what can't be done with training images that have no labels.
+
+    Raises:
+        ConfigError: Another command than distill, no given teacher, a loss that can't do without
+            labels, or early stopping without a validation split.
+    """
+    if dataset.train.labelled:
+        return
+    bare = f"{dataset.name}: the training images have no labels"
+    if plan.command != "distill":
+        raise ConfigError(
+            f"{bare}, which {plan.command} needs; they serve to distill with a given teacher: "
+            "kd distill loss=function_matching teacher.checkpoint=FILE"
+        )
+    if plan.teacher.checkpoint is None:
+        raise ConfigError(
+            f"{bare}, so no teacher can be trained on them; give one: teacher.checkpoint=FILE"
+        )
+    if plan.early_stopping.patience is not None and dataset.validation is None:
+        raise ConfigError(
+            f"early_stopping.patience={plan.early_stopping.patience}: {bare}, so none can be held "
+            "out to watch; put labelled ones into validation/<class>/, or leave it out"
+        )
+    set_up(plan.device)
+    import tensorflow as tf
+
+    loss = build(plan.loss, "loss")
+    blank = {"logits": tf.zeros([2, dataset.num_classes])}
+    try:  # with plain numbers, so that a loss may look at alpha
+        terms = tf.nest.flatten(loss(None, blank, blank))
+        finite = all(bool(tf.reduce_all(tf.math.is_finite(term))) for term in terms)
+        why = "" if finite else "not finite without"
+    except Exception as error:  # whatever a loss does with labels=None
+        why = first_line(error)
+    if why:
+        raise ConfigError(
+            f"{bare}, and the loss {plan.loss['_target_']} needs them ({why}); use "
+            "loss=function_matching, or alpha=0"
+        )
 
 
 def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
@@ -143,7 +185,14 @@ def engine_for(
     for plan in plans:
         new = parts(plan, dataset, role)
         learners.append(
-            Learner(new.model, new.optimizer, new.loss.func, new.loss.keywords, new.schedule)
+            Learner(
+                new.model,
+                new.optimizer,
+                new.loss.func,
+                new.loss.keywords,
+                new.schedule,
+                dataset.train.labelled,
+            )
         )
     engine = _kept[key] = Engine(
         learners,

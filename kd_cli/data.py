@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from kd_cli.config import build
 from kd_cli.decoded import Arrays, fingerprint
 from kd_cli.errors import ConfigError
-from kd_cli.splits import limited, stratified
+from kd_cli.splits import labelled, limited, stratified
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Split:
 
     Attributes:
         images: The pool, [N, H, W, C], pixels 0..255, uint8 or float32, possibly memory-mapped.
-        labels: [N] class numbers of the pool.
+        labels: [N] class numbers of the pool; all -1 where the images have no labels.
         rows: [n] the rows of the pool that belong to this split.
     """
 
@@ -32,6 +32,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def labelled(self) -> bool:
+        return bool((self.labels[self.rows] >= 0).all())
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -41,7 +45,11 @@ class Dataset:
         name: For messages.
         image_shape: (H, W, C).
         class_names: One per label; the class numbers where the source names none.
-        train, validation, test: The splits; validation is None with validation_fraction=0.
+        train: Images to be trained on with their labels, or without any.
+        validation, test: The other splits; validation is None with validation_fraction=0, and where
+            nothing can be held out because the training images have no labels.
+        unlabelled: Training images whose labels labelled_fraction hides, None where it is 1. Their
+            labels are in the arrays all the same, and never to be trained on.
         fingerprint: SHA-256 of the source's images, labels and class names.
         split_fingerprint: SHA-256 of the rows of all splits.
     """
@@ -54,6 +62,7 @@ class Dataset:
     test: Split
     fingerprint: str
     split_fingerprint: str
+    unlabelled: Split | None = None
 
     @property
     def num_classes(self) -> int:
@@ -83,10 +92,20 @@ def load(cfg: DictConfig) -> Dataset:
         if cfg.limit is not None and cfg.limit < len(validation_rows):
             validation_rows = limited(official[1], cfg.limit, cfg.split_seed)
         validation = Split(*official, validation_rows)
-    elif cfg.validation_fraction > 0:
+    elif cfg.validation_fraction > 0 and pool[1].min() >= 0:
         held_out = rows[stratified(pool[1][rows], cfg.validation_fraction, cfg.split_seed)]
         rows = np.setdiff1d(rows, held_out)
         validation = Split(*pool, held_out)
+    hidden = rows[:0]
+    fraction = cfg.get("labelled_fraction", 1.0)  # (the record of an older cache has no such key)
+    if fraction < 1:
+        if pool[1].min() < 0:
+            raise ConfigError(
+                f"dataset.labelled_fraction={fraction}: the training images have no labels; "
+                "leave it out"
+            )
+        kept = rows[labelled(pool[1][rows], fraction, cfg.split_seed)]
+        rows, hidden = kept, np.setdiff1d(rows, kept)
     train = Split(*pool, rows)
     if not len(train) or (validation is not None and not len(validation)):
         raise ConfigError(
@@ -95,7 +114,8 @@ def load(cfg: DictConfig) -> Dataset:
             f"{len(validation) if validation else 0} validation images; raise one of them"
         )
     sha = hashlib.sha256()
-    for split in (train.rows, validation.rows if validation else test_rows[:0], test_rows):
+    parts = [train.rows, validation.rows if validation else test_rows[:0], test_rows]
+    for split in (*parts, hidden) if len(hidden) else parts:
         sha.update(np.ascontiguousarray(split, dtype=np.int64).data)
         sha.update(b"|")
     return Dataset(
@@ -107,6 +127,7 @@ def load(cfg: DictConfig) -> Dataset:
         Split(*test, test_rows),
         arrays.fingerprint or fingerprint(arrays),
         sha.hexdigest(),
+        Split(*pool, hidden) if len(hidden) else None,
     )
 
 
@@ -131,7 +152,8 @@ def _check(arrays: Any, cfg: DictConfig) -> None:
                 f"{cfg.name}: the {part} images have shape {list(images.shape[1:])}, declared is "
                 f"dataset.image_shape={list(declared)}"
             )
-        if labels.min() < 0 or labels.max() >= cfg.num_classes:
+        unlabelled = part == "train" and (labels == -1).all()
+        if not unlabelled and (labels.min() < 0 or labels.max() >= cfg.num_classes):
             raise ConfigError(
                 f"{cfg.name}: the {part} labels run from {labels.min()} to {labels.max()}, "
                 f"declared is dataset.num_classes={cfg.num_classes} (labels 0 to "

@@ -25,8 +25,9 @@ class Arrays:
     """Decoded images and labels, as a source returns them.
 
     Attributes:
-        train: Images [N, H, W, C] with pixels 0..255 (uint8 or float32), labels [N] in 0..K-1.
-        test: The same of the test split.
+        train: Images [N, H, W, C] with pixels 0..255 (uint8 or float32), labels [N] in 0..K-1, or
+            all -1: images without labels.
+        test: The same of the test split, with labels.
         validation: The official validation split, where there is one.
         class_names: One name per label, in order.
         fingerprint: SHA-256 of all the above; computed when absent.

@@ -40,6 +40,8 @@ class Learner:
         hyper: Keywords of the loss; alpha and the like become variables, so that a new value does
             not trace again.
         schedule: step -> learning rate.
+        labelled: Whether the training images have labels. Without them the loss gets None, and
+            there is no training accuracy.
 
     Attributes:
         terms: Names of the loss's terms.
@@ -55,12 +57,14 @@ class Learner:
         loss: Callable[..., Any],
         hyper: Mapping[str, Any],
         schedule: Callable[[Any], Any],
+        labelled: bool = True,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.loss = loss
         self.hyper = hyper
         self.schedule = schedule
+        self.labelled = labelled
         fuse_batch_norm(model)
         optimizer.build(model.trainable_variables)
         # Only those whose losses are known to take tensors: a user's loss may want a plain number.
@@ -73,7 +77,7 @@ class Learner:
         blank = {"logits": tf.zeros([1, model.output_shape[-1]])}
         # Traced, as in training, so that a loss that only works eagerly is found now.
         traced = tf.function(lambda *batch: self.evaluate_loss(*batch), autograph=False)
-        self.terms = list(traced(tf.zeros([1], tf.int64), blank, blank))
+        self.terms = list(traced(tf.zeros([1], tf.int64) if labelled else None, blank, blank))
         # (A network's own losses may appear only when it is called: one column is theirs.)
         self.sums = tf.Variable(tf.zeros([len(self.terms) + 2], tf.float64), trainable=False)
         self.broken = tf.Variable([-1, -1], dtype=tf.int64, trainable=False)
@@ -111,12 +115,13 @@ class Learner:
         self.sums.assign(tf.zeros_like(self.sums))
 
     def means(self, examples: int) -> dict[str, float]:
-        """Means over the epoch so far: `loss`, each of its terms, and `accuracy`."""
+        """Means over the epoch so far: `loss`, each of its terms, and with labels `accuracy`."""
         row = self.sums.numpy() / max(examples, 1)
         values = {"loss": float(row[: len(self.terms)].sum())}
         if len(self.terms) > 1:
             values |= {name: float(row[number]) for number, name in enumerate(self.terms)}
-        values["accuracy"] = float(row[-1])
+        if self.labelled:
+            values["accuracy"] = float(row[-1])
         return values
 
     def first_broken(self) -> tuple[int, str] | None:
@@ -147,7 +152,8 @@ class Learner:
     ) -> None:
         with tf.GradientTape() as tape:
             logits = tf.cast(self.model(images, training=True), tf.float32)
-            terms = self.evaluate_loss(labels, {"logits": logits}, teacher)
+            known = labels if self.labelled else None
+            terms = self.evaluate_loss(known, {"logits": logits}, teacher)
             means = [tf.reduce_mean(value) for value in terms.values()]
             if self.model.losses:
                 means.append(tf.add_n([tf.cast(v, tf.float32) for v in self.model.losses]))

@@ -63,6 +63,8 @@ def digest(value: Any, length: int = 10) -> str:
 def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
     """The part of `dataset` that decides which images and labels come out, as plain data."""
     spec = OmegaConf.to_container(dataset)
+    if spec.get("labelled_fraction") == 1:  # as before there was a choice
+        del spec["labelled_fraction"]
     spec["source"] = {
         key: value for key, value in spec["source"].items() if key not in ("data_dir", "cache_dir")
     }
@@ -231,7 +233,7 @@ def _input_shape(image_shape: Any, size: int | None, *, _root_: DictConfig) -> L
 
 
 def _folder_num_classes(path: str) -> int:
-    from kd_cli.sources import class_folders
+    from kd_cli.folders import class_folders
 
     return len(class_folders(Path(path).expanduser()))
 

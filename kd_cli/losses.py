@@ -3,7 +3,8 @@
 `student` and `teacher` are mappings with `logits` [B, K] in float32. The terms sum to the loss;
 their names appear in the progress line, the history and the message about a value that is not
 finite. A user's own loss may return one array [B] instead. The caller takes the batch mean.
-`labels` are class numbers [B], or after mixup the classes' shares [B, K].
+`labels` are class numbers [B], or after mixup the classes' shares [B, K], or None where
+the training images have none: a loss that needs them fails or is not finite.
 `alpha`, `temperature` and `t_squared` may be tensors: changing them does not trace again.
 
 `alpha` weights the hard labels, `1 - alpha` the teacher: always.
@@ -38,7 +39,7 @@ def cross_entropy(
 
 
 def hinton(
-    labels: tf.Tensor,
+    labels: tf.Tensor | None,
     student: Outputs,
     teacher: Outputs,
     *,
@@ -51,9 +52,8 @@ def hinton(
     T^2 keeps the size of the soft term's gradient as T changes; `t_squared=false` leaves it out.
     Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", section 2.
     """
-    hard = cross_entropy(labels, student, None)["hard"]
     soft = _soft(student, teacher, temperature, t_squared)
-    return {"hard": alpha * hard, "soft": (1 - alpha) * soft}
+    return {"hard": _labels_share(alpha, labels, student), "soft": (1 - alpha) * soft}
 
 
 def function_matching(
@@ -72,7 +72,7 @@ def function_matching(
 
 
 def hard(
-    labels: tf.Tensor, student: Outputs, teacher: Outputs, *, alpha: Any
+    labels: tf.Tensor | None, student: Outputs, teacher: Outputs, *, alpha: Any
 ) -> dict[str, tf.Tensor]:
     """alpha * CE(labels, student) + (1 - alpha) * CE(arg-max of the teacher, student).
 
@@ -80,9 +80,20 @@ def hard(
     """
     decision = tf.argmax(teacher["logits"], axis=-1)
     return {
-        "hard": alpha * cross_entropy(labels, student, None)["hard"],
+        "hard": _labels_share(alpha, labels, student),
         "teacher": (1 - alpha) * cross_entropy(decision, student, None)["hard"],
     }
+
+
+def _labels_share(alpha: Any, labels: tf.Tensor | None, student: Outputs) -> tf.Tensor:
+    """alpha * CE(labels, student); without labels 0 for alpha = 0 and else NaN.
+
+    alpha may be a variable, whose value is not known when the step is traced.
+    """
+    if labels is not None:
+        return alpha * cross_entropy(labels, student, None)["hard"]
+    share = tf.where(tf.cast(alpha, tf.float32) > 0, float("nan"), 0.0)
+    return tf.fill(tf.shape(student["logits"])[:1], share)
 
 
 def _soft(student: Outputs, teacher: Outputs, temperature: Any, t_squared: Any) -> tf.Tensor:

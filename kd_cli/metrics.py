@@ -32,6 +32,7 @@ SCHEMA: dict[str, tuple[Any, bool, str]] = {
     "dataset.image_shape": (list, False, "[height, width, channels]"),
     "dataset.class_names": (list, False, "class names in label order"),
     "dataset.train": (int, False, "training images"),
+    "dataset.labelled": (int, False, "training images that have labels: all, or 0"),
     "dataset.validation": (int, False, "validation images, 0 without a validation split"),
     "dataset.test": (int, False, "test images"),
     "dataset.fingerprint": (str, False, "SHA-256 of images, labels and class names"),

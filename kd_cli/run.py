@@ -87,6 +87,7 @@ def execute_together(runs: list[Run]) -> list[Result]:
                 locks.enter_context(lock(run.out))
                 record = metrics.read(run.out)
                 if record is None:
+                    assembly.check_labels(run.plan, dataset)
                     unfinished.append(run)
                 else:
                     refuse_other_inputs(record["inputs"], inputs(run.plan, dataset), run.out)
@@ -224,6 +225,11 @@ def _train(
 
         for run in runs:
             preview(engine.views, dataset.train, run.out / "augment.png")
+    if not dataset.train.labelled and dataset.validation is None:
+        log.info(
+            "the training images have no labels and there is no validation/: training goes to its "
+            "end, and the last epoch is kept"
+        )
     trainings = fit(engine, dataset.validation, places, shared)
     for run, training in zip(runs, trainings, strict=True):
         if training.error is None:
@@ -276,6 +282,7 @@ def _finish(
             "image_shape": list(dataset.image_shape),
             "class_names": list(dataset.class_names),
             "train": len(dataset.train),
+            "labelled": len(dataset.train) if dataset.train.labelled else 0,
             "validation": len(dataset.validation) if dataset.validation else 0,
             "test": len(dataset.test),
             "fingerprint": dataset.fingerprint,

@@ -72,6 +72,7 @@ class Dataset:
     image_shape: list[int] = MISSING
     num_classes: int = MISSING
     validation_fraction: float = 0.1
+    labelled_fraction: float = 1.0
     split_seed: int = 0
     limit: int | None = None
     source: Any = MISSING
@@ -167,6 +168,11 @@ def check_ranges(plan: DictConfig) -> None:
         "dataset.validation_fraction",
         "at least 0 and below 1",
     )
+    require(
+        0 < plan.dataset.labelled_fraction <= 1,
+        "dataset.labelled_fraction",
+        "above 0 and at most 1 (the share of the training images whose labels are used)",
+    )
     limit = plan.dataset.limit
     require(limit is None or limit >= 1, "dataset.limit", "at least 1, or null for all images")
     require(plan.dataset.num_classes >= 2, "dataset.num_classes", "at least 2")
@@ -222,8 +228,15 @@ def check_ranges(plan: DictConfig) -> None:
         "device",
         "auto, cpu, gpu or gpu:N",
     )
-    warmup = plan.schedule.get("warmup_epochs")
-    if warmup is not None and plan.schedule.get("warmup_steps") is None and plan.steps is None:
+    warmup, warmup_steps = (plan.schedule.get(f"warmup_{unit}") for unit in ("epochs", "steps"))
+    # (Epochs against steps are compared by the schedule, which knows the length of an epoch.)
+    if warmup_steps is not None and plan.steps is not None:
+        require(
+            0 <= warmup_steps < plan.steps,
+            "schedule.warmup_steps",
+            f"at least 0 and below steps={plan.steps}, because the warm-up counts inside it",
+        )
+    if warmup is not None and warmup_steps is None and plan.steps is None:
         require(
             0 <= warmup < plan.epochs,
             "schedule.warmup_epochs",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 
@@ -19,15 +21,34 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     Returns:
         The rows, sorted.
     """
-    chosen = []
+
+    def count(size: int) -> int:
+        share = round(fraction * size)
+        return min(max(share, 1), size - 1) if size >= 2 and 0 < fraction < 1 else share
+
+    return _drawn(labels, count, [seed])
+
+
+def labelled(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Rows of a random sample that keep their labels: the same share of every class, at least one.
+
+    A larger fraction takes the rows of a smaller one and more. Arguments and result are those of
+    `stratified`, whose draws with the same seed are others.
+    """
+    return _drawn(labels, lambda size: max(round(fraction * size), 1), [seed, 1])
+
+
+def _drawn(labels: np.ndarray, count: Callable[[int], int], seeds: list[int]) -> np.ndarray:
+    """`count(size of the class)` random rows of each class, sorted.
+
+    `seeds` are the seed, and a number above 0 for a stream of its own.
+    """
+    chosen = [np.empty(0, dtype=np.int64)]
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
-        count = round(fraction * len(rows))
-        if len(rows) >= 2 and 0 < fraction < 1:
-            count = min(max(count, 1), len(rows) - 1)
-        generator = np.random.default_rng([seed, int(label)])
-        chosen.append(generator.permutation(rows)[:count])
-    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
+        generator = np.random.default_rng([seeds[0], int(label), *seeds[1:]])
+        chosen.append(generator.permutation(rows)[: count(len(rows))])
+    return np.sort(np.concatenate(chosen))
 
 
 def limited(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:

@@ -49,7 +49,10 @@ def print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: lis
         rows.append(row(name, record))
         scratch_dir = identity.run_dir(identity.counterpart(plan))
         scratch = metrics.read(scratch_dir)
-        if scratch and scratch["dataset"] == record["dataset"]:
+        data = ("fingerprint", "split_fingerprint")
+        if record["dataset"].get("labelled") == 0:  # (an older record does not say)
+            files["scratch student"] = "needs labels, which the training images do not have"
+        elif scratch and all(scratch["dataset"][key] == record["dataset"][key] for key in data):
             rows.append(row("scratch student", scratch))
             files["scratch student"] = shown(scratch_dir)
         else:

@@ -205,11 +205,11 @@ def _refuse_foreign(
     if record["dataset"]["class_names"] != list(dataset.class_names):
         refuse("order of classes", record["dataset"]["class_names"], list(dataset.class_names))
     if record["dataset"]["split_fingerprint"] != dataset.split_fingerprint:
-        keys = ("validation_fraction", "split_seed", "limit")
+        keys = ("validation_fraction", "split_seed", "limit", "labelled_fraction")
         refuse(
             "split",
-            ", ".join(f"{key} {theirs[key]}" for key in keys),
-            ", ".join(f"{key} {ours[key]}" for key in keys),
+            ", ".join(f"{key} {theirs.get(key, 1)}" for key in keys),
+            ", ".join(f"{key} {ours.get(key, 1)}" for key in keys),
         )
     spec = teacher_spec(plan)
     for key in ("network", "input"):

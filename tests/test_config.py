@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from kd_cli.config import check, compose, conf_dir, override_key
-from kd_cli.identity import register_resolvers, run_dir, run_id, run_name, teacher_spec
+from kd_cli.identity import register_resolvers, run_dir, run_id, run_name, run_spec, teacher_spec
 from kd_cli.manual import COMMANDS, GROUPS
 from kd_cli.schema import UNUSED
 
@@ -121,10 +121,18 @@ def test_places_do_not_count(override):
     ["alpha=0.2", "seed=1", "init_seed=1", "data_seed=1", "epochs=3", "batch_size=7", "loss=hard",
      "learning_rate=0.1", "student.network.units=[3]", "teacher=mlp", "dataset.limit=9",
      "precision=mixed_bfloat16", "optimizer=sgd", "t_squared=false", "schedule=cosine",
-     "early_stopping.patience=3", "steps=5", "dataset.split_seed=1", "student.input.scale=1"],
+     "early_stopping.patience=3", "steps=5", "dataset.split_seed=1", "student.input.scale=1",
+     "dataset.labelled_fraction=0.5"],
 )  # fmt: skip
 def test_what_can_change_the_result_counts(override):
     assert run_id(plan("distill", override)) != run_id(plan("distill"))
+
+
+def test_all_labels_make_the_same_run_and_teacher_as_before_there_was_a_choice():
+    for made in (plan("distill"), plan("distill", "dataset.labelled_fraction=1")):
+        assert "labelled_fraction" not in run_spec(made)["dataset"]
+        assert made.teacher_dir == "outputs/teachers/digits-cnn-27ba215a"
+    assert plan("distill", "dataset.labelled_fraction=0.1").teacher_dir != made.teacher_dir
 
 
 def test_keys_that_a_command_does_not_use_do_not_count():

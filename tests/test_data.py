@@ -16,12 +16,12 @@ import tensorflow_datasets
 from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 
-from kd_cli import data, sources
+from kd_cli import data, folders, sources
 from kd_cli.config import check, compose
 from kd_cli.decoded import Arrays, fingerprint
 from kd_cli.errors import ConfigError
 from kd_cli.identity import register_resolvers
-from kd_cli.splits import limited, stratified
+from kd_cli.splits import labelled, limited, stratified
 
 # --- samples of rows ---
 
@@ -93,6 +93,29 @@ def test_limited_is_a_function_of_the_seed():
     first = limited(SHUFFLED, 30, 3)
     np.testing.assert_array_equal(first, limited(SHUFFLED.copy(), 30, 3))
     assert set(first) != set(limited(SHUFFLED, 30, 4))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"),
+    [(0.1, [10, 4, 1]), (0.01, [1, 1, 1]), (0.25, [25, 10, 2]), (0.99, [99, 40, 10])],
+)
+def test_labels_are_kept_of_the_same_share_of_each_class(fraction, expected):
+    assert counts(SHUFFLED, labelled(SHUFFLED, fraction, 0)) == expected
+
+
+def test_a_class_of_one_image_keeps_its_label():
+    assert labelled(np.array([0, 0, 0, 1]), 0.1, 0)[-1] == 3
+
+
+def test_a_larger_labelled_share_contains_a_smaller_one():
+    rows = [set(labelled(SHUFFLED, fraction, 3)) for fraction in (0.01, 0.1, 0.5, 1)]
+    assert rows[0] < rows[1] < rows[2] < rows[3]
+    assert rows[1] != set(labelled(SHUFFLED, 0.1, 4))
+
+
+def test_labelled_rows_are_drawn_apart_from_validation_rows():
+    # With one stream, a half of the rows drawn for validation would be the half drawn here.
+    assert set(labelled(SHUFFLED, 0.5, 0)) != set(stratified(SHUFFLED, 0.5, 0))
 
 
 # --- digits ---
@@ -217,6 +240,29 @@ def test_a_limit_above_the_size_changes_nothing():
 def test_a_limit_that_leaves_no_validation_image_is_refused():
     with pytest.raises(ConfigError, match="dataset.limit=5 .*leaves 5 training and 0 validation"):
         digits(limit=5)
+
+
+def test_a_labelled_share_parts_the_training_rows_only():
+    whole, some = digits(), digits(labelled_fraction=0.2)
+    np.testing.assert_array_equal(whole.validation.rows, some.validation.rows)
+    np.testing.assert_array_equal(whole.test.rows, some.test.rows)
+    assert not set(some.train.rows) & set(some.unlabelled.rows)
+    parts = np.concatenate([some.train.rows, some.unlabelled.rows])
+    np.testing.assert_array_equal(np.sort(parts), whole.train.rows)
+    per_class = np.bincount(labels_of(whole.train))
+    np.testing.assert_array_equal(np.bincount(labels_of(some.train)), np.round(0.2 * per_class))
+    assert set(digits(labelled_fraction=0.02).train.rows) < set(some.train.rows)
+    assert some.split_fingerprint != whole.split_fingerprint
+    assert some.fingerprint == whole.fingerprint
+
+
+def test_with_all_labels_nothing_changes():
+    assert digits(labelled_fraction=1.0).unlabelled is None
+    # As it was before there was a labelled_fraction: runs and cached logits name it.
+    for dataset in (digits(labelled_fraction=1.0), digits()):
+        splits = (dataset.train, dataset.validation, dataset.test)
+        rows = b"".join(split.rows.astype("<i8").tobytes() + b"|" for split in splits)
+        assert dataset.split_fingerprint == hashlib.sha256(rows).hexdigest()
 
 
 # --- npz ---
@@ -617,7 +663,7 @@ def refuse(*_) -> None:
 
 def test_the_second_load_does_not_decode(folder, monkeypatch):
     first = read_folder(folder)
-    monkeypatch.setattr(sources, "_decode_folder", refuse)
+    monkeypatch.setattr(folders, "_decode_folder", refuse)
     second = read_folder(folder)
     for part in ("train", "test"):
         for ours, theirs in zip(getattr(first, part), getattr(second, part), strict=True):
@@ -629,7 +675,7 @@ def test_the_second_load_does_not_decode(folder, monkeypatch):
 
 def test_another_size_is_decoded_by_itself(folder, monkeypatch):
     read_folder(folder)
-    monkeypatch.setattr(sources, "_decode_folder", refuse)
+    monkeypatch.setattr(folders, "_decode_folder", refuse)
     with pytest.raises(AssertionError, match="decoded again"):
         read_folder(folder, (2, 2, 3))
 
@@ -662,14 +708,14 @@ def test_a_cache_folder_without_a_manifest_is_decoded_again(folder):
 
 
 def test_two_processes_may_decode_at_once(folder, monkeypatch):
-    decode = sources._decode_folder
+    decode = folders._decode_folder
 
     def be_second(*arguments):
-        monkeypatch.setattr(sources, "_decode_folder", decode)
+        monkeypatch.setattr(folders, "_decode_folder", decode)
         read_folder(folder)  # the other process, done before this one
         return decode(*arguments)
 
-    monkeypatch.setattr(sources, "_decode_folder", be_second)
+    monkeypatch.setattr(folders, "_decode_folder", be_second)
     assert values(read_folder(folder).test) == [(110, 0), (111, 0), (120, 1)]
     assert len(list((folder.parent / "cache" / "data").iterdir())) == 1
 

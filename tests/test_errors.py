@@ -42,6 +42,10 @@ MISTAKES = {
         ["distill", "dataset.validation_fraction=1"],
         ["dataset.validation_fraction=1", "below 1"],
     ),
+    "labelled fraction": (
+        ["distill", "dataset.labelled_fraction=0"],
+        ["dataset.labelled_fraction=0", "above 0 and at most 1"],
+    ),
     "smoothing": (["train-student", "label_smoothing=1"], ["label_smoothing=1", "below 1"]),
     "patience": (["distill", "early_stopping.patience=0"], ["patience=0", "null"]),
     "monitor": (["distill", "early_stopping.monitor=loss"], ["monitor=loss", "accuracy or nll"]),
@@ -67,6 +71,27 @@ MISTAKES = {
     "warm-up as long as the training": (
         ["distill", "schedule=warmup_cosine", "schedule.warmup_epochs=40"],
         ["schedule.warmup_epochs=40", "below epochs=40"],
+    ),
+    "warm-up of as many steps as the training": (
+        ["distill", "schedule=warmup_cosine", "schedule.warmup_steps=1992", "steps=1992"],
+        ["schedule.warmup_steps=1992", "below steps=1992"],
+    ),
+    "warm-up of more steps than the epochs have": (
+        ["train-student", "schedule=warmup_cosine", "schedule.warmup_steps=1500", "epochs=30"],
+        ["warm-up of 1500 steps", "below the training's 1170 steps"],  # 39 batches of 32
+    ),
+    "negative weight decay": (
+        ["train-student", "optimizer=adamw", "optimizer.weight_decay=-1"],
+        ["optimizer.weight_decay=-1", "at least 0"],
+    ),
+    "weight decay of a whole weight": (
+        [
+            "train-student",
+            "optimizer=adamw",
+            "optimizer.weight_decay=1",
+            "optimizer.decoupled=true",
+        ],
+        ["optimizer.weight_decay=1", "below 1"],
     ),
     "missing file": (
         ["distill", "dataset=npz", "dataset.path=no.npz"],

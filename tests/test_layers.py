@@ -6,10 +6,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "kd_cli"
 # From the leaves upwards: a module imports only from its own row and from lower ones.
 ROWS = [
-    {"errors", "manual", "losses", "splits", "fused", "progress", "checkpoint", "tracking"},
+    {"errors", "manual", "splits", "progress", "checkpoint", "tracking"},
+    {"losses", "optimizers", "fused"},
     {"schema", "augment"},
     {"config", "device", "metrics", "decoded", "logits", "schedules", "sweep"},
-    {"models", "sources", "data"},
+    {"models", "folders", "sources", "data"},
     {"identity", "batches", "views"},
     {"engine"},
     {"summary", "teacher", "trainer", "ownership"},
@@ -22,17 +23,8 @@ ROWS = [
 ]
 RANK = {name: number for number, row in enumerate(ROWS) for name in row} | {"__init__": -1}
 # Modules that are loaded before a mistake in the configuration is told.
-HEAVY = {
-    "losses",
-    "fused",
-    "models",
-    "augment",
-    "batches",
-    "views",
-    "engine",
-    "teacher",
-    "answers",
-} | {"trainer"}
+HEAVY = {"losses", "optimizers", "fused", "models", "augment", "batches", "views", "engine"}
+HEAVY |= {"teacher", "answers", "trainer"}
 LIGHT = set(RANK) - HEAVY
 
 

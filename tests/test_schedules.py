@@ -6,7 +6,10 @@ import keras
 import pytest
 import tensorflow as tf
 
+from kd_cli import assembly, data
+from kd_cli.config import build, check, compose
 from kd_cli.errors import ConfigError
+from kd_cli.identity import register_resolvers
 from kd_cli.schedules import constant, cosine, warmup_cosine
 
 
@@ -83,6 +86,18 @@ def test_decay_steps_win_over_decay_epochs():
 def test_warmup_cosine_of_the_flowers_recipe(step, rate):
     schedule = warmup_cosine(1992, 16, learning_rate=0.003, warmup_steps=1500)
     assert float(schedule(tf.constant(step, tf.int64))) == near(rate)
+
+
+def test_the_flowers_recipe_s_steps_on_the_command_line():
+    register_resolvers()
+    words = ["schedule=warmup_cosine", "schedule.warmup_steps=1500", "learning_rate=0.003"]
+    words += ["steps=1992", "batch_size=100"]
+    plan = check(compose("train-student", words), words)
+    total_steps, steps_per_epoch = assembly.length(plan, data.load(plan.dataset))
+    assert (total_steps, steps_per_epoch) == (1992, 13)  # 1,225 images; 153 epochs and 3 steps
+    schedule = build(plan.schedule, "schedule")(total_steps, steps_per_epoch)
+    found = rates(schedule, [0, 750, 1500, 1746, 1992, 2000])
+    assert found == [near(value) for value in (0, 0.0015, 0.003, 0.0015, 0, 0)]
 
 
 def test_warmup_starts_at_its_own_rate():

@@ -1,0 +1,58 @@
+"""AdamW with a weight decay that follows the learning rate, or one that does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from kd_cli.errors import ConfigError
+
+
+class AdamW(keras.optimizers.AdamW):
+    """Keras's AdamW, with a choice of how far a step decays a weight w before Adam's own update.
+
+    `decoupled=False` is Keras's: w -= rate * weight_decay * w. `decoupled=True` is that of
+    TensorFlow Addons: w -= weight_decay * w, whatever the rate; at rate 0 weights still shrink.
+    Loshchilov and Hutter multiply the decay by a schedule's eta_t, which the second form takes as 1
+    throughout. Both decay every weight, biases and normalisation included.
+
+    Args:
+        learning_rate: Set at every step from the schedule.
+        weight_decay: As above; a value for one form is some 1 / rate times that for the other.
+        decoupled: Whether the decay leaves the learning rate out.
+        **options: Keras's own, such as `clipnorm`, of each variable's gradient.
+
+    Raises:
+        ConfigError: A decay below 0, or of 1 and more a step.
+
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2;
+    `tfa.optimizers.AdamW`.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 0.001,
+        weight_decay: float = 0.004,
+        decoupled: bool = False,
+        **options: Any,
+    ) -> None:
+        if not 0 <= weight_decay or (decoupled and weight_decay >= 1):
+            bounds = "at least 0 and below 1 (a share of a weight per step)"
+            raise ConfigError(
+                f"optimizer.weight_decay={weight_decay} must be "
+                f"{bounds if decoupled else 'at least 0'}"
+            )
+        super().__init__(learning_rate=learning_rate, weight_decay=weight_decay, **options)
+        self.decoupled = decoupled
+
+    def _apply_weight_decay(self, variables: list[Any]) -> None:
+        if not self.decoupled:
+            super()._apply_weight_decay(variables)
+            return
+        for variable in variables:
+            if self._use_weight_decay(variable):
+                variable.assign_sub(variable * self.weight_decay)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "decoupled": self.decoupled}
