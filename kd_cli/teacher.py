@@ -1,7 +1,8 @@
 """The teacher: found in its directory or given as a file, checked, asked for its logits once.
 
 A teacher is a function from images to logits, never trained and never saved with the student. This
-is the one place that turns a run directory or a `.keras` file into it.
+is the one place that turns a run directory, a `.keras` file, published weights or a SavedModel into
+it.
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ import tensorflow as tf
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli import metrics
-from kd_cli.checkpoint import file_hash
+from kd_cli.bit import load_published
+from kd_cli.checkpoint import file_hash, files_of
 from kd_cli.data import Dataset, Split
 from kd_cli.device import set_up
 from kd_cli.engine import LiveTeacher, predict_batches, predictor
 from kd_cli.errors import ConfigError, first_line
-from kd_cli.identity import teacher_spec
+from kd_cli.identity import network_spec, teacher_spec
 from kd_cli.logits import Request, obtain
 from kd_cli.metrics import score
-from kd_cli.models import ADAPTER, check_network, with_adapter, with_precision
+from kd_cli.models import ADAPTER, build_network, check_network, with_adapter, with_precision
 from kd_cli.progress import CountProgress, shown
+from kd_cli.saved_model import load_saved_model
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Teacher:
     Attributes:
         model: Raw pixels to logits.
         path: Its directory or file, for people.
-        origin: How to load it again: `file`, `input` (or None), `precision`.
+        origin: How to load it again: `file`, `input` (or None), `precision`, and the `network` of a
+            file that holds weights alone.
         name: Its network.
         training: How it was trained, in words; empty when unknown.
         weights_sha256: Hash of its weights.
@@ -68,7 +72,7 @@ class Teacher:
         network = self.model
         while isinstance(network.layers[-1], keras.Model):
             network = network.layers[-1]
-        return next(layer for layer in network.layers if layer.weights).dtype_policy.name
+        return next((x for x in network.layers if x.weights), network.layers[-1]).dtype_policy.name
 
     @functools.cached_property
     def kept(self) -> dict[str, np.ndarray]:
@@ -126,22 +130,44 @@ _loaded: dict[str, Teacher] = {}
 
 
 def _load(
-    origin: dict[str, Any], image_shape: tuple[int, ...], path: Path, name: str, training: str
+    origin: dict[str, Any], dataset: Dataset, path: Path, name: str, training: str
 ) -> Teacher:
     """The model of a file, behind the adapter `origin["input"]` and in `origin["precision"]`."""
-    file = Path(origin["file"])
-    mark = file.stat() if file.is_file() else None
-    stamp = mark and [mark.st_size, mark.st_mtime_ns, mark.st_ino]
-    key = json.dumps([origin, image_shape, stamp, str(path), name, training])
+    shape = dataset.image_shape, dataset.num_classes
+    marks = [file.stat() for file in files_of(Path(origin["file"]))]
+    stamp = [[mark.st_size, mark.st_mtime_ns, mark.st_ino] for mark in marks]
+    key = json.dumps([origin, *shape, stamp, str(path), name, training])
     if key not in _loaded:
-        model = load_keras(file, "teacher")
-        if origin["input"] is not None:
-            model = with_adapter(model, OmegaConf.create(origin["input"]), image_shape, "teacher")
-        if origin["precision"] is not None:
-            model = with_precision(model, origin["precision"])
-        _loaded.clear()
+        _loaded.clear()  # first: a large teacher may not fit in memory twice
+        model = _with_weights(origin, dataset) if origin.get("network") else _read(origin, dataset)
         _loaded[key] = Teacher(model, path, origin, name, training, weights_hash(model))
     return _loaded[key]
+
+
+def _read(origin: dict[str, Any], dataset: Dataset) -> keras.Model:
+    """The model of a `.keras` file or a SavedModel."""
+    file = Path(origin["file"])
+    if file.is_dir():
+        model = load_saved_model(file, "teacher.checkpoint")
+        check_network(model, dataset.num_classes, "teacher.checkpoint")
+    else:
+        model = load_keras(file, "teacher")
+    if origin["input"] is not None:
+        adapter = OmegaConf.create(origin["input"])
+        model = with_adapter(model, adapter, dataset.image_shape, "teacher")
+    return with_precision(model, origin["precision"]) if origin["precision"] else model
+
+
+def _with_weights(origin: dict[str, Any], dataset: Dataset) -> keras.Model:
+    """The network of `teacher.network` with the weights of a published file."""
+    # The same layer names whatever was built before: they count in the network's hash.
+    keras.utils.clear_session(free_memory=False)
+    node = OmegaConf.create({"network": origin["network"], "input": origin["input"]})
+    precision = origin["precision"] or "float32"
+    classes = dataset.num_classes
+    model = build_network(node, dataset.image_shape, classes, precision, "teacher")
+    load_published(model, Path(origin["file"]), "teacher.weights")
+    return model
 
 
 def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
@@ -150,6 +176,10 @@ def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
     Raises:
         ConfigError: When a given file can't serve, or `teacher_dir` holds a foreign teacher.
     """
+    if plan.teacher.weights is not None:
+        path = Path(plan.teacher.weights).expanduser()
+        origin = {"file": str(path.resolve()), "precision": plan.teacher.precision}
+        return _load({**origin, **network_spec(plan.teacher)}, dataset, path, path.stem, "")
     if plan.teacher.checkpoint is not None:
         return _from_file(plan, dataset)
     directory = Path(plan.teacher_dir)
@@ -160,7 +190,7 @@ def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
     file = str((directory / "model.keras").resolve())
     origin = {"file": file, "input": None, "precision": plan.teacher.precision}
     name, training = record["network"], describe(record)
-    teacher = _load(origin, dataset.image_shape, directory, name, training)
+    teacher = _load(origin, dataset, directory, name, training)
     sha = teacher.weights_sha256
     if sha != record["weights_sha256"]:
         raise ConfigError(
@@ -178,18 +208,20 @@ def describe(record: dict[str, Any]) -> str:
 
 def _from_file(plan: DictConfig, dataset: Dataset) -> Teacher:
     path = Path(plan.teacher.checkpoint).expanduser()
+    adapter = OmegaConf.to_container(plan.teacher.input)
+    origin = {"file": str(path.resolve()), "input": adapter, "precision": plan.teacher.precision}
+    if path.is_dir():
+        return _load(origin, dataset, path, path.name, "")
     bare = load_keras(path, "teacher.checkpoint")
     check_network(bare, dataset.num_classes, "teacher.checkpoint")
-    adapter = None
     if not any(layer.name == ADAPTER for layer in bare.layers):
-        adapter = OmegaConf.to_container(plan.teacher.input)
-    elif tuple(bare.input_shape[1:]) != dataset.image_shape:
+        return _load(origin, dataset, path, path.stem, "")
+    if tuple(bare.input_shape[1:]) != dataset.image_shape:
         raise ConfigError(
             f"teacher.checkpoint={path} takes images of shape {list(bare.input_shape[1:])}, "
             f"the dataset has {list(dataset.image_shape)}"
         )
-    origin = {"file": str(path.resolve()), "input": adapter, "precision": plan.teacher.precision}
-    return _load(origin, dataset.image_shape, path, path.stem, "")
+    return _load({**origin, "input": None}, dataset, path, path.stem, "")
 
 
 def _refuse_foreign(
@@ -304,7 +336,7 @@ def evaluate(teacher: Teacher, plan: DictConfig, dataset: Dataset) -> dict[str, 
 def of_origin(origin: dict[str, Any], dataset: Dataset) -> tuple[Teacher, dict[str, str]]:
     """The teacher of a cache's manifest, and the hashes that its key must have."""
     file = Path(origin["teacher"]["file"])
-    teacher = _load(origin["teacher"], dataset.image_shape, file, file.stem, "")
+    teacher = _load(origin["teacher"], dataset, file, file.stem, "")
     return teacher, {
         "weights": teacher.weights_sha256,
         "network": teacher.network_sha256,

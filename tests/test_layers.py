@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "kd_cli"
 ROWS = [
     {"errors", "manual", "losses", "splits", "fused", "progress", "checkpoint", "tracking"},
     {"config", "device", "metrics", "decoded", "logits", "schedules", "sweep"},
-    {"models", "sources", "data"},
+    {"models", "bit", "saved_model", "sources", "data"},
     {"identity", "batches", "engine"},
     {"summary", "teacher", "trainer", "ownership", "assembly"},
     {"run", "cache"},
@@ -19,7 +19,17 @@ ROWS = [
 ]
 RANK = {name: number for number, row in enumerate(ROWS) for name in row} | {"__init__": -1}
 # Modules that are loaded before a mistake in the configuration is told.
-HEAVY = {"losses", "fused", "models", "batches", "engine", "teacher", "trainer"}
+HEAVY = {
+    "losses",
+    "fused",
+    "models",
+    "bit",
+    "saved_model",
+    "batches",
+    "engine",
+    "teacher",
+    "trainer",
+}
 LIGHT = set(RANK) - HEAVY
 
 
