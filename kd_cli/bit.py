@@ -153,10 +153,10 @@ def _assign(network: keras.Model, archive: Any, what: str, new_head: bool) -> No
             weight.assign(array)
         elif in_head and new_head and (array is None or array.shape[-1:] != expected[-1:]):
             new.append(key)
-        elif array is None:
-            raise ConfigError(f"{what} lacks {key}, which the network needs; {network_of_file}")
         else:
             hint = f"fine-tune it first: kd train-teacher {what}" if in_head else network_of_file
+            if array is None:
+                raise ConfigError(f"{what} lacks {key}, which the network needs; {hint}")
             raise ConfigError(
                 f"{what}: {key} is {array.dtype} of shape {list(array.shape)}, the network needs "
                 f"float32 of shape {list(expected)}; {hint}"

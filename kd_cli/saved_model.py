@@ -90,7 +90,7 @@ def load_saved_model(path: Path, what: str) -> keras.Model:
             inputs = keras.Input(specs[0].shape[1:], name="images")
             layer = _Frozen(loaded, function, concrete, hashlib.sha256(content).hexdigest())
             return keras.Model(inputs, layer(inputs), name="saved_model_teacher")
-        outputs = tf.nest.map_structure(lambda x: list(x.shape), concrete.structured_outputs)
+        outputs = tf.nest.map_structure(lambda x: str(x.shape), concrete.structured_outputs)
         taken = [f"{spec.dtype.name} {spec.shape}" for spec in specs]
         received.append(f"{name}: {', '.join(taken)} -> {outputs}")
     raise ConfigError(
@@ -128,6 +128,6 @@ def _takes_images(spec: tf.TensorSpec) -> bool:
 def _logits(outputs: Any) -> Any:
     """Of outputs or their specs: the one named `logits`, or the only one of two dimensions."""
     if isinstance(outputs, Mapping) and "logits" in outputs:
-        return outputs["logits"]
+        outputs = outputs["logits"]
     flat = [x for x in tf.nest.flatten(outputs) if x.shape.rank == 2]
     return flat[0] if len(flat) == 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from keras import layers
 from omegaconf import OmegaConf
 
-from kd_cli import bit, identity, models
+from kd_cli import bit, data, identity, models
+from kd_cli import teacher as teachers
 from kd_cli.config import check, compose
 from kd_cli.errors import ConfigError
 from kd_cli.identity import register_resolvers, run_id, run_spec, teacher_spec
@@ -289,6 +291,10 @@ def test_a_head_of_other_classes_keeps_its_values_in_a_warm_start(source, arrays
 PROJ = "resnet/block3/unit01/a/proj/standardized_conv2d/kernel"
 MISTAKES = {
     "missing": ({PROJ: None}, ["bit.npz lacks " + PROJ, "teacher.network.depth"]),
+    "no head": (
+        {"resnet/head/conv2d/bias": None},
+        ["lacks resnet/head/conv2d/bias", "kd train-teacher teacher.weights="],
+    ),
     "shape": (
         {PROJ: np.zeros((1, 1, 3, 3), np.float32)},
         [PROJ, "float32 of shape [1, 1, 3, 3]", "needs float32 of shape [1, 1, 512, 1024]"],
@@ -413,14 +419,42 @@ def weights(arrays, work) -> Path:
     return work / "BiT-test.npz"
 
 
+def test_published_weights_give_a_ready_teacher(npz, source, weights):
+    words = ("dataset=npz", f"dataset.path={npz}", *BIT, f"teacher.weights={weights}")
+    cfg = plan("distill", *words)
+    dataset = data.load(cfg.dataset)
+    teacher = teachers.find(cfg, dataset)
+    images = GENERATOR.integers(0, 256, (2, 6, 6, 1)).astype(np.float32)
+    np.testing.assert_allclose(teacher.model(images), source(images / 255), atol=1e-4)
+    assert (teacher.name, teacher.training, teacher.precision) == ("BiT-test", "", "float32")
+    # What was built in between does not change its name in the cache.
+    teachers._loaded.clear()
+    models.mlp([6, 6, 1], 4, units=[3])
+    again, hashes = teachers.of_origin({"teacher": json.loads(json.dumps(teacher.origin))}, dataset)
+    assert again is not teacher and again.network_sha256 == teacher.network_sha256
+    assert hashes["weights"] == teacher.weights_sha256
+
+
+@pytest.mark.slow
+def test_a_ready_teacher_computes_in_its_own_precision(npz, weights):
+    words = ("dataset=npz", f"dataset.path={npz}", *BIT, f"teacher.weights={weights}")
+    found = {}
+    for precision in ("null", "mixed_bfloat16"):
+        cfg = plan("distill", *words, f"teacher.precision={precision}")
+        teacher = teachers.find(cfg, data.load(cfg.dataset))
+        found[teacher.precision] = teacher.network_sha256
+    assert set(found) == {"float32", "mixed_bfloat16"} and len(set(found.values())) == 2
+
+
+@pytest.mark.slow
 def test_published_weights_teach_without_training(kd, work, npz, source, weights):
     words = ["distill", "dataset=npz", f"dataset.path={npz}", *BIT, *SHORT]
     words += [f"teacher.weights={weights.name}"]
     done = kd(*words)
     assert done.code == 0, done.err
     run, record = only_run(work / "outputs")
-    with np.load(npz) as data, np.load(run / "predictions.npz") as saved:
-        expected = source.predict(data["x_test"] / 255.0, verbose=0)
+    with np.load(npz) as pool, np.load(run / "predictions.npz") as saved:
+        expected = source.predict(pool["x_test"] / 255.0, verbose=0)
         np.testing.assert_allclose(saved["teacher_logits"], expected[:40], atol=1e-3)
     assert record["teacher"]["name"] == "BiT-test" and record["teacher"]["training"] == "unknown"
     assert record["teacher"]["parameters"] == source.count_params()
