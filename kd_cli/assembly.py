@@ -101,6 +101,11 @@ def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
     model = build_network(node, shape, dataset.num_classes, plan.precision, role)
     if role == "student" and node.checkpoint is not None:
         _warm_start(model, node.checkpoint)
+    if role == "teacher" and node.weights is not None:
+        from kd_cli.bit import load_published
+
+        path = Path(node.weights).expanduser()
+        load_published(model, path, "teacher.weights", new_head=True)
     # The rate of every step comes from the schedule; Keras refuses a whole number here.
     optimizer = build(plan.optimizer, "optimizer", learning_rate=float(plan.learning_rate))
     if plan.precision == "mixed_float16":

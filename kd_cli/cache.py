@@ -13,7 +13,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from kd_cli import data, logits
-from kd_cli.checkpoint import file_hash
+from kd_cli.checkpoint import file_hash, files_of
 from kd_cli.device import request, set_up
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.progress import print_table
@@ -176,7 +176,7 @@ def _prune(root: Path, days: int | None, everything: str) -> int:
 
 def _has_its_teacher(origin: dict[str, Any]) -> bool:
     file = Path(origin["file"])
-    return file.is_file() and file_hash(file) == origin["sha256"]
+    return bool(files_of(file)) and file_hash(file) == origin["sha256"]
 
 
 def _newest(folder: Path) -> float:

@@ -47,8 +47,22 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or all that counts of a SavedModel's directory; empty for anything else."""
+    if path.is_file():
+        return [path]
+    graph = path / "saved_model.pb"
+    if not graph.is_file():
+        return []
+    parts = [*path.glob("variables/*"), *path.glob("assets/*")]
+    return [graph, *sorted(part for part in parts if part.is_file())]
+
+
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes, or over the names and bytes of a SavedModel's files."""
+    if path.is_dir():
+        lines = [f"{file.relative_to(path)} {file_hash(file)}" for file in files_of(path)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

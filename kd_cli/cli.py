@@ -177,9 +177,10 @@ def _value(flags: list[str], *names: str) -> str | None:
 
 
 def _without_links(override: str) -> str:
-    """A checkpoint's real path: `outputs/latest` moves while a command runs."""
+    """A given file's real path: `outputs/latest` moves while a command runs."""
     key, equals, value = override.partition("=")
-    if key in ("teacher.checkpoint", "student.checkpoint") and equals and Path(value).exists():
+    files = ("teacher.checkpoint", "teacher.weights", "student.checkpoint")
+    if key in files and equals and Path(value).exists():
         return f"{key}={Path(value).resolve()}"
     return override
 

@@ -104,11 +104,12 @@ def run_spec(plan: DictConfig) -> dict[str, Any]:
         spec[role] = network_spec(plan[role])
         if role == "teacher" and plan.teacher.get("precision") is not None:
             spec[role]["precision"] = plan.teacher.precision
-        checkpoint = plan[role].checkpoint
-        if checkpoint is not None:
-            if role == "teacher":
-                del spec[role]["network"]  # the file has its own
-            spec[role]["checkpoint"] = str(Path(checkpoint).expanduser().resolve())
+        for key in ("checkpoint", "weights") if role == "teacher" else ("checkpoint",):
+            file = plan[role][key]
+            if file is not None:
+                spec[role][key] = str(Path(file).expanduser().resolve())
+        if role == "teacher" and plan.teacher.checkpoint is not None:
+            del spec[role]["network"]  # the file has its own
     del spec["augment"]
     if plan.augment.train or plan.augment.evaluate:
         spec["augment"] = {key: plain["augment"][key] for key in ("train", "evaluate", "size")}

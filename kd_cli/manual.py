@@ -51,7 +51,8 @@ keys
   alpha=0.1         weight of the hard labels; 1 - alpha weighs the teacher
   temperature=4     softens both networks' outputs before they are compared
   epochs=20  batch_size=64  learning_rate=0.001  seed=0  steps=null
-  teacher.checkpoint=FILE.keras   a teacher of your own
+  teacher.checkpoint=FILE.keras   a teacher of your own (or the directory of a SavedModel)
+  teacher.weights=FILE.npz        published weights for teacher=bit_resnet101x3
   dataset.limit=512               a smoke run on a few images
   early_stopping.patience=5  precision=mixed_bfloat16  device=cpu  rerun=true  data_dir=FOLDER
   hydra/launcher=joint            sweep points that share data and teacher train together

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd_cli import identity, metrics
-from kd_cli.checkpoint import State, file_hash
+from kd_cli.checkpoint import State, file_hash, files_of
 from kd_cli.data import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.progress import shown
@@ -56,19 +56,41 @@ def check_before_start(plan: DictConfig, out: Path) -> None:
             f"{shown(out)} holds an unfinished run with other settings; finish it with its own "
             "command (.hydra/overrides.yaml), remove the directory, or type rerun=true"
         )
-    for role in ("teacher", "student"):
-        checkpoint = plan[role].checkpoint if role in plan else None
-        if checkpoint is not None and not Path(checkpoint).expanduser().is_file():
-            raise ConfigError(
-                f"{role}.checkpoint={checkpoint} is not a file; expected a .keras file"
-            )
-    if plan.command == "distill" and plan.teacher.checkpoint is None:
+    _check_given_files(plan)
+    if plan.command == "distill" and not _is_given(plan.teacher):
         directory = Path(plan.teacher_dir)
         _refuse_foreign_files(directory)
         if not plan.teacher.train_if_missing and metrics.read(directory) is None:
             raise ConfigError(
                 f"no finished teacher in {shown(directory)}; train it with: kd train-teacher "
                 f"dataset={plan.dataset.name} teacher={plan.teacher.name} (and the same overrides)"
+            )
+
+
+def _is_given(teacher: DictConfig) -> bool:
+    """Whether a distill run takes its teacher from a file, not from its directory."""
+    return teacher.checkpoint is not None or teacher.weights is not None
+
+
+def _check_given_files(plan: DictConfig) -> None:
+    expected = {
+        "teacher.checkpoint": "a .keras file or the directory of a SavedModel",
+        "teacher.weights": "a .npz file of BiT weights",
+        "student.checkpoint": "a .keras file",
+    }
+    for key, kind in expected.items():
+        given = OmegaConf.select(plan, key)
+        path = Path(given or "").expanduser()
+        if given is not None and not (
+            files_of(path) if key == "teacher.checkpoint" else path.is_file()
+        ):
+            raise ConfigError(f"{key}={given} is not a file; expected {kind}")
+    teacher = plan.get("teacher")
+    if teacher is not None and teacher.checkpoint is not None and teacher.precision is not None:
+        if Path(teacher.checkpoint).expanduser().is_dir():
+            raise ConfigError(
+                f"teacher.precision={teacher.precision}: the SavedModel {teacher.checkpoint} "
+                "computes as it was exported; leave teacher.precision out"
             )
 
 
@@ -120,12 +142,15 @@ def inputs(plan: DictConfig, dataset: Dataset) -> dict[str, str]:
     """What a run is made from besides its settings: hashes of data, teacher and given files."""
     found = {"data": dataset.fingerprint, "split": dataset.split_fingerprint}
     if plan.command == "distill":
-        if plan.teacher.checkpoint is not None:
-            found["teacher"] = file_hash(Path(plan.teacher.checkpoint).expanduser())
+        if _is_given(plan.teacher):
+            given = plan.teacher.checkpoint or plan.teacher.weights
+            found["teacher"] = file_hash(Path(given).expanduser())
         else:
             teacher = metrics.read(Path(plan.teacher_dir))
             if teacher is not None:
                 found["teacher"] = teacher["weights_sha256"]
+    elif "teacher" in plan and plan.teacher.weights is not None:
+        found["teacher.weights"] = file_hash(Path(plan.teacher.weights).expanduser())
     if "student" in plan and plan.student.checkpoint is not None:
         found["student.checkpoint"] = file_hash(Path(plan.student.checkpoint).expanduser())
     return found
@@ -135,6 +160,7 @@ _MADE_FROM = {
     "data": "was made from other data",
     "split": "was made from another split of the data",
     "teacher": "was distilled from another teacher",
+    "teacher.weights": "was started from other teacher.weights",
     "student.checkpoint": "was started from another student.checkpoint",
 }
 

@@ -62,6 +62,7 @@ class Network:
 
 @dataclass
 class Teacher(Network):
+    weights: str | None = None
     train_if_missing: bool = True
     precision: str | None = None
 
@@ -152,6 +153,11 @@ def check_ranges(plan: DictConfig) -> None:
             received = OmegaConf.select(plan, key) if value is None else value
             raise ConfigError(f"{key}={received} must be {expected}")
 
+    require(
+        plan.command != "distill" or plan.teacher.checkpoint is None or not plan.teacher.weights,
+        "teacher.weights",
+        "null with teacher.checkpoint: the file has its own (leave one of the two out)",
+    )
     if plan.alpha is not None:
         require(0 <= plan.alpha <= 1, "alpha", "between 0 and 1 (the weight of the hard labels)")
     if plan.temperature is not None:

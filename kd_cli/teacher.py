@@ -1,7 +1,8 @@
 """The teacher: found in its directory or given as a file, checked, asked for its logits once.
 
 A teacher is a function from images to logits, never trained and never saved with the student. This
-is the one place that turns a run directory or a `.keras` file into it.
+is the one place that turns a run directory, a `.keras` file, published weights or a SavedModel into
+it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli import metrics
+from kd_cli.bit import load_published
+from kd_cli.checkpoint import files_of
 from kd_cli.data import Dataset
 from kd_cli.engine import predictor
 from kd_cli.errors import ConfigError, first_line
-from kd_cli.identity import teacher_spec
-from kd_cli.models import ADAPTER, check_network, with_adapter, with_precision
+from kd_cli.identity import network_spec, teacher_spec
+from kd_cli.models import ADAPTER, build_network, check_network, with_adapter, with_precision
 from kd_cli.progress import shown
+from kd_cli.saved_model import load_saved_model
 from kd_cli.schema import view_shape
 
 
@@ -35,7 +39,8 @@ class Teacher:
     Attributes:
         model: Raw pixels to logits.
         path: Its directory or file, for people.
-        origin: How to load it again: `file`, `input` (or None), `precision`, `image_shape`.
+        origin: How to load it again: `file`, `input` (or None), `precision`, `image_shape` and
+            `classes`, and the `network` of a file that holds weights alone.
         name: Its network.
         training: How it was trained, in words; empty when unknown.
         weights_sha256: Hash of its weights.
@@ -63,7 +68,7 @@ class Teacher:
         network = self.model
         while isinstance(network.layers[-1], keras.Model):
             network = network.layers[-1]
-        return next(layer for layer in network.layers if layer.weights).dtype_policy.name
+        return next((x for x in network.layers if x.weights), network.layers[-1]).dtype_policy.name
 
     @functools.cached_property
     def kept(self) -> dict[str, np.ndarray]:
@@ -103,20 +108,40 @@ _loaded: dict[str, Teacher] = {}
 
 def load(origin: dict[str, Any], path: Path, name: str, training: str) -> Teacher:
     """The model of a file, behind the adapter `origin["input"]` and in `origin["precision"]`."""
-    file = Path(origin["file"])
-    mark = file.stat() if file.is_file() else None
-    stamp = mark and [mark.st_size, mark.st_mtime_ns, mark.st_ino]
+    marks = [file.stat() for file in files_of(Path(origin["file"]))]
+    stamp = [[mark.st_size, mark.st_mtime_ns, mark.st_ino] for mark in marks]
     key = json.dumps([origin, stamp, str(path), name, training])
     if key not in _loaded:
-        model = load_keras(file, "teacher")
-        if origin["input"] is not None:
-            adapter = OmegaConf.create(origin["input"])
-            model = with_adapter(model, adapter, tuple(origin["image_shape"]), "teacher")
-        if origin["precision"] is not None:
-            model = with_precision(model, origin["precision"])
-        _loaded.clear()
+        _loaded.clear()  # first: a large teacher may not fit in memory twice
+        model = _with_weights(origin) if origin.get("network") else _read(origin)
         _loaded[key] = Teacher(model, path, origin, name, training, weights_hash(model))
     return _loaded[key]
+
+
+def _read(origin: dict[str, Any]) -> keras.Model:
+    """The model of a `.keras` file or a SavedModel."""
+    file = Path(origin["file"])
+    if file.is_dir():
+        model = load_saved_model(file, "teacher.checkpoint")
+        check_network(model, origin["classes"], "teacher.checkpoint")
+    else:
+        model = load_keras(file, "teacher")
+    if origin["input"] is not None:
+        adapter = OmegaConf.create(origin["input"])
+        model = with_adapter(model, adapter, tuple(origin["image_shape"]), "teacher")
+    return with_precision(model, origin["precision"]) if origin["precision"] else model
+
+
+def _with_weights(origin: dict[str, Any]) -> keras.Model:
+    """The network of `teacher.network` with the weights of a published file."""
+    # The same layer names whatever was built before: they count in the network's hash.
+    keras.utils.clear_session(free_memory=False)
+    node = OmegaConf.create({"network": origin["network"], "input": origin["input"]})
+    precision = origin["precision"] or "float32"
+    shape = tuple(origin["image_shape"])
+    model = build_network(node, shape, origin["classes"], precision, "teacher")
+    load_published(model, Path(origin["file"]), "teacher.weights")
+    return model
 
 
 def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
@@ -125,6 +150,10 @@ def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
     Raises:
         ConfigError: When a given file can't serve, or `teacher_dir` holds a foreign teacher.
     """
+    if plan.teacher.weights is not None:
+        path = Path(plan.teacher.weights).expanduser()
+        origin = _origin(path, plan, dataset) | network_spec(plan.teacher)
+        return load(origin, path, path.stem, "")
     if plan.teacher.checkpoint is not None:
         return _from_file(plan, dataset)
     directory = Path(plan.teacher_dir)
@@ -132,14 +161,7 @@ def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
     if record is None:
         return None
     _refuse_foreign(plan, dataset, directory, record)
-    file = str((directory / "model.keras").resolve())
-    shape = view_shape(plan.augment.size, dataset.image_shape)
-    origin = {
-        "file": file,
-        "input": None,
-        "precision": plan.teacher.precision,
-        "image_shape": list(shape),
-    }
+    origin = _origin(directory / "model.keras", plan, dataset)
     teacher = load(origin, directory, record["network"], describe(record))
     sha = teacher.weights_sha256
     if sha != record["weights_sha256"]:
@@ -158,24 +180,31 @@ def describe(record: dict[str, Any]) -> str:
 
 def _from_file(plan: DictConfig, dataset: Dataset) -> Teacher:
     path = Path(plan.teacher.checkpoint).expanduser()
+    origin = _origin(path, plan, dataset)
+    behind = {**origin, "input": OmegaConf.to_container(plan.teacher.input)}
+    if path.is_dir():
+        return load(behind, path, path.name, "")
     bare = load_keras(path, "teacher.checkpoint")
     check_network(bare, dataset.num_classes, "teacher.checkpoint")
-    adapter = None
-    shape = view_shape(plan.augment.size, dataset.image_shape)
     if not any(layer.name == ADAPTER for layer in bare.layers):
-        adapter = OmegaConf.to_container(plan.teacher.input)
-    elif tuple(bare.input_shape[1:]) != shape:
+        return load(behind, path, path.stem, "")
+    if list(bare.input_shape[1:]) != origin["image_shape"]:
         raise ConfigError(
             f"teacher.checkpoint={path} takes images of shape {list(bare.input_shape[1:])}, "
-            f"it would get {list(shape)}"
+            f"it would get {origin['image_shape']}"
         )
-    origin = {
-        "file": str(path.resolve()),
-        "input": adapter,
-        "precision": plan.teacher.precision,
-        "image_shape": list(shape),
-    }
     return load(origin, path, path.stem, "")
+
+
+def _origin(file: Path, plan: DictConfig, dataset: Dataset) -> dict[str, Any]:
+    """How a file becomes a teacher that brings its own input adapter."""
+    return {
+        "file": str(file.resolve()),
+        "input": None,
+        "precision": plan.teacher.precision,
+        "image_shape": list(view_shape(plan.augment.size, dataset.image_shape)),
+        "classes": dataset.num_classes,
+    }
 
 
 def _refuse_foreign(

@@ -10,7 +10,7 @@ ROWS = [
     {"losses", "optimizers", "fused"},
     {"schema", "augment"},
     {"config", "device", "metrics", "decoded", "logits", "schedules", "sweep"},
-    {"models", "folders", "sources", "data"},
+    {"models", "bit", "saved_model", "folders", "sources", "data"},
     {"identity", "batches", "views"},
     {"engine"},
     {"summary", "teacher", "trainer", "ownership"},
@@ -24,7 +24,7 @@ ROWS = [
 RANK = {name: number for number, row in enumerate(ROWS) for name in row} | {"__init__": -1}
 # Modules that are loaded before a mistake in the configuration is told.
 HEAVY = {"losses", "optimizers", "fused", "models", "augment", "batches", "views", "engine"}
-HEAVY |= {"teacher", "answers", "trainer"}
+HEAVY |= {"bit", "saved_model", "teacher", "answers", "trainer"}
 LIGHT = set(RANK) - HEAVY
 
 
