@@ -57,7 +57,7 @@ def check_labels(plan: DictConfig, dataset: Dataset) -> None:
             f"{bare}, which {plan.command} needs; they serve to distill with a given teacher: "
             "kd distill loss=function_matching teacher.checkpoint=FILE"
         )
-    if plan.teacher.checkpoint is None:
+    if plan.teacher.checkpoint is None and plan.teacher.weights is None:
         raise ConfigError(
             f"{bare}, so no teacher can be trained on them; give one: teacher.checkpoint=FILE"
         )
