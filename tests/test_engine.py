@@ -102,7 +102,7 @@ def test_cached_and_live_teacher_train_the_same_student():
     def live(images):
         return teacher(images, training=False)
 
-    for asked in ({"teacher": live}, {"logits": logits}):
+    for asked in ({"teacher": live}, {"logits": [logits]}):
         model = linear()
         one = learner(model, alpha=0.1, temperature=2.0, t_squared=True)
         engine = Engine([one], SPLIT, 3, 0, **asked)

@@ -1,0 +1,87 @@
+"""The recipes of function matching: what is composed, and a few steps of each."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow_datasets
+
+from kd_cli.config import check, compose
+from kd_cli.identity import register_resolvers
+from tests.conftest import only_run
+
+
+def test_the_flowers102_recipe_is_the_published_one():
+    register_resolvers()
+    plan = check(compose("distill", ["experiment=flowers102_function_matching"]))
+    assert (plan.steps, plan.batch_size, plan.learning_rate) == (1992, 64, 0.003)
+    assert plan.schedule.warmup_steps == 1500
+    assert plan.loss == {
+        "_target_": "kd_cli.losses.function_matching",
+        "_partial_": True,
+        "temperature": 10.0,
+        "t_squared": False,
+    }
+    optimizer = dict(plan.optimizer)
+    assert optimizer.pop("_target_") == "kd_cli.optimizers.AdamW"
+    assert optimizer == {"weight_decay": 0.001, "decoupled": True, "clipnorm": 1.0}
+    nodes = [node["_target_"].removeprefix("kd_cli.augment.") for node in plan.augment.train]
+    assert nodes == ["random_crop", "horizontal_flip", "mixup"]
+    assert plan.augment.train[0]["size"] == 128 and plan.dataset.image_shape == [160, 160, 3]
+    assert plan.augment.evaluate[0]["fraction"] == 0.875
+    assert plan.view == "consistent"
+    assert plan.student.input.scale == pytest.approx(1 / 255)
+    assert list(plan.student.network.input_shape) == [128, 128, 3]
+    assert (plan.teacher.network.depth, plan.teacher.network.width) == (101, 3)
+    assert not plan.teacher.train_if_missing
+
+
+def small_teacher(path, shape, classes):
+    """A file without an input adapter of its own."""
+    inputs = keras.Input(shape)
+    x = keras.layers.AveragePooling2D(16)(inputs)
+    x = keras.layers.Flatten()(x)
+    keras.Model(inputs, keras.layers.Dense(classes)(x)).save(path)
+    return path
+
+
+@pytest.mark.slow
+def test_the_flowers102_recipe_takes_steps(kd, work, monkeypatch):
+    monkeypatch.setattr("kd_cli.sources._look_for", lambda urls: None)
+    teacher = small_teacher(work / "teacher.keras", (128, 128, 3), 102)
+    with tensorflow_datasets.testing.mock_data(num_examples=6):
+        done = kd(
+            "distill",
+            "experiment=flowers102_function_matching",
+            f"teacher.checkpoint={teacher}",
+            f"data_dir={work}",
+            "steps=3",
+            "schedule.warmup_steps=1",
+            "batch_size=2",
+            "augment.preview=true",
+        )
+    assert done.code == 0, done.err
+    out, record = only_run(work / "outputs" / "distill")
+    assert record["steps_done"] == 3
+    assert record["input"] == "pixels 0..255, [batch, 128, 128, 3]"
+    assert record["teacher"]["outputs"].startswith("live (mixup")
+    assert record["parameters"] == 23_773_798  # ResNet50V2 without its top, and 2,049 * 102
+    assert (out / "augment.png").stat().st_size > 10_000
+    assert np.load(out / "predictions.npz")["student_logits"].shape == (6, 102)
+
+
+@pytest.mark.slow
+def test_function_matching_on_real_flowers(kd, work, real_data):
+    done = kd(
+        "distill",
+        "experiment=flowers12_function_matching",
+        f"dataset.path={real_data / 'flowers12'}",
+        "epochs=6",
+        "schedule.warmup_epochs=1",
+        "recipe.teacher.epochs=6",
+    )
+    assert done.code == 0, done.err
+    _, record = only_run(work / "outputs" / "distill")
+    assert record["teacher"]["outputs"].startswith("live (mixup")
+    # Twelve kinds, so chance is 0.083; after six short epochs both are far from it.
+    assert record["teacher"]["test_accuracy"] > 0.2
+    assert record["test"]["accuracy"] > 0.15
