@@ -155,7 +155,9 @@ def with_adapter(
     inputs = keras.Input(image_shape, name="pixels")
     x = inputs
     if adapter.size is not None and tuple(image_shape[:2]) != (adapter.size, adapter.size):
-        x = layers.Resizing(adapter.size, adapter.size, name=f"{ADAPTER}_size")(x)
+        # Keras calls this layer with training=True where nothing is said, and lets that reach the
+        # dropout behind it: a plain `model(images)` would draw masks.
+        x = layers.Resizing(adapter.size, adapter.size, name=f"{ADAPTER}_size")(x, training=False)
     x = layers.Rescaling(adapter.scale, adapter.offset, name=ADAPTER)(x)
     expected = tuple(network.input_shape[1:])
     if any(e not in (None, r) for e, r in zip(expected, x.shape[1:], strict=False)) or len(

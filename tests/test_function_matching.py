@@ -85,3 +85,32 @@ def test_function_matching_on_real_flowers(kd, work, real_data):
     # Twelve kinds, so chance is 0.083; after six short epochs both are far from it.
     assert record["teacher"]["test_accuracy"] > 0.2
     assert record["test"]["accuracy"] > 0.15
+
+
+def test_teacher_and_student_of_other_sizes_get_the_same_crop(kd, work, small):
+    done = kd(
+        "distill",
+        *small,
+        "augment=flip_crop",
+        "augment.padding=1",
+        "teacher.input.size=12",
+        "student.input.size=3",
+        "student.input.scale=0.0078431",
+        "student.input.offset=-1",
+    )
+    assert done.code == 0, done.err
+    out, _ = only_run(work / "outputs" / "distill")
+    teacher_dir, _ = only_run(work / "outputs" / "teachers")
+    crop = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 1)).astype(np.float32)
+    for folder, size, scale, offset in (
+        (teacher_dir, 12, 1 / 255, 0),
+        (out, 3, 0.0078431, -1),
+    ):
+        model = keras.saving.load_model(folder / "model.keras")
+        assert model.input_shape == (None, 6, 6, 1)
+        network = model.layers[-1]
+        assert network.input_shape == (None, size, size, 1)
+        resized = keras.ops.image.resize(crop, (size, size))
+        np.testing.assert_allclose(
+            model(crop), network(resized * scale + offset), rtol=1e-4, atol=1e-5
+        )
