@@ -125,11 +125,11 @@ def augmentation(plan: DictConfig, dataset: Dataset) -> Views | None:
     device = set_up(plan.device)
     from kd_cli.views import Views
 
-    key = digest([_views_spec(plan), dataset.fingerprint, device])
+    key = digest([_views_spec(plan), dataset.fingerprint, dataset.split_fingerprint, device], 32)
     if key not in _kept_views:
         _kept_views.clear()
         # XLA on a CPU fuses what would be many passes over small tensors; not tried on GPUs.
-        compiled = device == "cpu"
+        compiled = node.compiled and device == "cpu"
         _kept_views[key] = Views(node, plan.get("view", "consistent"), dataset, compiled)
     views = _kept_views[key]
     views.seed = plan.augment.seed
@@ -138,7 +138,7 @@ def augmentation(plan: DictConfig, dataset: Dataset) -> Views | None:
 
 def _views_spec(plan: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(plan.augment)
-    kept = {key: plain[key] for key in ("train", "evaluate", "size")}
+    kept = {key: plain[key] for key in ("train", "evaluate", "size", "compiled")}
     return {**kept, "view": plan.get("view")}
 
 

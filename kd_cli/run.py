@@ -220,10 +220,10 @@ def _train(
         minutes=plans[0].checkpoint.minutes,
         prepare=engine.views.evaluate if engine.views else None,
     )
-    if engine.views is not None and plans[0].augment.preview:
-        from kd_cli.views import preview
+    for run in runs:
+        if engine.views is not None and run.plan.augment.preview:
+            from kd_cli.views import preview
 
-        for run in runs:
             preview(engine.views, dataset.train, run.out / "augment.png")
     if not dataset.train.labelled and dataset.validation is None:
         log.info(

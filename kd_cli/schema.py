@@ -92,6 +92,7 @@ class Augment:
     size: int | None = None
     seed: int = 0
     preview: bool = False
+    compiled: bool = True
 
 
 @dataclass

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from omegaconf import DictConfig
 
-from kd_cli.augment import Draw
+from kd_cli.augment import Draw, mixup
 from kd_cli.config import build
 from kd_cli.data import Dataset, Split
 from kd_cli.errors import ConfigError, first_line
@@ -77,6 +77,8 @@ class Views:
         self._state = tf.Variable([self.seed, 0], dtype=tf.int64, trainable=False)
         self._apply = tf.function(self._nodes, autograph=False, jit_compile=compiled)
         self.evaluate = tf.function(self._evaluate, autograph=False)
+        if compiled and not all(one.func.__module__ == mixup.__module__ for one in every):
+            self._try_compiled(blank)
 
     def _try(self, part: str, nodes: list[Callable[..., Any]], images: tf.Tensor) -> list[int]:
         """How many numbers each node draws; refuses what can't serve."""
@@ -101,6 +103,17 @@ class Views:
                 f"built for {list(self.shape)}: set augment.size, or the size of the last node"
             )
         return counts
+
+    def _try_compiled(self, images: tf.Tensor) -> None:
+        """Refuses a node of the user's that XLA does not know."""
+        try:
+            self.start(0)
+            self(images, tf.range(len(images)), tf.zeros([len(images)], tf.int64), tf.constant(0))
+        except tf.errors.OpError as error:
+            raise ConfigError(
+                f"augment.train: XLA can't compile these nodes ({first_line(error)}); type "
+                "augment.compiled=false"
+            ) from error
 
     def start(self, view: int) -> None:
         """Draws the numbers of a view for every example."""
