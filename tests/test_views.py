@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from kd_cli.data import Dataset, Split
 from kd_cli.engine import Engine, Learner, predict_rows
 from kd_cli.errors import ConfigError
+from kd_cli.losses import cross_entropy
 from kd_cli.schema import VIEWS
 from kd_cli.views import Views, preview
 
@@ -370,6 +371,35 @@ def test_the_accuracy_of_mixed_batches_counts_the_larger_share():
     assert recorder.learner.means(len(ROWS))["accuracy"] == 1
     main = [np.argmax(labels, 1) == LABELS[rows] for rows, labels, _, _ in steps]
     assert 0 < np.concatenate(main).mean() < 1  # sometimes the partner's share is larger
+
+
+def test_one_step_on_mixed_images_equals_numpy():
+    made = views(*CROPS, node("mixup", per_example=True))
+    keras.utils.set_random_seed(4)
+    inputs = keras.Input(IMAGES.shape[1:])
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(COUNT)(x))
+    kernel, bias = model.get_weights()
+    optimizer = keras.optimizers.SGD(1.0)
+    one = Learner(model, optimizer, cross_entropy, {"label_smoothing": 0.1}, lambda step: 0.5)
+    engine = Engine([one], dataset().train, len(ROWS), 0, views=made)
+    engine.start_epoch(3)
+    rows = engine.source.order.numpy()
+    engine.run(2, 0, 1)
+
+    made.start(2)
+    step = tf.constant(2, tf.int64)
+    shown, labels, _ = made(tf.constant(IMAGES[rows]), rows, tf.constant(LABELS[rows]), step)
+    x = np.asarray(shown, np.float64).reshape(len(rows), -1) / 255
+    logits = x @ kernel + bias
+    log_q = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    target = 0.9 * np.asarray(labels, np.float64) + 0.1 / COUNT
+    means = one.means(len(rows))
+    assert means["loss"] == pytest.approx(-(target * log_q).sum(axis=1).mean(), rel=1e-5)
+    right = logits.argmax(axis=1) == np.asarray(labels).argmax(axis=1)
+    assert means["accuracy"] == pytest.approx(right.mean())
+    expected = bias - 0.5 * (np.exp(log_q) - target).mean(axis=0)
+    np.testing.assert_allclose(model.get_weights()[1], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_evaluation_sees_its_own_nodes_and_no_others():
