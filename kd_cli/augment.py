@@ -68,6 +68,8 @@ def pad_and_crop(
 
 def horizontal_flip(images: tf.Tensor, draw: Draw, *, probability: float = 0.5) -> tf.Tensor:
     """Mirrors an image with this probability."""
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"horizontal_flip: probability={probability} must be between 0 and 1")
     chosen = draw(1)[:, :, None, None] < probability
     return tf.where(chosen, tf.reverse(images, [2]), images)
 

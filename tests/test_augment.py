@@ -390,6 +390,7 @@ def test_beta_coefficients_have_their_mean_and_variance():
     [
         ("random_crop", {"size": 6}, "size=6 is more than the image's 5x7"),
         ("pad_and_crop", {"padding": 1, "mode": "edge"}, "mode=edge must be constant or reflect"),
+        ("horizontal_flip", {"probability": 50}, "probability=50 must be between 0 and 1"),
         ("inception_crop", {"size": 3, "area": [0, 1]}, r"area=\[0, 1\] and ratio="),
         ("inception_crop", {"size": 3, "area": [0.5, 0.2]}, "must be .low, high. above 0"),
         ("inception_crop", {"size": 3, "area": [0.5, 1.2]}, "the area at most 1"),
