@@ -184,8 +184,15 @@ def test_joint_runs_with_augmentation_are_single_runs(made, more, how):
         assert [row["train"] for row in read_rows(one.out / "history.jsonl")] == expected
 
 
-def test_a_point_with_another_seed_finds_the_graph_and_draws_its_own_views(made):
-    first, reused = (made(MIX, "view=independent", f"seed={seed}") for seed in (4, 5))
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("train-student", []),
+        pytest.param("distill", ["view=independent"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_point_with_another_seed_finds_the_graph_and_draws_its_own_views(made, command, more):
+    first, reused = (made(MIX, *more, f"seed={seed}", command=command) for seed in (4, 5))
     run.execute(first, table=False)
     run.execute(reused, table=False)
     (engine,) = assembly._kept.values()
