@@ -203,13 +203,14 @@ def of_origin(
     """The teacher of a cache's manifest, what it saw, and the hashes that its key must have."""
     file = Path(origin["teacher"]["file"])
     teacher = load({k: v for k, v in origin["teacher"].items() if k != "sha256"}, file, "", "")
-    augment = OmegaConf.create(origin["augment"])
+    # (The record of an older cache has no augmentation.)
+    augment = OmegaConf.create(origin.get("augment", {"train": [], "evaluate": []}))
     views = None
     if augment.train or augment.evaluate:
         views = Views(augment, "consistent", dataset, compiled=set_up("auto") == "cpu")
     return (
         teacher,
-        _prepare(views, origin["view"]),
+        _prepare(views, origin.get("view")),
         {
             "weights": teacher.weights_sha256,
             "network": teacher.network_sha256,

@@ -68,6 +68,8 @@ def pad_and_crop(
 
 def horizontal_flip(images: tf.Tensor, draw: Draw, *, probability: float = 0.5) -> tf.Tensor:
     """Mirrors an image with this probability."""
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"horizontal_flip: probability={probability} must be between 0 and 1")
     chosen = draw(1)[:, :, None, None] < probability
     return tf.where(chosen, tf.reverse(images, [2]), images)
 
@@ -100,11 +102,12 @@ def inception_crop(
         tf.clip_by_value(tf.fill(tf.shape(share), r * square), share, 1 / share) for r in ratio
     )
     shape = low * tf.exp(numbers[:, 1] * tf.math.log(high / low))
-    tall = tf.minimum(tf.sqrt(share / shape), 1.0) * height
-    wide = tf.minimum(tf.sqrt(share * shape), 1.0) * width
+    # A pixel at least: less could lie beyond the last one's centre.
+    tall = tf.clip_by_value(tf.sqrt(share / shape) * height, 1.0, height)
+    wide = tf.clip_by_value(tf.sqrt(share * shape) * width, 1.0, width)
     steps = tf.linspace(0.0, 1.0, size)
-    y = numbers[:, 2:3] * (height - tall)[:, None] + steps * tf.maximum(tall - 1, 0)[:, None]
-    x = numbers[:, 3:4] * (width - wide)[:, None] + steps * tf.maximum(wide - 1, 0)[:, None]
+    y = numbers[:, 2:3] * (height - tall)[:, None] + steps * (tall - 1)[:, None]
+    x = numbers[:, 3:4] * (width - wide)[:, None] + steps * (wide - 1)[:, None]
     return _bilinear(images, y, x)
 
 
@@ -195,7 +198,7 @@ def _bilinear(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 def _beta_quantile(probability: tf.Tensor, concentration: float) -> tf.Tensor:
     """The quantile function of Beta(a, a), by halving: TensorFlow has its inverse only."""
     low, high = tf.zeros_like(probability), tf.ones_like(probability)
-    a = tf.fill(tf.shape(probability), concentration)
+    a = tf.fill(tf.shape(probability), float(concentration))
     for _ in range(round(-math.log2(1e-7))):
         middle = (low + high) / 2
         above = tf.math.betainc(a, a, middle) > probability

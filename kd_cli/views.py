@@ -22,8 +22,8 @@ from kd_cli.data import Dataset, Split
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.schema import view_shape
 
-# The student's numbers, and those of the teacher's own crops in view=independent.
-_STUDENT, _TEACHER = 0, 1
+# The student's numbers, those of the teacher's own crops in view=independent, and of the mixing.
+_STUDENT, _TEACHER, _MIXING = 0, 1, 2
 
 
 class Views:
@@ -139,8 +139,9 @@ class Views:
         """
         numbers = self._numbers(_STUDENT, rows)
         mixing = []
+        state = tf.random.fold_in(tf.random.fold_in(self._state, _MIXING), step)
         for number, count in enumerate(self._mixing_counts):
-            seed = tf.random.fold_in(tf.random.fold_in(self._state, step), number)
+            seed = tf.random.fold_in(state, number)
             mixing.append(tf.random.stateless_uniform([tf.shape(rows)[0], count], seed))
         student, mixed = self._apply(images, numbers, labels, mixing)
         if self.view == "consistent":

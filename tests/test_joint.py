@@ -43,6 +43,11 @@ def made(small, *typed):
         (["cache.logits=none"], ["cache.logits=float32"], False),
         (["dataset.limit=80"], ["dataset.limit=90"], False),
         (["early_stopping.patience=1"], ["early_stopping.patience=2"], False),
+        (["augment=flip_crop"], ["augment=none"], False),
+        (["augment=flip_crop", "augment.seed=1"], ["augment=flip_crop"], False),
+        (["augment=flip_crop", "view=independent"], ["augment=flip_crop"], False),
+        (["augment=flip_crop", "cache.views=2"], ["augment=flip_crop"], False),
+        (["augment=flip_crop", "alpha=0.1"], ["augment=flip_crop", "alpha=0.9"], True),
     ],
 )
 def test_which_points_can_share(work, small, first, second, together):

@@ -55,6 +55,34 @@ def test_label_smoothing_equals_numpy():
     close(terms["hard"], -(target * log_softmax(STUDENT)).sum(axis=-1))
 
 
+SHARES = np.random.default_rng(3).dirichlet(np.ones(4), 5)  # as mixup makes them of labels
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_to_shares_of_the_classes_equals_numpy(smoothing):
+    target = (1 - smoothing) * SHARES + smoothing / 4
+    labels = tf.constant(SHARES, tf.float32)
+    terms = losses.cross_entropy(labels, outputs(STUDENT), None, label_smoothing=smoothing)
+    close(terms["hard"], -(target * log_softmax(STUDENT)).sum(axis=-1))
+    whole = tf.one_hot(LABELS, 4)
+    same = losses.cross_entropy(whole, outputs(STUDENT), None, label_smoothing=smoothing)
+    plain = losses.cross_entropy(LABELS, outputs(STUDENT), None, label_smoothing=smoothing)
+    close(same["hard"], plain["hard"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "hyper"),
+    [(losses.hinton, dict(alpha=0.3, temperature=2)), (losses.hard, dict(alpha=0.3))],
+)
+def test_the_labels_share_of_a_distillation_takes_shares_too(loss, hyper):
+    labels = tf.constant(SHARES, tf.float32)
+    terms = loss(labels, outputs(STUDENT), outputs(TEACHER), **hyper)
+    close(terms["hard"], -0.3 * (SHARES * log_softmax(STUDENT)).sum(axis=-1))
+    plain = loss(LABELS, outputs(STUDENT), outputs(TEACHER), **hyper)
+    (other,) = terms.keys() - {"hard"}
+    close(terms[other], plain[other])
+
+
 def test_cross_entropy_of_a_fair_coin_is_ln_2():
     assert float(losses.cross_entropy([1], outputs([[5, 5]]), None)["hard"][0]) == pytest.approx(
         0.69314718, rel=1e-7

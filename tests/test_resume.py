@@ -138,12 +138,20 @@ def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset
 
 
 @pytest.mark.parametrize(
-    "memory", [pytest.param("4", id="in-memory"), pytest.param("0", id="streamed", marks=SLOW)]
+    "more",
+    [
+        pytest.param(["memory_gib=4"], id="in-memory"),
+        pytest.param(["memory_gib=0"], id="streamed", marks=SLOW),
+        pytest.param(["augment=function_matching", "view=independent"], id="mixed"),
+        pytest.param(
+            ["augment=flip_crop", "cache.views=2", "memory_gib=0"], id="kept-views", marks=SLOW
+        ),
+    ],
 )
-def test_a_state_inside_an_epoch_continues_there(place, monkeypatch, memory):
+def test_a_state_inside_an_epoch_continues_there(place, monkeypatch, more):
     monkeypatch.setattr(trainer, "CHUNK_SECONDS", 0.0)  # a chunk is a step
     folder = place("whole")
-    (whole,) = runs(folder, (0.3,), f"memory_gib={memory}")
+    (whole,) = runs(folder, (0.3,), *more)
     run.execute(whole, table=False)
     expected = result(whole.out)
 
@@ -161,7 +169,7 @@ def test_a_state_inside_an_epoch_continues_there(place, monkeypatch, memory):
 
     monkeypatch.setattr(trainer.State, "save", save)
     folder = place("cut")
-    (cut,) = runs(folder, (0.3,), f"memory_gib={memory}", "checkpoint.minutes=1e-9")
+    (cut,) = runs(folder, (0.3,), *more, "checkpoint.minutes=1e-9")
     for _ in range(40):
         try:
             run.execute(cut, table=False)
