@@ -202,8 +202,9 @@ def of_origin(
 ) -> tuple[Teacher, Prepare | None, dict[str, str]]:
     """The teacher of a cache's manifest, what it saw, and the hashes that its key must have."""
     file = Path(origin["teacher"]["file"])
-    teacher = load({k: v for k, v in origin["teacher"].items() if k != "sha256"}, file, "", "")
-    # (The record of an older cache has no augmentation.)
+    # (The record of an older cache has neither shape nor augmentation.)
+    shape = {"image_shape": list(dataset.image_shape), "classes": dataset.num_classes}
+    teacher = load({**shape, **origin["teacher"]}, file, "", "")
     augment = OmegaConf.create(origin.get("augment", {"train": [], "evaluate": []}))
     views = None
     if augment.train or augment.evaluate:

@@ -39,7 +39,7 @@ from kd_cli.checkpoint import (
 )
 
 log = logging.getLogger("kd")
-FORMAT = 2
+FORMAT = 1
 UNFINISHED = "unfinished"
 FLUSH_SECONDS = 2.0  # what a kill costs at most, beside a batch
 
