@@ -50,6 +50,11 @@ def check_labels(plan: DictConfig, dataset: Dataset) -> None:
             labels, or early stopping without a validation split.
     """
     if dataset.train.labelled:
+        if plan.command == "self-train" and dataset.unlabelled is None:
+            raise ConfigError(
+                f"{dataset.name}: all training images have labels, so self-train finds none to "
+                "label; type dataset.labelled_fraction=0.1 to keep the labels of a tenth"
+            )
         return
     bare = f"{dataset.name}: the training images have no labels"
     if plan.command != "distill":

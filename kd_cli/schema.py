@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ROUND_KEYS, ConfigError
 
 VIEWS = ("consistent", "independent", "fixed_teacher")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -42,7 +42,19 @@ UNUSED = {
     "distill": {
         "label_smoothing": "it belongs to the cross-entropy of train-teacher and train-student"
     },
+    "self-train": {
+        "alpha": "labels and pseudo-labels count alike",
+        "temperature": "a pseudo-label is what the last round's network says",
+        "t_squared": "a pseudo-label is what the last round's network says",
+        "loss": "its loss is the cross-entropy (see pseudo.labels)",
+        "teacher": "each round's network is the next one's teacher",
+        "teacher_dir": "each round's network is the next one's teacher",
+        "cache.views": "the last round's network labels each image once, as in evaluation",
+        "view": "the last round's network labels each image once, as in evaluation",
+    },
 }
+for _command in ("train-teacher", "train-student", "distill"):
+    UNUSED[_command] |= {key: "it belongs to self-train" for key in ROUND_KEYS}
 
 
 @dataclass
@@ -106,6 +118,14 @@ class Checkpoint:
 
 
 @dataclass
+class Pseudo:
+    labels: str = "soft"
+    threshold: float = 0.3
+    balance: bool = True
+    per_class: int | None = None
+
+
+@dataclass
 class Config:
     """The root of a checked configuration. A node that is built (`Any`) has its own signature."""
 
@@ -143,6 +163,8 @@ class Config:
     cache_dir: str = "outputs/cache"
     teacher_dir: str | None = None
     sweep: str | None = None
+    rounds: int = 3
+    pseudo: Pseudo = field(default_factory=Pseudo)
 
 
 def check_ranges(plan: DictConfig) -> None:
@@ -233,6 +255,15 @@ def check_ranges(plan: DictConfig) -> None:
         re.fullmatch(r"auto|cpu|gpu(:\d+)?", plan.device) is not None,
         "device",
         "auto, cpu, gpu or gpu:N",
+    )
+    require(plan.rounds >= 1, "rounds", "at least 1")
+    pseudo = plan.pseudo
+    require(pseudo.labels in ("hard", "soft"), "pseudo.labels", "hard or soft")
+    require(0 <= pseudo.threshold < 1, "pseudo.threshold", "at least 0 and below 1")
+    require(
+        pseudo.per_class is None or (pseudo.balance and pseudo.per_class >= 1),
+        "pseudo.per_class",
+        "at least 1, or null; null with pseudo.balance=false",
     )
     warmup, warmup_steps = (plan.schedule.get(f"warmup_{unit}") for unit in ("epochs", "steps"))
     # (Epochs against steps are compared by the schedule, which knows the length of an epoch.)
