@@ -14,8 +14,9 @@ from kd_cli.errors import ROUND_KEYS, ConfigError
 VIEWS = ("consistent", "independent", "fixed_teacher")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
+_OF_ROUNDS = {key: "it belongs to self-train" for key in ROUND_KEYS}
 # The root keys that each command has no use for, and why. A recipe may set them all the same,
-# because it serves all three commands; typed on the command line they are refused.
+# because it serves all commands; typed on the command line they are refused.
 UNUSED = {
     "train-teacher": {
         "alpha": "it learns from the labels alone",
@@ -28,6 +29,7 @@ UNUSED = {
         "teacher.precision": "it is of the teacher's forward pass in distill; see precision",
         "cache": "it asks no teacher",
         "view": "it asks no teacher",
+        **_OF_ROUNDS,
     },
     "train-student": {
         "alpha": "it trains without a teacher",
@@ -38,9 +40,11 @@ UNUSED = {
         "teacher_dir": "it trains without a teacher",
         "cache": "it asks no teacher",
         "view": "it asks no teacher",
+        **_OF_ROUNDS,
     },
     "distill": {
-        "label_smoothing": "it belongs to the cross-entropy of train-teacher and train-student"
+        "label_smoothing": "it belongs to the cross-entropy of train-teacher and train-student",
+        **_OF_ROUNDS,
     },
     "self-train": {
         "alpha": "labels and pseudo-labels count alike",
@@ -53,8 +57,6 @@ UNUSED = {
         "view": "the last round's network labels each image once, as in evaluation",
     },
 }
-for _command in ("train-teacher", "train-student", "distill"):
-    UNUSED[_command] |= {key: "it belongs to self-train" for key in ROUND_KEYS}
 
 
 @dataclass

@@ -385,3 +385,5 @@ def test_a_sweep_of_self_trainings(kd, work, words):
     assert done.code == 0, done.err
     rows = json.loads(next((work / "outputs" / "sweeps").rglob("sweep.json")).read_text())
     assert sorted(row["seed"] for row in rows["points"]) == [0, 1]
+    assert all(0 < row["round_0_test"] <= 1 for row in rows["points"])
+    assert "round_0_test" in done.out
