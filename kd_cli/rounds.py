@@ -83,6 +83,8 @@ def _plan(plan: DictConfig, number: int, before: dict[str, Any]) -> DictConfig:
     plain["round"] = {"number": number, "teacher": before["weights_sha256"]}
     for node, key in ((plain, "init_seed"), (plain, "data_seed"), (plain["augment"], "seed")):
         node[key] = int(identity.digest([node[key], number], 7), 16)
+    if plan.pseudo.epochs is not None:
+        plain["epochs"], plain["steps"] = plan.pseudo.epochs, None
     if plan.pseudo.labels == "soft":
         plain["round"]["label_smoothing"] = plan.loss.label_smoothing
         plain["loss"] = {"_target_": "kd_cli.losses.soft_cross_entropy", "_partial_": True}

@@ -125,6 +125,7 @@ class Pseudo:
     threshold: float = 0.3
     balance: bool = True
     per_class: int | None = None
+    epochs: int | None = None
 
 
 @dataclass
@@ -266,6 +267,11 @@ def check_ranges(plan: DictConfig) -> None:
         pseudo.per_class is None or (pseudo.balance and pseudo.per_class >= 1),
         "pseudo.per_class",
         "at least 1, or null; null with pseudo.balance=false",
+    )
+    require(
+        pseudo.epochs is None or pseudo.epochs >= 1,
+        "pseudo.epochs",
+        "at least 1, or null for the epochs or steps of round 0",
     )
     warmup, warmup_steps = (plan.schedule.get(f"warmup_{unit}") for unit in ("epochs", "steps"))
     # (Epochs against steps are compared by the schedule, which knows the length of an epoch.)

@@ -144,6 +144,8 @@ def test_round_0_is_the_baseline():
 
 def test_each_round_has_seeds_and_a_teacher_of_its_own():
     made = plan("augment=flip_crop", "augment.seed=3")
+    longer = rounds._plan(plan("pseudo.epochs=7", "steps=9"), 1, {"weights_sha256": "abc"})
+    assert (longer.epochs, longer.steps) == (7, None) and run_spec(longer)["epochs"] == 7
     spec = [run_spec(rounds._plan(made, n, {"weights_sha256": "abc"})) for n in (1, 2)]
     for key in ("init_seed", "data_seed"):
         assert len({made[key], spec[0][key], spec[1][key]}) == 3
