@@ -136,6 +136,12 @@ def test_more_rounds_are_the_same_run():
         assert run_id(plan(override)) != run_id(plan())
 
 
+def test_a_recipe_may_set_the_rounds():
+    made = plan("experiment=fashion_mnist_self_training")
+    assert (made.pseudo.epochs, made.pseudo.threshold, made.steps) == (12, 0.3, 1500)
+    assert plan("experiment=fashion_mnist_self_training", "pseudo.epochs=9").pseudo.epochs == 9
+
+
 def test_round_0_is_the_baseline():
     words = ("dataset.labelled_fraction=0.1", "label_smoothing=0.1", "augment=flip_crop")
     scratch = plan(*words, command="train-student")
