@@ -55,11 +55,13 @@ class Taught:
 
     Attributes:
         outputs: The teacher's, for the training; None where its labels stand in the data.
+        seconds: Spent on asking the teacher before the training.
         record: For `metrics.json`.
         arrays: For `predictions.npz`.
     """
 
     outputs: Outputs | None
+    seconds: float
     record: dict[str, Any]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -158,7 +160,6 @@ def _finish(
     from kd_cli.trainer import NonFiniteError
 
     plan, out, ended, learner = run.plan, run.out, training.now, training.learner
-    outputs = taught.outputs if taught else None
     labels = dataset.test.labels[dataset.test.rows]
     model = learner.model
     prepare = training.plan.prepare
@@ -211,7 +212,7 @@ def _finish(
             "train_seconds": ended.train_seconds,
             "seconds_per_epoch": ended.train_seconds / max(ended.epoch, 1),
             "examples_per_second": ended.examples / max(ended.train_seconds, 1e-9),
-            "teacher_forward_seconds": outputs.seconds if outputs else 0.0,
+            "teacher_forward_seconds": taught.seconds if taught else 0.0,
         },
     }
     if dataset.validation is not None:

@@ -67,8 +67,8 @@ def _rounds(run: Run, dataset: Dataset) -> dict[str, Any]:
         record = metrics.read(this.out)
         if record is None:
             logits = _logits(plan, dataset, before, records[-1])
-            taught_dataset, taught = _lesson(this, dataset, logits)
-            record = _train_round(this, taught_dataset, begun, taught)
+            lesson, taught = _lesson(this, dataset, logits, begun)
+            record = _train_round(this, lesson, begun, taught)
         records.append(record)
     return _conclude(run, dataset, records)
 
@@ -158,14 +158,13 @@ def select(
     return np.sort(np.concatenate([np.resize(own, count) for own in of_each if len(own)]))
 
 
-def _lesson(run: Run, dataset: Dataset, logits: np.ndarray) -> tuple[Dataset, Taught]:
-    """What a round learns from: its training rows with their labels, or soft targets.
+def _lesson(run: Run, dataset: Dataset, logits: np.ndarray, begun: float) -> tuple[Dataset, Taught]:
+    """What a round learns from: its training rows with their labels, and soft targets.
 
     Raises:
         ConfigError: When no image is confident enough.
     """
     plan, number, unlabelled = run.plan, run.plan.round.number, dataset.unlabelled
-    begun = time.monotonic()
     labels = logits.argmax(axis=1)
     scaled = np.asarray(logits, np.float64)
     confidence = 1 / np.exp(scaled - scaled.max(axis=1, keepdims=True)).sum(axis=1)
@@ -217,7 +216,7 @@ def _lesson(run: Run, dataset: Dataset, logits: np.ndarray) -> tuple[Dataset, Ta
     lesson = with_pseudo_labels(dataset, unlabelled.rows[chosen], labels[chosen])
     record = {"pseudo_labels": report}
     if options.labels == "hard":
-        return lesson, Taught(None, record)
+        return lesson, Taught(None, time.monotonic() - begun, record)
     targets = soft_targets(
         dataset.train.labels[dataset.train.rows],
         np.asarray(logits[chosen], np.float32),
@@ -228,7 +227,8 @@ def _lesson(run: Run, dataset: Dataset, logits: np.ndarray) -> tuple[Dataset, Ta
 
     seconds = time.monotonic() - begun
     outputs = Outputs(sha, "soft pseudo-labels", [targets], None, None, seconds)
-    return dataclasses.replace(lesson, split_fingerprint=sha), Taught(outputs, record)
+    lesson = dataclasses.replace(lesson, split_fingerprint=sha)
+    return lesson, Taught(outputs, seconds, record)
 
 
 def with_pseudo_labels(dataset: Dataset, rows: np.ndarray, labels: np.ndarray) -> Dataset:

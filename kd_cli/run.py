@@ -138,7 +138,8 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
         "precision": teacher.precision,
     }
     arrays = {"teacher_logits": test_logits}
-    return train(runs, dataset, started, "student", Taught(outputs, {"teacher": record}, arrays))
+    taught = Taught(outputs, outputs.seconds, {"teacher": record}, arrays)
+    return train(runs, dataset, started, "student", taught)
 
 
 _COMMANDS = {

@@ -240,6 +240,7 @@ def test_two_rounds_leave_what_the_schema_says(kd, work, words):
         if number:
             pseudo = one["pseudo_labels"]
             assert below["dataset"]["train"] == labelled + pseudo["rows"]
+            assert below["timings"]["teacher_forward_seconds"] > 0
             assert sum(pseudo["per_class"]) == pseudo["rows"]
             assert len({n for n in pseudo["per_class"] if n}) == 1  # balanced
             assert 0 <= pseudo["accuracy"] <= 1 and pseudo["images"] <= pseudo["rows"]
@@ -306,14 +307,14 @@ def test_without_labels_there_is_no_report_of_right_ones(work, words, monkeypatc
     dataset = small_dataset()
     logits = np.array([[3, 0, 0], [0, 2, 0], [0, 1, 4]], np.float32)
     run = Run(made, work, [])
-    _, taught = rounds._lesson(run, dataset, logits)
+    _, taught = rounds._lesson(run, dataset, logits, 0.0)
     assert taught.record["pseudo_labels"]["accuracy"] == pytest.approx(1 / 3)  # of 0, 2, 1
     bare = dataclasses.replace(dataset.unlabelled, labels=np.full(8, -1))
-    _, taught = rounds._lesson(run, dataclasses.replace(dataset, unlabelled=bare), logits)
+    _, taught = rounds._lesson(run, dataclasses.replace(dataset, unlabelled=bare), logits, 0.0)
     assert "accuracy" not in taught.record["pseudo_labels"]
     run.plan.pseudo.threshold = 0.4
     with pytest.raises(ConfigError, match=r"round 1: .*threshold=0.4 \(the highest is 0.3333\)"):
-        rounds._lesson(run, dataset, np.zeros((3, 3), np.float32))
+        rounds._lesson(run, dataset, np.zeros((3, 3), np.float32), 0.0)
 
 
 @pytest.mark.slow
