@@ -43,13 +43,19 @@ def length(plan: DictConfig, dataset: Dataset) -> tuple[int, int]:
 
 
 def check_labels(plan: DictConfig, dataset: Dataset) -> None:
-    """Refuses what can't be done with training images that have no labels.
+    """Refuses what can't be done with training images that have no labels, or all have one.
 
     Raises:
-        ConfigError: Another command than distill, no given teacher, a loss that can't do without
-            labels, or early stopping without a validation split.
+        ConfigError: Without labels: another command than distill, no given teacher, a loss that
+            can't do without them, or early stopping without a validation split. With all of
+            them: self-train.
     """
     if dataset.train.labelled:
+        if plan.command == "self-train" and dataset.unlabelled is None:
+            raise ConfigError(
+                f"{dataset.name}: all training images have labels, so self-train finds none to "
+                "label; type dataset.labelled_fraction=0.1 to keep the labels of a tenth"
+            )
         return
     bare = f"{dataset.name}: the training images have no labels"
     if plan.command != "distill":

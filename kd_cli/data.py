@@ -50,6 +50,7 @@ class Dataset:
             nothing can be held out because the training images have no labels.
         unlabelled: Training images whose labels labelled_fraction hides, None where it is 1. Their
             labels are in the arrays all the same, and never to be trained on.
+        pseudo_labelled: Training rows, the last ones, whose labels are a network's.
         fingerprint: SHA-256 of the source's images, labels and class names.
         split_fingerprint: SHA-256 of the rows of all splits.
     """
@@ -63,10 +64,16 @@ class Dataset:
     fingerprint: str
     split_fingerprint: str
     unlabelled: Split | None = None
+    pseudo_labelled: int = 0
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def labelled(self) -> int:
+        """How many training rows have a label of the source."""
+        return len(self.train) - self.pseudo_labelled if self.train.labelled else 0
 
 
 def load(cfg: DictConfig) -> Dataset:

@@ -77,11 +77,15 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 # Root keys that come with the losses that use them: a loss without `${temperature}` has none.
 LOSS_KEYS = ("alpha", "temperature", "t_squared")
+# Root keys of self-train alone.
+ROUND_KEYS = ("rounds", "pseudo")
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     if key in LOSS_KEYS:
         return f"the chosen loss does not use '{key}'; leave it out, or choose another loss="
+    if key.split(".")[0] in ROUND_KEYS and key.split(".")[0] not in known:
+        return f"'{key}' belongs to self-train: leave it out, or type kd self-train"
     return f"unknown key '{key}'{suggest(key, known)} (all keys: kd distill --cfg job)"
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kd_cli.config import check, override_key
 from kd_cli.errors import ConfigError
-from kd_cli.schema import view_shape
+from kd_cli.schema import UNUSED, view_shape
 
 OUTPUTS = Path("outputs")
 # Root keys that say where or how to run, not what comes out.
@@ -29,6 +29,7 @@ _PLACES = (
     "tracker",
     "checkpoint",
     "memory_gib",
+    "rounds",  # more of them continue where fewer ended
 )
 # Keys that are counted where they are used: seed in init_seed and data_seed, alpha in the loss.
 _ELSEWHERE = (
@@ -138,6 +139,8 @@ def run_name(plan: DictConfig) -> str:
         for key in ("alpha", "temperature"):
             if plan.get(key) is not None:
                 words.append(f"{key}{plan[key]:g}")
+    if plan.command == "self-train":
+        words += [plan.pseudo.labels, f"threshold{plan.pseudo.threshold:g}"]
     words.append(f"steps{plan.steps}" if plan.steps else f"epochs{plan.epochs}")
     words.append(f"seed{plan.seed}")
     return "_".join(words) + "-" + run_id(plan)
@@ -186,16 +189,16 @@ def sweep_id(command: str, unswept: list[str]) -> str:
 
 
 def counterpart(plan: DictConfig) -> DictConfig:
-    """The scratch student's configuration that belongs to a distill run: same all, no teacher."""
+    """The scratch student's configuration that belongs to a run: same all, no teacher."""
     plain = OmegaConf.to_container(plan)
-    for key in ("teacher", "teacher_dir", "cache", "view", "alpha", "temperature", "t_squared"):
+    for key in UNUSED["train-student"]:
         plain.pop(key, None)
     plain["command"] = "train-student"
     plain["rerun"] = False
     plain["loss"] = {
         "_target_": "kd_cli.losses.cross_entropy",
         "_partial_": True,
-        "label_smoothing": 0.0,
+        "label_smoothing": plan.get("label_smoothing", 0.0),
     }
     return OmegaConf.create(plain)
 

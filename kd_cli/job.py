@@ -45,7 +45,7 @@ def concluded(produce: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         if sweeping:
             _record_failure(out, error, "")
             raise RunFailed(str(error)) from error
-        if fresh:
+        if fresh and not any(out.glob("*/metrics.json")):  # a finished round stays
             _remove_fresh(out)
         outcome.append(error)
     except Exception as error:

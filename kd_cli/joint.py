@@ -19,13 +19,13 @@ from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kd_cli import metrics
 from kd_cli.config import check
 from kd_cli.errors import ConfigError
-from kd_cli.identity import digest, point_dir, register_resolvers, run_spec
+from kd_cli.identity import digest, point_dir, register_resolvers, run_id, run_spec
 from kd_cli.job import concluded
 from kd_cli.progress import ConsoleHandler, log_file
-from kd_cli.run import Result, Run, execute_together
+from kd_cli.results import Result, Run
+from kd_cli.run import execute_together, finished
 
 log = logging.getLogger("kd")
 
@@ -91,6 +91,8 @@ def _shared(plan: DictConfig) -> str:
 
     They may differ in initial weights, loss with its options, and learning rate.
     """
+    if plan.command == "self-train":
+        return run_id(plan)  # its rounds are trainings of their own
     spec = run_spec(plan)
     spec["schedule"].pop("learning_rate", None)
     for key in ("init_seed", "loss", "learning_rate"):
@@ -110,7 +112,7 @@ def _point(
 
 
 def _train(runs: list[Run]) -> list[Result]:
-    unfinished = {run.out: run for run in runs if metrics.read(run.out) is None}
+    unfinished = {run.out: run for run in runs if finished(run) is None}
     for run in unfinished.values():
         (run.out / ".hydra").mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(run.typed), run.out / ".hydra" / "overrides.yaml")

@@ -38,6 +38,17 @@ def cross_entropy(
     return {"hard": (1 - label_smoothing) * hard - label_smoothing * tf.reduce_mean(log_q, axis=-1)}
 
 
+def soft_cross_entropy(
+    labels: tf.Tensor | None, student: Outputs, teacher: Outputs
+) -> dict[str, tf.Tensor]:
+    """Cross-entropy to softmax(teacher): -sum p * log q. Labels are not used.
+
+    Source: Xie et al. 2020, "Self-training with Noisy Student", algorithm 1.
+    """
+    p = tf.nn.softmax(teacher["logits"])
+    return {"soft": -tf.reduce_sum(p * tf.nn.log_softmax(student["logits"]), axis=-1)}
+
+
 def hinton(
     labels: tf.Tensor | None,
     student: Outputs,
@@ -113,6 +124,8 @@ def formula(target: str, hyper: Mapping[str, Any]) -> str:
     if name == "cross_entropy":
         smoothing = hyper.get("label_smoothing", 0)
         return "CE(labels, student)" + (f", label smoothing {smoothing:g}" if smoothing else "")
+    if name == "soft_cross_entropy":
+        return "CE(labels, student) where they are known, elsewhere CE(teacher, student)"
     if name == "hinton":
         return f"{alpha:g} * CE(labels, student) + {1 - alpha:g} * {soft}"
     if name == "function_matching":

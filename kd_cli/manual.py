@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-COMMANDS = ("train-teacher", "train-student", "distill")
+COMMANDS = ("train-teacher", "train-student", "distill", "self-train")
 GROUPS = (
     "dataset",
     "teacher",
@@ -42,6 +42,7 @@ commands (none: distill)
   train-teacher   train the teacher and keep it
   train-student   train the student without a teacher: the baseline
   distill         distil the teacher into the student; trains the teacher when it is missing
+  self-train      train the student on its own labels of the unlabelled images, round after round
   cache           list, verify or prune the teachers' outputs that are kept (kd cache list)
 
 groups, chosen with group=option
@@ -58,6 +59,8 @@ keys
   hydra/launcher=joint            sweep points that share data and teacher train together
   augment=flip_crop               random crops; view=consistent, independent, fixed_teacher
   cache.logits=float16            half the disk (none: ask the teacher at every step)
+
+  rounds=3  pseudo.labels=soft  pseudo.threshold=0.3   self-train dataset.labelled_fraction=0.1
 
 examples
   kd distill                                             a first result in a minute, no download

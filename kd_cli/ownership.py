@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ RUN_FILES = (
     "state",
     "error.json",
     "tensorboard",
+    "augment.png",
 )
+_ROUND = re.compile(r"round-\d+")
 
 
 def check_before_start(plan: DictConfig, out: Path) -> None:
@@ -102,7 +105,11 @@ def _refuse_foreign_files(out: Path) -> None:
             )
     if not out.is_dir() or (out / "metrics.json").exists():
         return
-    foreign = sorted(p.name for p in out.iterdir() if p.name not in RUN_FILES and p.name[0] != ".")
+    foreign = sorted(
+        p.name
+        for p in out.iterdir()
+        if p.name not in RUN_FILES and p.name[0] != "." and not _ROUND.fullmatch(p.name)
+    )
     if foreign:
         raise ConfigError(
             f"{out} holds files that are not of a run of kd ({', '.join(foreign[:3])}); "

@@ -1,54 +1,28 @@
-"""The three commands, from data to result; runs that share data and teacher train together."""
+"""The commands, from data to result; runs that share data and teacher train together."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shlex
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from kd_cli import assembly, data, identity, metrics
-from kd_cli.checkpoint import State, save_model, write_json, write_npz
+from kd_cli import assembly, data, metrics
 from kd_cli.config import check, compose, override_key
 from kd_cli.data import Dataset
 from kd_cli.device import request, set_up
 from kd_cli.errors import ConfigError
 from kd_cli.ownership import check_before_start, inputs, lock, refuse_other_inputs
-from kd_cli.progress import log_file, shown
-from kd_cli.summary import print_result
-
-if TYPE_CHECKING:
-    from kd_cli.answers import Outputs
-    from kd_cli.trainer import Training
+from kd_cli.progress import shown
+from kd_cli.results import Result, Results, Run, Taught, on_its_own, train
+from kd_cli.rounds import self_train
+from kd_cli.summary import print_result, print_rounds
 
 log = logging.getLogger("kd")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that was asked for.
-
-    Attributes:
-        plan: Its checked configuration, from `config.check`.
-        out: Its directory.
-        typed: The overrides that the user typed, for the teacher that may have to be trained.
-    """
-
-    plan: DictConfig
-    out: Path
-    typed: list[str]
-
-
-# What a run ended with: the content of its metrics.json, or why it failed.
-Result = dict[str, Any] | Exception
-Results = dict[Path, Result]
 
 
 def execute(run: Run, table: bool = True) -> dict[str, Any]:
@@ -64,7 +38,9 @@ def execute(run: Run, table: bool = True) -> dict[str, Any]:
     (result,) = execute_together([run])
     if isinstance(result, Exception):
         raise result
-    if table:
+    if table and "rounds" in result:
+        print_rounds(result, run.out)
+    elif table:
         print_result(result, run.plan, run.out, run.typed)
     return result
 
@@ -85,7 +61,7 @@ def execute_together(runs: list[Run]) -> list[Result]:
         for run in {run.out: run for run in runs}.values():  # two points may be the same run
             try:
                 locks.enter_context(lock(run.out))
-                record = metrics.read(run.out)
+                record = finished(run)
                 if record is None:
                     assembly.check_labels(run.plan, dataset)
                     unfinished.append(run)
@@ -100,14 +76,22 @@ def execute_together(runs: list[Run]) -> list[Result]:
     return [results[run.out] for run in runs]
 
 
+def finished(run: Run) -> dict[str, Any] | None:
+    """The content of a finished run's `metrics.json`; None while there is something to do."""
+    record = metrics.read(run.out)
+    if record is not None and len(record.get("rounds", ())) <= run.plan.get("rounds", -1):
+        return None  # more rounds are wanted than were
+    return record
+
+
 def train_teacher(runs: list[Run], dataset: Dataset, started: float) -> Results:
     """Trains teachers with cross-entropy and keeps them in their directories."""
-    return _train(runs, dataset, started, "teacher")
+    return train(runs, dataset, started, "teacher")
 
 
 def train_student(runs: list[Run], dataset: Dataset, started: float) -> Results:
     """Trains students with cross-entropy, without a teacher: the baseline."""
-    return _train(runs, dataset, started, "student")
+    return train(runs, dataset, started, "student")
 
 
 def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
@@ -153,172 +137,17 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
         "outputs": outputs.how,
         "precision": teacher.precision,
     }
-    return _train(runs, dataset, started, "student", _Taught(outputs, test_logits, record))
+    arrays = {"teacher_logits": test_logits}
+    taught = Taught(outputs, outputs.seconds, {"teacher": record}, arrays)
+    return train(runs, dataset, started, "student", taught)
 
 
-@dataclass(frozen=True)
-class _Taught:
-    """What a distilled student's run needs to know of its teacher.
-
-    Attributes:
-        outputs: For the training.
-        test_logits: [n, K] on the test split.
-        record: For `metrics.json`.
-    """
-
-    outputs: Outputs
-    test_logits: np.ndarray
-    record: dict[str, Any]
-
-
-_COMMANDS = {"train-teacher": train_teacher, "train-student": train_student, "distill": distill}
-
-
-def _refuse_other_state(run: Run, dataset: Dataset) -> None:
-    state = State(run.out / "state").owner()
-    if state is not None:
-        refuse_other_inputs(state["inputs"], inputs(run.plan, dataset), run.out)
-
-
-def _train(
-    runs: list[Run],
-    dataset: Dataset,
-    started: float,
-    role: str,
-    taught: _Taught | None = None,
-) -> Results:
-    """Trains the runs' networks, and leaves everything that a run leaves in their directories."""
-    results: Results = {}
-    for run in runs:
-        try:
-            _refuse_other_state(run, dataset)
-        except ConfigError as error:
-            results[run.out] = error
-    runs = [run for run in runs if run.out not in results]
-    if not runs:
-        return results
-    plans = [run.plan for run in runs]
-    engine = assembly.engine_for(plans, dataset, role, taught.outputs if taught else None)
-    from kd_cli.tracking import tracker
-    from kd_cli.trainer import Place, Plan, fit
-
-    places = [
-        Place(
-            run.out,
-            {"run_id": identity.run_id(run.plan), "inputs": inputs(run.plan, dataset)},
-            role if len(runs) == 1 else run.out.name,
-            tracker(run.plan.get("tracker"), run.out),
-        )
-        for run in runs
-    ]
-    total_steps, steps_per_epoch = assembly.length(plans[0], dataset)
-    shared = Plan(
-        epochs=-(-total_steps // steps_per_epoch),
-        total_steps=total_steps,
-        patience=plans[0].early_stopping.patience,
-        monitor=plans[0].early_stopping.monitor,
-        minutes=plans[0].checkpoint.minutes,
-        prepare=engine.views.evaluate if engine.views else None,
-    )
-    for run in runs:
-        if engine.views is not None and run.plan.augment.preview:
-            from kd_cli.views import preview
-
-            preview(engine.views, dataset.train, run.out / "augment.png")
-    if not dataset.train.labelled and dataset.validation is None:
-        log.info(
-            "the training images have no labels and there is no validation/: training goes to its "
-            "end, and the last epoch is kept"
-        )
-    trainings = fit(engine, dataset.validation, places, shared)
-    for run, training in zip(runs, trainings, strict=True):
-        if training.error is None:
-            training.attempt(_finish, run, training, dataset, role, started, taught)
-        results[run.out] = training.error or metrics.read(run.out)
-    return results
-
-
-def _finish(
-    run: Run,
-    training: Training,
-    dataset: Dataset,
-    role: str,
-    started: float,
-    taught: _Taught | None,
-) -> None:
-    """Reads the test split, once; writes model, predictions, and metrics last."""
-    from kd_cli.engine import predict_rows
-    from kd_cli.losses import formula
-    from kd_cli.teacher import weights_hash
-    from kd_cli.trainer import NonFiniteError
-
-    plan, out, ended, learner = run.plan, run.out, training.now, training.learner
-    labels = dataset.test.labels[dataset.test.rows]
-    model = learner.model
-    prepare = training.plan.prepare
-    test_last = metrics.score(predict_rows(learner.predict, dataset.test, prepare), labels)
-    model.set_weights(training.best_weights)
-    test_logits = predict_rows(learner.predict, dataset.test, prepare)
-    if not np.isfinite(test_logits).all():
-        raise NonFiniteError("the logits on the test split are not finite; lower learning_rate")
-    save_model(out / "model.keras", model)
-    arrays = {"labels": labels, f"{role}_logits": test_logits}
-    if taught:
-        arrays["teacher_logits"] = taught.test_logits
-    write_npz(out / "predictions.npz", arrays)
-
-    record = {
-        "schema_version": metrics.SCHEMA_VERSION,
-        "command": plan.command,
-        "run_id": training.place.owner["run_id"],
-        "config": identity.run_spec(plan),
-        "inputs": training.place.owner["inputs"],
-        "seed": plan.seed,
-        **metrics.environment(),
-        "device": set_up(plan.device),
-        "precision": plan.precision,
-        "dataset": {
-            "name": dataset.name,
-            "image_shape": list(dataset.image_shape),
-            "class_names": list(dataset.class_names),
-            "train": len(dataset.train),
-            "labelled": len(dataset.train) if dataset.train.labelled else 0,
-            "validation": len(dataset.validation) if dataset.validation else 0,
-            "test": len(dataset.test),
-            "fingerprint": dataset.fingerprint,
-            "split_fingerprint": dataset.split_fingerprint,
-        },
-        "input": f"pixels 0..255, [batch, {', '.join(map(str, model.input_shape[1:]))}]",
-        "network": plan[role].name,
-        "parameters": model.count_params(),
-        "loss": formula(plan.loss["_target_"], learner.hyper),
-        "alpha": plan.get("alpha"),
-        "temperature": plan.get("temperature"),
-        "epochs_done": ended.epoch,
-        "steps_done": ended.step,
-        "stopped": ended.stopped,
-        "warnings": list(ended.warnings.values()),
-        "test": metrics.score(test_logits, labels),
-        "test_last": test_last,
-        "weights_sha256": weights_hash(model),
-        "timings": {
-            "learners": ended.learners,
-            "total_seconds": max(time.monotonic() - started, ended.seconds),
-            "train_seconds": ended.train_seconds,
-            "seconds_per_epoch": ended.train_seconds / max(ended.epoch, 1),
-            "examples_per_second": ended.examples / max(ended.train_seconds, 1e-9),
-            "teacher_forward_seconds": taught.outputs.seconds if taught else 0.0,
-        },
-    }
-    if dataset.validation is not None:
-        record["validation"] = {
-            "best": {"epoch": ended.best_epoch, **ended.best},
-            "last": {"epoch": ended.epoch, **ended.last},
-        }
-    if taught:
-        record["teacher"] = taught.record
-    write_json(out / "metrics.json", record)
-    _point_latest(out)
+_COMMANDS = {
+    "train-teacher": train_teacher,
+    "train-student": train_student,
+    "distill": distill,
+    "self-train": self_train,
+}
 
 
 def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str]) -> None:
@@ -336,19 +165,11 @@ def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str])
             shown(out),
             shlex.join(["kd", "train-teacher", *kept]),
         )
-        (out / ".hydra").mkdir(exist_ok=True)
-        OmegaConf.save(teacher_plan, out / ".hydra" / "config.yaml")
-        OmegaConf.save(OmegaConf.create(kept), out / ".hydra" / "overrides.yaml")
-        handler = log_file(out / "kd.log")
-        log.addHandler(handler)
-        try:
-            run = Run(teacher_plan, out, kept)
+        run = Run(teacher_plan, out, kept)
+        with on_its_own(run):
             result = train_teacher([run], dataset, time.monotonic())[out]
-            if isinstance(result, Exception):
-                raise result
-        finally:
-            log.removeHandler(handler)
-            handler.close()
+        if isinstance(result, Exception):
+            raise result
 
 
 _TEACHER_KEYS = (
@@ -370,15 +191,3 @@ def _belongs_to_teacher(override: str) -> bool:
     if key in ("teacher.checkpoint", "teacher.train_if_missing", "teacher.precision"):
         return False
     return key.split(".")[0] in _TEACHER_KEYS or key.startswith("recipe.teacher")
-
-
-def _point_latest(out: Path) -> None:
-    """`outputs/latest` is a link to the last finished run; a convenience that may fail."""
-    link = identity.OUTPUTS / "latest"
-    temporary = link.with_name(f".tmp-{os.getpid()}-latest")
-    try:
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(out, link.parent))
-        os.replace(temporary, link)
-    except OSError as error:
-        log.warning("%s does not point to this run: %s", link, error.strerror)

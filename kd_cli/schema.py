@@ -9,13 +9,14 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ROUND_KEYS, ConfigError
 
 VIEWS = ("consistent", "independent", "fixed_teacher")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
+_OF_ROUNDS = {key: "it belongs to self-train" for key in ROUND_KEYS}
 # The root keys that each command has no use for, and why. A recipe may set them all the same,
-# because it serves all three commands; typed on the command line they are refused.
+# because it serves all commands; typed on the command line they are refused.
 UNUSED = {
     "train-teacher": {
         "alpha": "it learns from the labels alone",
@@ -28,6 +29,7 @@ UNUSED = {
         "teacher.precision": "it is of the teacher's forward pass in distill; see precision",
         "cache": "it asks no teacher",
         "view": "it asks no teacher",
+        **_OF_ROUNDS,
     },
     "train-student": {
         "alpha": "it trains without a teacher",
@@ -38,9 +40,21 @@ UNUSED = {
         "teacher_dir": "it trains without a teacher",
         "cache": "it asks no teacher",
         "view": "it asks no teacher",
+        **_OF_ROUNDS,
     },
     "distill": {
-        "label_smoothing": "it belongs to the cross-entropy of train-teacher and train-student"
+        "label_smoothing": "it belongs to the cross-entropy of train-teacher and train-student",
+        **_OF_ROUNDS,
+    },
+    "self-train": {
+        "alpha": "labels and pseudo-labels count alike",
+        "temperature": "a pseudo-label is what the last round's network says",
+        "t_squared": "a pseudo-label is what the last round's network says",
+        "loss": "its loss is the cross-entropy (see pseudo.labels)",
+        "teacher": "each round's network is the next one's teacher",
+        "teacher_dir": "each round's network is the next one's teacher",
+        "cache.views": "the last round's network labels each image once, as in evaluation",
+        "view": "the last round's network labels each image once, as in evaluation",
     },
 }
 
@@ -107,6 +121,15 @@ class Checkpoint:
 
 
 @dataclass
+class Pseudo:
+    labels: str = "soft"
+    threshold: float = 0.3
+    balance: bool = True
+    per_class: int | None = None
+    epochs: int | None = None
+
+
+@dataclass
 class Config:
     """The root of a checked configuration. A node that is built (`Any`) has its own signature."""
 
@@ -144,6 +167,8 @@ class Config:
     cache_dir: str = "outputs/cache"
     teacher_dir: str | None = None
     sweep: str | None = None
+    rounds: int = 3
+    pseudo: Pseudo = field(default_factory=Pseudo)
 
 
 def check_ranges(plan: DictConfig) -> None:
@@ -234,6 +259,20 @@ def check_ranges(plan: DictConfig) -> None:
         re.fullmatch(r"auto|cpu|gpu(:\d+)?", plan.device) is not None,
         "device",
         "auto, cpu, gpu or gpu:N",
+    )
+    require(plan.rounds >= 1, "rounds", "at least 1")
+    pseudo = plan.pseudo
+    require(pseudo.labels in ("hard", "soft"), "pseudo.labels", "hard or soft")
+    require(0 <= pseudo.threshold < 1, "pseudo.threshold", "at least 0 and below 1")
+    require(
+        pseudo.per_class is None or (pseudo.balance and pseudo.per_class >= 1),
+        "pseudo.per_class",
+        "at least 1, or null; null with pseudo.balance=false",
+    )
+    require(
+        pseudo.epochs is None or pseudo.epochs >= 1,
+        "pseudo.epochs",
+        "at least 1, or null for the epochs or steps of round 0",
     )
     warmup, warmup_steps = (plan.schedule.get(f"warmup_{unit}") for unit in ("epochs", "steps"))
     # (Epochs against steps are compared by the schedule, which knows the length of an epoch.)

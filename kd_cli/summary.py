@@ -64,3 +64,36 @@ def print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: lis
     print_table(f"{record['dataset']['name']}: accuracy", columns, rows)
     for name, where in files.items():
         print(f"{name + ':':<19}{where}")
+
+
+def print_rounds(record: dict[str, Any], out: Path) -> None:
+    """What each round of self-training learned from, and how good its network is."""
+    rows = []
+    for number, one in enumerate(record["rounds"]):
+        pseudo, best = one["pseudo_labels"] or {}, one["validation"]
+        rows.append(
+            [
+                str(number),
+                f"{one['labelled']:,}",
+                f"{pseudo['images']:,}" if pseudo else "-",
+                f"{pseudo['rows']:,}" if pseudo else "-",
+                f"{pseudo['accuracy']:.4f}" if "accuracy" in pseudo else "-",
+                f"{best['accuracy']:.4f}" if best else "-",
+                f"{one['test']['accuracy']:.4f}",
+                f"{one['seconds']:.0f} s",
+            ]
+        )
+    columns = [
+        "round",
+        "labelled",
+        "pseudo-labelled",
+        "in rows",
+        "right (hidden labels)",
+        "validation",
+        "test",
+        "time",
+    ]
+    print_table(f"{record['dataset']['name']}: accuracy after each round", columns, rows)
+    if "best_round" in record:
+        print(f"best on validation: round {record['best_round']}")
+    print(f"the last round's network: {shown(out / 'model.keras')}")

@@ -59,6 +59,8 @@ def finish(folder: Path, names: set[str]) -> int:
             failures.append({"directory": directory.name, "message": error["message"]})
     settings = _varying([row.pop("settings") for row in rows])
     rows = [{**varied, **row} for varied, row in zip(settings, rows, strict=True)]
+    columns = dict.fromkeys(key for row in rows for key in row)  # a folder may mix commands
+    rows = [{key: row.get(key) for key in columns} for row in rows]
     rows.sort(
         key=lambda row: (row["validation_accuracy"] is None, -(row["validation_accuracy"] or 0))
     )
@@ -88,6 +90,7 @@ def _summary(record: dict[str, Any]) -> dict[str, Any]:
         "validation_accuracy": best.get("accuracy"),
         "validation_nll": best.get("nll"),
         "best_epoch": best.get("epoch"),
+        **({"round_0_test": record["rounds"][0]["test"]["accuracy"]} if "rounds" in record else {}),
         "test_accuracy": record["test"]["accuracy"],
         "test_nll": record["test"]["nll"],
         "seconds": record["timings"]["total_seconds"],

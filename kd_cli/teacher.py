@@ -161,6 +161,15 @@ def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
     if record is None:
         return None
     _refuse_foreign(plan, dataset, directory, record)
+    return of_run(directory, record, plan, dataset)
+
+
+def of_run(directory: Path, record: dict[str, Any], plan: DictConfig, dataset: Dataset) -> Teacher:
+    """The network that a finished run left, as its `record` says.
+
+    Raises:
+        ConfigError: When its weights are others now.
+    """
     origin = _origin(directory / "model.keras", plan, dataset)
     teacher = load(origin, directory, record["network"], describe(record))
     sha = teacher.weights_sha256
@@ -201,7 +210,7 @@ def _origin(file: Path, plan: DictConfig, dataset: Dataset) -> dict[str, Any]:
     return {
         "file": str(file.resolve()),
         "input": None,
-        "precision": plan.teacher.precision,
+        "precision": plan.teacher.precision if "teacher" in plan else None,
         "image_shape": list(view_shape(plan.augment.size, dataset.image_shape)),
         "classes": dataset.num_classes,
     }

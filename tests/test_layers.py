@@ -15,6 +15,8 @@ ROWS = [
     {"engine"},
     {"summary", "teacher", "trainer", "ownership"},
     {"answers", "assembly"},
+    {"results"},
+    {"rounds"},
     {"run", "cache"},
     {"job"},
     {"joint"},
