@@ -17,6 +17,7 @@ import tensorflow as tf
 from omegaconf import DictConfig
 
 from kd_cli.augment import Draw, mixup
+from kd_cli.checkpoint import atomic
 from kd_cli.config import build
 from kd_cli.data import Dataset, Split
 from kd_cli.errors import ConfigError, first_line
@@ -206,7 +207,8 @@ def preview(views: Views, split: Split, path: Path) -> None:
         for row, image in enumerate(np.clip(np.asarray(shown, np.float32), 0, 255)):
             axes[row, column].imshow(image / 255, cmap="gray", vmin=0, vmax=1)
             axes[row, column].set_axis_off()
-    figure.savefig(path, dpi=100)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
 
 
 def _is_batch_wise(node: Callable[..., Any]) -> bool:
