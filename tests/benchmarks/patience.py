@@ -1,6 +1,6 @@
 """Draws what patience brings: test accuracy over epochs, from finished runs of one teacher.
 
-    python tests/benchmarks/patience.py OUTPUTS --png FILE    # OUTPUTS has runs below it
+    python tests/benchmarks/patience.py FOLDER ... --png FILE
 
 Prints a table (mean and standard deviation over runs of one kind and length, top-1 agreement with
 the teacher and KL(teacher || student) in nats on the test images) and draws the curve. The runs:
@@ -9,12 +9,11 @@ the teacher and KL(teacher || student) in nats on the test images) and draws the
     J="--multirun hydra/launcher=joint init_seed=0,1,2 experiment=$F"
     for EPOCHS in 30 100 300; do
       kd distill $J epochs=$EPOCHS
+      kd distill $J epochs=$EPOCHS augment=none
       kd train-student $J epochs=$EPOCHS
       kd train-student $J epochs=$EPOCHS augment=none
       kd train-student $J epochs=$EPOCHS augment=none label_smoothing=0.1
     done
-    kd distill $J epochs=300 view=fixed_teacher
-    kd distill $J epochs=300 view=independent
     kd distill experiment=$F epochs=1000
 """
 
@@ -33,13 +32,16 @@ import numpy as np
 def kind(record: dict[str, Any]) -> str:
     """What distinguishes a run beside its length and seed, in words."""
     config = record["config"]
-    nodes = [node["_target_"] for node in config.get("augment", {}).get("train", [])]
-    pixels = "crops and mixup" if any("mixup" in node for node in nodes) else "crops"
-    pixels = pixels if nodes else "plain images"
+    nodes = [
+        node["_target_"].rsplit(".", 1)[-1].replace("pad_and_crop", "crops").replace("_", " ")
+        for node in config.get("augment", {}).get("train", [])
+    ]
+    pixels = ", ".join(nodes) or "plain images"
     if record["command"] == "distill":
         kept = config.get("cache", {}).get("views")
         view = config.get("view", "consistent").replace("_", " ")
-        return f"distilled, {view}, {pixels}" + (f", {kept} views kept" if kept else "")
+        view = "" if view == "consistent" else f"{view}, "
+        return f"distilled, {view}{pixels}" + (f", {kept} views kept" if kept else "")
     smoothing = config["loss"].get("label_smoothing")
     return f"scratch, {pixels}" + (", label smoothing" if smoothing else "")
 
@@ -51,12 +53,14 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("outputs", type=Path)
+    parser.add_argument("outputs", type=Path, nargs="+", help="folders with runs below them")
     parser.add_argument("--png", type=Path)
     arguments = parser.parse_args()
     runs: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
     teacher: dict[str, Any] = {}
-    for path in sorted(arguments.outputs.rglob("metrics.json")):
+    for path in sorted(
+        file for folder in arguments.outputs for file in folder.rglob("metrics.json")
+    ):
         record = json.loads(path.read_text())
         if record["command"] not in ("distill", "train-student"):
             continue
