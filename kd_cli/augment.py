@@ -22,6 +22,8 @@ Draw = Callable[[int], tf.Tensor]
 def resize(images: tf.Tensor, draw: Draw, *, size: int) -> tf.Tensor:
     """Bilinear to [B, size, size, C] float32, with antialiasing when it makes images smaller."""
     height, width = images.shape[1:3]
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f"resize: size={size} must be a whole number above 0 (see augment.size)")
     # Resizing is linear in rows and in columns: its matrix is what it does to the unit images.
     rows, columns = (
         tf.image.resize(tf.eye(side)[..., None], [size, side], antialias=True)[..., 0]
@@ -33,8 +35,10 @@ def resize(images: tf.Tensor, draw: Draw, *, size: int) -> tf.Tensor:
 def random_crop(images: tf.Tensor, draw: Draw, *, size: int) -> tf.Tensor:
     """A square of `size` pixels at a random place, all places alike."""
     height, width = images.shape[1:3]
-    if size > min(height, width):
-        raise ConfigError(f"random_crop: size={size} is more than the image's {height}x{width}")
+    if not isinstance(size, int) or not 1 <= size <= min(height, width):
+        raise ConfigError(
+            f"random_crop: size={size} must be at least 1 and at most the image's {height}x{width}"
+        )
     numbers = draw(2)
     top = tf.cast(numbers[:, 0] * (height - size + 1), tf.int32)
     left = tf.cast(numbers[:, 1] * (width - size + 1), tf.int32)
@@ -58,6 +62,11 @@ def pad_and_crop(
     if mode not in ("constant", "reflect"):
         raise ConfigError(f"pad_and_crop: mode={mode} must be constant or reflect")
     height, width = images.shape[1:3]
+    if not 0 <= padding < min(height, width):
+        raise ConfigError(
+            f"pad_and_crop: padding={padding} must be at least 0 and below the image's "
+            f"{height}x{width} (below 1 it is a share of the height)"
+        )
     padding = round(padding * height) if padding < 1 else int(padding)
     sides = [[0, 0], [padding, padding], [padding, padding], [0, 0]]
     padded = tf.pad(images, sides, mode)

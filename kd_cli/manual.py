@@ -59,7 +59,6 @@ keys
   hydra/launcher=joint            sweep points that share data and teacher train together
   augment=flip_crop               random crops; view=consistent, independent, fixed_teacher
   cache.logits=float16            half the disk (none: ask the teacher at every step)
-
   rounds=3  pseudo.labels=soft  pseudo.threshold=0.3   self-train dataset.labelled_fraction=0.1
 
 examples

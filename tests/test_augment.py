@@ -388,7 +388,11 @@ def test_beta_coefficients_have_their_mean_and_variance():
 @pytest.mark.parametrize(
     ("node", "options", "expected"),
     [
-        ("random_crop", {"size": 6}, "size=6 is more than the image's 5x7"),
+        ("random_crop", {"size": 6}, "size=6 must be at least 1 and at most the image's 5x7"),
+        ("random_crop", {"size": None}, "size=None must be at least 1"),
+        ("resize", {"size": 0}, "size=0 must be a whole number above 0"),
+        ("pad_and_crop", {"padding": -1}, "padding=-1 must be at least 0 and below"),
+        ("pad_and_crop", {"padding": 5, "mode": "reflect"}, "padding=5 must be at least 0"),
         ("pad_and_crop", {"padding": 1, "mode": "edge"}, "mode=edge must be constant or reflect"),
         ("horizontal_flip", {"probability": 50}, "probability=50 must be between 0 and 1"),
         ("inception_crop", {"size": 3, "area": [0, 1]}, r"area=\[0, 1\] and ratio="),
