@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_cli import assembly, cli, identity, logits, run, trainer
+from kd_cli import assembly, cli, identity, logits, results, run, trainer
 from kd_cli.checkpoint import open_npz, read_rows
 from kd_cli.config import check, compose
 from tests.conftest import SMALL, npz
@@ -296,17 +296,17 @@ def test_the_logits_cache_is_shared_and_checked(place, caplog):
 def test_a_point_whose_files_cannot_be_written_fails_alone(place, monkeypatch):
     folder = place("one")
     both = runs(folder, (0.2, 0.7))
-    genuine = run.save_model
+    genuine = results.save_model
 
     def save_model(path, model):
         if path.parent == both[0].out:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         genuine(path, model)
 
-    monkeypatch.setattr(run, "save_model", save_model)
+    monkeypatch.setattr(results, "save_model", save_model)
     first, second = run.execute_together(both)
     assert isinstance(first, OSError) and second["alpha"] == 0.7
-    monkeypatch.setattr(run, "save_model", genuine)
+    monkeypatch.setattr(results, "save_model", genuine)
     first, again = run.execute_together(both)
     assert first["alpha"] == 0.2 and again == second
     # The one that was finished later still says how many had shared its seconds.
