@@ -12,7 +12,7 @@ import pytest
 from keras import layers
 from omegaconf import OmegaConf
 
-from kd_cli import bit, data, identity, models
+from kd_cli import answers, bit, data, identity, models
 from kd_cli import teacher as teachers
 from kd_cli.config import check, compose
 from kd_cli.errors import ConfigError
@@ -430,7 +430,8 @@ def test_published_weights_give_a_ready_teacher(npz, source, weights):
     # What was built in between does not change its name in the cache.
     teachers._loaded.clear()
     models.mlp([6, 6, 1], 4, units=[3])
-    again, hashes = teachers.of_origin({"teacher": json.loads(json.dumps(teacher.origin))}, dataset)
+    origin = {"teacher": json.loads(json.dumps(teacher.origin))}
+    again, _, hashes = answers.of_origin(origin, dataset)
     assert again is not teacher and again.network_sha256 == teacher.network_sha256
     assert hashes["weights"] == teacher.weights_sha256
 

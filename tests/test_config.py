@@ -22,7 +22,11 @@ OPTIONS = [
     for group in GROUPS
     for path in sorted((conf_dir() / group).glob("*.yaml"))
 ]
-NEEDS_PATH = {"dataset=npz": ["dataset.path={npz}"], "dataset=image_folder": ["dataset.path={dir}"]}
+NEEDS_PATH = {
+    "dataset=npz": ["dataset.path={npz}"],
+    "dataset=image_folder": ["dataset.path={dir}"],
+    "experiment=flowers12_function_matching": ["dataset.path={dir}"],
+}
 
 
 @pytest.fixture
