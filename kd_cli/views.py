@@ -36,7 +36,8 @@ class Views:
             flips for the teacher; `fixed_teacher`: the teacher gets the image as in evaluation.
             Batch-wise nodes act alike on both.
         dataset: Its pool of training images.
-        compiled: Whether XLA compiles the nodes: on a CPU they take a third of the time then.
+        compiled: Whether XLA compiles the nodes, unless `node` forbids it: on a CPU they take a
+            third of the time then.
 
     Attributes:
         seed: Of all that is drawn.
@@ -76,6 +77,7 @@ class Views:
             for number, count in enumerate(counts[: len(self.nodes)])
         }
         self._state = tf.Variable([self.seed, 0], dtype=tf.int64, trainable=False)
+        compiled = compiled and node.get("compiled", True)
         self._apply = tf.function(self._nodes, autograph=False, jit_compile=compiled)
         self.evaluate = tf.function(self._evaluate, autograph=False)
         if compiled and not all(one.func.__module__ == mixup.__module__ for one in every):

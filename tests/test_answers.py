@@ -9,11 +9,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from matplotlib.image import imread
 
 from kd_cli import assembly, cli, identity, logits, run
 from kd_cli.checkpoint import read_rows
 from kd_cli.config import check, compose
+from kd_cli.errors import ConfigError
 from tests.conftest import SMALL, npz, only_run
 from tests.test_resume import approximately, result
 
@@ -49,6 +51,13 @@ def made(home, work):
         return run.Run(plan, identity.run_dir(plan), typed)
 
     return make
+
+
+def outside_xla(images, draw):
+    """A node that XLA can't compile."""
+    shape = images.shape
+    shown = tf.numpy_function(lambda values: 255 - values, [images], images.dtype)
+    return tf.ensure_shape(shown, shape)
 
 
 def trained(one):
@@ -91,6 +100,7 @@ def test_kept_views_train_the_student_that_a_live_teacher_trains(made, kd, monke
     two = trained(made(FLIP, "cache.views=2"))
     for row, other in zip(two[1][:2], kept[1][:2], strict=True):
         assert row["train"] == other["train"]
+    # By more than rounding: the wider the tolerance, the more must differ.
     assert two[1][2]["train"] != pytest.approx(kept[1][2]["train"], rel=1e-4)
     # Streamed from the disk.
     one = made(FLIP, "cache.views=3", "memory_gib=0")
@@ -124,6 +134,15 @@ def test_an_entry_of_an_older_version_can_be_verified(made, kd):
     assert done.out.count("right (") == 2
 
 
+def test_views_of_a_node_that_xla_does_not_know_can_be_verified(made, kd):
+    node = "augment.train=[{_target_:tests.test_answers.outside_xla,_partial_:true}]"
+    with pytest.raises(ConfigError, match="type augment.compiled=false"):
+        run.execute(made(FLIP, node, "cache.views=1"), table=False)
+    run.execute(made(FLIP, node, "cache.views=1", "augment.compiled=false"), table=False)
+    done = kd("cache", "verify")
+    assert done.code == 0 and done.out.count("right (") == 2, done.out + done.err
+
+
 def test_the_teacher_on_the_plain_image_uses_the_plain_cache(made, kd):
     fixed = trained(made(FLIP, "view=fixed_teacher"))
     assert fixed[0]["teacher"]["outputs"] == "cached as float32"
@@ -153,7 +172,8 @@ def test_evaluation_nodes_are_what_both_networks_get_of_the_test_split(made, kd,
             expected = model.predict(pixels, verbose=0)
             np.testing.assert_allclose(found[f"{key}_logits"], expected, rtol=1e-3, atol=1e-4)
     assert inverted[0]["teacher"]["test_nll"] != pytest.approx(plain[0]["teacher"]["test_nll"])
-    # Validation sees them too: the last epoch's numbers are those of other pixels.
+    # Validation sees them too: the last epoch's numbers are those of other pixels, and by more
+    # than rounding.
     assert inverted[1][0]["validation"] != pytest.approx(plain[1][0]["validation"], rel=1e-3)
     done = kd("cache", "verify", "rows=30")
     assert done.code == 0 and done.out.count("right (30 random rows compared)") == 3
@@ -177,6 +197,7 @@ def test_joint_runs_with_augmentation_are_single_runs(made, more, how):
     for one, record, old in zip(both, together, rows, strict=True):
         shutil.rmtree(one.out)
         alone = run.execute(one, table=False)
+        # The joint graph adds float32 numbers in another order.
         assert alone["test"] == pytest.approx(record["test"], rel=1e-5)
         assert alone["teacher"] == record["teacher"]
         assert record["teacher"]["outputs"] == how
