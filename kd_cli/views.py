@@ -95,7 +95,7 @@ class Views:
 
             try:
                 images = node(images, None, draw)[0] if _is_batch_wise(node) else node(images, draw)
-            except (ValueError, TypeError, tf.errors.OpError) as error:
+            except (ConfigError, ValueError, TypeError, tf.errors.OpError) as error:
                 raise ConfigError(f"augment.{part}[{number}]: {first_line(error)}") from error
             counts.append(drawn[0])
         if part == "evaluate" and any(counts):
