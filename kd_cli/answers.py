@@ -18,7 +18,6 @@ import numpy as np
 import tensorflow as tf
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli.checkpoint import file_hash
 from kd_cli.data import Dataset, Split
 from kd_cli.device import set_up
 from kd_cli.engine import LiveTeacher, Prepare, predict_batches
@@ -161,7 +160,7 @@ def logits(
         classes=dataset.num_classes,
         dtype=plan.cache.logits,
         origin={
-            "teacher": {**teacher.origin, "sha256": file_hash(Path(teacher.origin["file"]))},
+            "teacher": {**teacher.origin, "sha256": teacher.file_sha256},
             "dataset": OmegaConf.to_container(plan.dataset),
             "part": part,
             "augment": OmegaConf.to_container(plan.augment),

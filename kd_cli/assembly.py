@@ -18,6 +18,7 @@ from kd_cli.data import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import LOSS_KEYS, ConfigError, first_line
 from kd_cli.identity import digest, network_spec
+from kd_cli.ownership import is_given
 from kd_cli.schema import view_shape
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ def length(plan: DictConfig, dataset: Dataset) -> tuple[int, int]:
     return plan.steps or plan.epochs * steps_per_epoch, steps_per_epoch
 
 
+def epochs(plan: DictConfig, dataset: Dataset) -> int:
+    """How many epochs the training has; with `steps` the last one may end early."""
+    total_steps, steps_per_epoch = length(plan, dataset)
+    return -(-total_steps // steps_per_epoch)
+
+
 def check_labels(plan: DictConfig, dataset: Dataset) -> None:
     """Refuses what can't be done with training images that have no labels, or all have one.
 
@@ -63,7 +70,7 @@ def check_labels(plan: DictConfig, dataset: Dataset) -> None:
             f"{bare}, which {plan.command} needs; they serve to distill with a given teacher: "
             "kd distill loss=function_matching teacher.checkpoint=FILE"
         )
-    if plan.teacher.checkpoint is None and plan.teacher.weights is None:
+    if not is_given(plan.teacher):
         raise ConfigError(
             f"{bare}, so no teacher can be trained on them; give one: teacher.checkpoint=FILE"
         )
@@ -135,8 +142,7 @@ def augmentation(plan: DictConfig, dataset: Dataset) -> Views | None:
     if key not in _kept_views:
         _kept_views.clear()
         # XLA on a CPU fuses what would be many passes over small tensors; not tried on GPUs.
-        compiled = node.compiled and device == "cpu"
-        _kept_views[key] = Views(node, plan.get("view", "consistent"), dataset, compiled)
+        _kept_views[key] = Views(node, plan.get("view", "consistent"), dataset, device == "cpu")
     views = _kept_views[key]
     views.seed = plan.augment.seed
     return views
@@ -167,8 +173,7 @@ def engine_for(
     first = plans[0]
     key = digest(
         {
-            "learners": [_graph(plan, role) for plan in plans],
-            "length": length(first, dataset),
+            "learners": [[_graph(plan, role), length(plan, dataset)] for plan in plans],
             "batch_size": first.batch_size,
             "data": [dataset.fingerprint, dataset.split_fingerprint],
             "teacher": outputs.key if outputs else "",

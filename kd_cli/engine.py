@@ -220,7 +220,6 @@ class Engine:
         self.teacher = teacher
         self.views = views
         self.repeats = repeats
-        self.tables = len(logits)
         self.size = len(split)
         self.steps_per_epoch = -(-self.size // batch_size)
         self.source = source(split, logits, batch_size, budget)
@@ -239,7 +238,7 @@ class Engine:
         view = (epoch - 1) % self.repeats if self.repeats else epoch - 1
         if self.views is not None:
             self.views.start(view)
-        self._stream = self.source.start(order, first, view % max(self.tables, 1))
+        self._stream = self.source.start(order, first, view if self.repeats else 0)
 
     def run(self, first_step: int, start: int, stop: int) -> None:
         """Runs the steps [start, stop) of the epoch whose first step is number `first_step`."""

@@ -116,6 +116,13 @@ def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Of logits [n, K], in float64."""
+    logits = logits.astype(np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Top-1 accuracy and mean negative log-likelihood in nats.
 
@@ -123,9 +130,7 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         logits: [n, K].
         labels: [n] class numbers.
     """
-    logits = logits.astype(np.float64)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    log_p = log_softmax(logits)
     return {
         "accuracy": float((logits.argmax(axis=1) == labels).mean()),
         "nll": float(-log_p[np.arange(len(labels)), labels].mean()),

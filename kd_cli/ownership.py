@@ -60,7 +60,7 @@ def check_before_start(plan: DictConfig, out: Path) -> None:
             "command (.hydra/overrides.yaml), remove the directory, or type rerun=true"
         )
     _check_given_files(plan)
-    if plan.command == "distill" and not _is_given(plan.teacher):
+    if plan.command == "distill" and not is_given(plan.teacher):
         directory = Path(plan.teacher_dir)
         _refuse_foreign_files(directory)
         if not plan.teacher.train_if_missing and metrics.read(directory) is None:
@@ -70,7 +70,7 @@ def check_before_start(plan: DictConfig, out: Path) -> None:
             )
 
 
-def _is_given(teacher: DictConfig) -> bool:
+def is_given(teacher: DictConfig) -> bool:
     """Whether a distill run takes its teacher from a file, not from its directory."""
     return teacher.checkpoint is not None or teacher.weights is not None
 
@@ -149,7 +149,7 @@ def inputs(plan: DictConfig, dataset: Dataset) -> dict[str, str]:
     """What a run is made from besides its settings: hashes of data, teacher and given files."""
     found = {"data": dataset.fingerprint, "split": dataset.split_fingerprint}
     if plan.command == "distill":
-        if _is_given(plan.teacher):
+        if is_given(plan.teacher):
             given = plan.teacher.checkpoint or plan.teacher.weights
             found["teacher"] = file_hash(Path(given).expanduser())
         else:

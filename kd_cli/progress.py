@@ -81,8 +81,8 @@ class TrainingProgress:
             detail=f"{_values(values)}{self.validation}  {speed:,.0f}/s",
         )
 
-    def epoch(self, label: str, row: dict[str, Any], out: Path | None) -> None:
-        """After an epoch of the run in `out`: `row` is its line in the history.
+    def epoch(self, label: str, row: dict[str, Any], epochs: int, out: Path | None) -> None:
+        """After one of the `epochs` of the run in `out`: `row` is its line in the history.
 
         Without `out` it is the mean over runs that train together, for the terminal alone.
         """
@@ -91,12 +91,12 @@ class TrainingProgress:
         text = f"{_values(row['train'])}{self.validation}  {row['examples_per_second']:,.0f}/s"
         self.live.update(self.task, completed=row["epoch"] * self.examples, detail=text)
         done = row["epoch"] - self.first
-        left = (time.monotonic() - self.started) / max(done, 1) * (self.epochs - row["epoch"])
+        left = (time.monotonic() - self.started) / max(done, 1) * (epochs - row["epoch"])
         epoch_log.info(
             "%s %d/%d  %s  %s left",
             label,
             row["epoch"],
-            self.epochs,
+            epochs,
             text,
             _duration(left),
             extra={"out": out or ""},

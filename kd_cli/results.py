@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,19 +64,27 @@ class Taught:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-@contextlib.contextmanager
-def on_its_own(run: Run) -> Iterator[None]:
-    """A run inside another one: with its own log, and its configuration as Hydra leaves it."""
+def train_inside(
+    run: Run, dataset: Dataset, started: float, role: str, taught: Taught | None = None
+) -> dict[str, Any]:
+    """One run inside another: with its own log, and its configuration as Hydra leaves it.
+
+    Returns:
+        The content of its `metrics.json`; its failure is raised.
+    """
     (run.out / ".hydra").mkdir(parents=True, exist_ok=True)
     OmegaConf.save(run.plan, run.out / ".hydra" / "config.yaml")
     OmegaConf.save(OmegaConf.create(run.typed), run.out / ".hydra" / "overrides.yaml")
     handler = log_file(run.out / "kd.log")
     log.addHandler(handler)
     try:
-        yield
+        result = train([run], dataset, started, role, taught)[run.out]
     finally:
         log.removeHandler(handler)
         handler.close()
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _refuse_other_state(run: Run, dataset: Dataset) -> None:
@@ -115,13 +121,12 @@ def train(
             {"run_id": identity.run_id(run.plan), "inputs": inputs(run.plan, dataset)},
             role if len(runs) == 1 else run.out.name,
             tracker(run.plan.get("tracker"), run.out),
+            epochs=assembly.epochs(run.plan, dataset),
+            total_steps=assembly.length(run.plan, dataset)[0],
         )
         for run in runs
     ]
-    total_steps, steps_per_epoch = assembly.length(plans[0], dataset)
     shared = Plan(
-        epochs=-(-total_steps // steps_per_epoch),
-        total_steps=total_steps,
         patience=plans[0].early_stopping.patience,
         monitor=plans[0].early_stopping.monitor,
         minutes=plans[0].checkpoint.minutes,

@@ -27,7 +27,7 @@ from kd_cli.data import Dataset, Split
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
 from kd_cli.ownership import check_before_start, inputs, refuse_other_inputs
-from kd_cli.results import Results, Run, Taught, on_its_own, point_latest, train
+from kd_cli.results import Results, Run, Taught, point_latest, train_inside
 
 log = logging.getLogger("kd")
 NEVER = -1e4  # the logit of a class whose share is 0: its exponential is 0
@@ -55,7 +55,7 @@ def _rounds(run: Run, dataset: Dataset) -> dict[str, Any]:
     record = metrics.read(first.out)
     if record is None:
         log.info("round 0: the labels of %s images alone", f"{len(dataset.train):,}")
-        record = _train_round(first, dataset, time.monotonic(), None)
+        record = train_inside(first, dataset, time.monotonic(), "student")
     else:
         refuse_other_inputs(record["inputs"], inputs(first.plan, dataset), first.out)
     records = [record]
@@ -68,7 +68,7 @@ def _rounds(run: Run, dataset: Dataset) -> dict[str, Any]:
         if record is None:
             logits = _logits(plan, dataset, before, records[-1])
             lesson, taught = _lesson(this, dataset, logits, begun)
-            record = _train_round(this, lesson, begun, taught)
+            record = train_inside(this, lesson, begun, "student", taught)
         records.append(record)
     return _conclude(run, dataset, records)
 
@@ -89,16 +89,6 @@ def _plan(plan: DictConfig, number: int, before: dict[str, Any]) -> DictConfig:
         plain["round"]["label_smoothing"] = plan.loss.label_smoothing
         plain["loss"] = {"_target_": "kd_cli.losses.soft_cross_entropy", "_partial_": True}
     return OmegaConf.create(plain)
-
-
-def _train_round(
-    run: Run, dataset: Dataset, started: float, taught: Taught | None
-) -> dict[str, Any]:
-    with on_its_own(run):
-        result = train([run], dataset, started, "student", taught)[run.out]
-    if isinstance(result, Exception):
-        raise result
-    return result
 
 
 def _logits(plan: DictConfig, dataset: Dataset, before: Path, record: dict[str, Any]) -> np.ndarray:

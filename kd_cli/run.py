@@ -18,7 +18,7 @@ from kd_cli.device import request, set_up
 from kd_cli.errors import ConfigError
 from kd_cli.ownership import check_before_start, inputs, lock, refuse_other_inputs
 from kd_cli.progress import shown
-from kd_cli.results import Result, Results, Run, Taught, on_its_own, train
+from kd_cli.results import Result, Results, Run, Taught, train, train_inside
 from kd_cli.rounds import self_train
 from kd_cli.summary import print_result, print_rounds
 
@@ -110,10 +110,8 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
         _train_missing_teacher(plan, dataset, typed)
         started += time.monotonic() - begun  # the teacher's record has its own time
         teacher = teachers.find(plan, dataset)
-        views = assembly.augmentation(plan, dataset)  # the teacher's training had its own
-    total_steps, steps_per_epoch = assembly.length(plan, dataset)
-    epochs = -(-total_steps // steps_per_epoch)
-    outputs = answers.outputs(teacher, plan, dataset, views, epochs)
+    longest = max(assembly.epochs(run.plan, dataset) for run in runs)
+    outputs = answers.outputs(teacher, plan, dataset, views, longest)
     test_logits = answers.logits(teacher, plan, dataset, "test", views)
     labels = dataset.test.labels[dataset.test.rows]
     scores = metrics.score(test_logits, labels)
@@ -165,11 +163,7 @@ def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str])
             shown(out),
             shlex.join(["kd", "train-teacher", *kept]),
         )
-        run = Run(teacher_plan, out, kept)
-        with on_its_own(run):
-            result = train_teacher([run], dataset, time.monotonic())[out]
-        if isinstance(result, Exception):
-            raise result
+        train_inside(Run(teacher_plan, out, kept), dataset, time.monotonic(), "teacher")
 
 
 _TEACHER_KEYS = (

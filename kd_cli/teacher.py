@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli import metrics
 from kd_cli.bit import load_published
-from kd_cli.checkpoint import files_of
+from kd_cli.checkpoint import file_hash, files_of
 from kd_cli.data import Dataset
 from kd_cli.engine import predictor
 from kd_cli.errors import ConfigError, first_line
@@ -56,6 +56,11 @@ class Teacher:
     @functools.cached_property
     def predict(self) -> Callable[[Any], Any]:
         return predictor(self.model)
+
+    @functools.cached_property
+    def file_sha256(self) -> str:
+        """Hash of the file that it was loaded from."""
+        return file_hash(Path(self.origin["file"]))
 
     @functools.cached_property
     def network_sha256(self) -> str:

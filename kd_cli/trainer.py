@@ -74,19 +74,23 @@ def better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a learner's training writes, and how it is named.
+    """Where a learner's training writes, how it is named, and where it ends.
 
     Attributes:
         out: The run's directory; `history.jsonl` and `state/` are written there.
         owner: Kept with the state, to tell whose it is.
         label: Short name for the progress.
         tracker: Gets every epoch's row.
+        epochs: At most so many.
+        total_steps: At most so many steps; ends inside the last epoch.
     """
 
     out: Path
     owner: dict[str, Any]
     label: str
     tracker: Tracker
+    epochs: int
+    total_steps: int
 
 
 @dataclass(frozen=True)
@@ -94,16 +98,12 @@ class Plan:
     """What the learners of an engine share.
 
     Attributes:
-        epochs: At most so many.
-        total_steps: At most so many steps; ends inside the last epoch.
         patience: Epochs without a better result before stopping; None never stops.
         monitor: `accuracy` or `nll`.
         minutes: Longest time without a saved state.
         prepare: What becomes of stored images in evaluation; None leaves them.
     """
 
-    epochs: int
-    total_steps: int
     patience: int | None
     monitor: str
     minutes: float
@@ -148,8 +148,8 @@ class Training:
 
     @property
     def goes_on(self) -> bool:
-        now = self.now
-        ended = now.stopped or now.epoch >= self.plan.epochs or now.step >= self.plan.total_steps
+        now, place = self.now, self.place
+        ended = now.stopped or now.epoch >= place.epochs or now.step >= place.total_steps
         return self.error is None and not ended
 
     def check_terms(self, epoch: int) -> None:
@@ -252,7 +252,8 @@ def fit(
     for training in trainings:
         training.now.learners = max(training.now.learners, len(trainings))
     chunk = 1
-    with TrainingProgress(label, plan.epochs, engine.size, trainings[0].now.epoch) as progress:
+    longest, done = max(place.epochs for place in places), trainings[0].now.epoch
+    with TrainingProgress(label, longest, engine.size, done) as progress:
         while any(training.goes_on for training in trainings):
             epoch = 1 + min(t.now.epoch for t in trainings if t.goes_on)
             active = [t for t in trainings if t.goes_on and t.now.epoch == epoch - 1]
@@ -272,9 +273,9 @@ def _run_epoch(
     validation: Split | None,
 ) -> int:
     """One epoch of those that have not done it yet; returns the chunk's length for the next one."""
-    plan = active[0].plan
     first_step = (epoch - 1) * engine.steps_per_epoch
-    steps = min(engine.steps_per_epoch, plan.total_steps - first_step)
+    # Alike for all that are active: those of an engine end after whole epochs, or all together.
+    steps = min(engine.steps_per_epoch, active[0].place.total_steps - first_step)
     for training in trainings:
         training.learner.from_step.assign(training.now.step if training in active else _NEVER)
         if training in active and training.now.step == first_step:
@@ -312,12 +313,13 @@ def _run_epoch(
                 training.end_epoch, first_step + steps, seconds, examples, validation, engine.split
             )
             if row is not None:
-                progress.epoch(training.place.label, row, training.place.out)
+                place = training.place
+                progress.epoch(place.label, row, place.epochs, place.out)
                 rows.append(row)
     if len(trainings) > 1 and rows:
         parts = ("train",) if validation is None else ("train", "validation")
         means = {part: _mean([row[part] for row in rows]) for part in parts}
-        progress.epoch(f"mean of {len(rows)}", {**rows[0], **means}, None)
+        progress.epoch(f"mean of {len(rows)}", {**rows[0], **means}, progress.epochs, None)
     return chunk
 
 
@@ -337,9 +339,8 @@ def _check_health(
     found = {}
     # Spread over the rows: a folder's images come class by class.
     rows = split.rows[:: -(-len(split) // 256)]
-    images = split.images[rows].astype(np.float32)
-    if prepare is not None:
-        images = prepare(split.images[rows], rows)
+    images = split.images[rows]
+    images = images.astype(np.float32) if prepare is None else prepare(images, rows)
     for layer, units in dead_layers(learner.model, images).items():
         found[f"layer '{layer}'"] = (
             f"all {units} hidden units of layer '{layer}' are dead (never above 0 on "

@@ -64,6 +64,16 @@ def kd(work: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Typed]:
     return type_it
 
 
+def assert_refused(kd: Callable[..., Typed], work: Path, words: list[str], *texts: str) -> None:
+    """A mistake is one line with these texts, exit code 2, and leaves nothing behind."""
+    done = kd(*words)
+    assert done.code == 2
+    for text in texts:
+        assert text in done.error
+    assert done.out == "" and len(done.err.splitlines()) == 1
+    assert list(work.iterdir()) == []
+
+
 @pytest.fixture
 def npz(tmp_path: Path) -> Path:
     """A learnable set of 4 classes: a bright quarter of a 6x6 grey image, 160 + 40 images."""

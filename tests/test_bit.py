@@ -18,7 +18,7 @@ from kd_cli.config import check, compose
 from kd_cli.errors import ConfigError
 from kd_cli.identity import register_resolvers, run_id, run_spec, teacher_spec
 from kd_cli.teacher import load_keras
-from tests.conftest import only_run
+from tests.conftest import assert_refused, only_run
 
 IDENTITY = OmegaConf.create({"size": None, "scale": 1.0, "offset": 0.0})
 GENERATOR = np.random.default_rng(3)
@@ -512,8 +512,4 @@ EARLY = {
 @pytest.mark.parametrize("name", EARLY)
 def test_a_mistake_is_one_line(kd, work, name):
     words, expected = EARLY[name]
-    done = kd(*words)
-    assert done.code == 2
-    for text in expected:
-        assert text in done.error
-    assert list(work.iterdir()) == []
+    assert_refused(kd, work, words, *expected)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kd_cli import checkpoint
-from tests.conftest import only_run
+from tests.conftest import assert_refused, only_run
 
 # What is typed, and what the one line must say.
 MISTAKES = {
@@ -137,12 +137,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line(kd, work, name):
     words, expected = MISTAKES[name]
-    done = kd(*words)
-    assert done.code == 2
-    for text in expected:
-        assert text in done.error
-    assert done.out == "" and len(done.err.splitlines()) == 1
-    assert list(work.iterdir()) == []
+    assert_refused(kd, work, words, *expected)
 
 
 # The same, when only data or networks can tell: these follow overrides for a small run.

@@ -36,6 +36,13 @@ def test_the_flowers102_recipe_is_the_published_one():
     assert not plan.teacher.train_if_missing
 
 
+def distilled(kd, work, *words):
+    """The directory and the metrics of the run."""
+    done = kd("distill", *words)
+    assert done.code == 0, done.err
+    return only_run(work / "outputs" / "distill")
+
+
 def small_teacher(path, shape, classes):
     """A file without an input adapter of its own."""
     inputs = keras.Input(shape)
@@ -50,8 +57,9 @@ def test_the_flowers102_recipe_takes_steps(kd, work, monkeypatch):
     monkeypatch.setattr("kd_cli.sources._look_for", lambda urls: None)
     teacher = small_teacher(work / "teacher.keras", (128, 128, 3), 102)
     with tensorflow_datasets.testing.mock_data(num_examples=6):
-        done = kd(
-            "distill",
+        out, record = distilled(
+            kd,
+            work,
             "experiment=flowers102_function_matching",
             f"teacher.checkpoint={teacher}",
             f"data_dir={work}",
@@ -60,8 +68,6 @@ def test_the_flowers102_recipe_takes_steps(kd, work, monkeypatch):
             "batch_size=2",
             "augment.preview=true",
         )
-    assert done.code == 0, done.err
-    out, record = only_run(work / "outputs" / "distill")
     assert record["steps_done"] == 3
     assert record["input"] == "pixels 0..255, [batch, 128, 128, 3]"
     assert record["teacher"]["outputs"].startswith("live (mixup")
@@ -72,8 +78,9 @@ def test_the_flowers102_recipe_takes_steps(kd, work, monkeypatch):
 
 @pytest.mark.slow
 def test_function_matching_on_real_flowers(kd, work, real_data):
-    done = kd(
-        "distill",
+    out, record = distilled(
+        kd,
+        work,
         "experiment=flowers12_function_matching",
         f"dataset.path={real_data / 'flowers12'}",
         "epochs=6",
@@ -83,8 +90,6 @@ def test_function_matching_on_real_flowers(kd, work, real_data):
         "teacher.network.batch_norm=false",
         "student.network.batch_norm=false",
     )
-    assert done.code == 0, done.err
-    out, record = only_run(work / "outputs" / "distill")
     assert record["teacher"]["outputs"].startswith("live (mixup")
     # Twelve kinds, so chance is 0.083.
     assert record["teacher"]["test_accuracy"] > 0.2
@@ -94,8 +99,9 @@ def test_function_matching_on_real_flowers(kd, work, real_data):
 
 
 def test_teacher_and_student_of_other_sizes_get_the_same_crop(kd, work, small):
-    done = kd(
-        "distill",
+    out, _ = distilled(
+        kd,
+        work,
         *small,
         "augment=flip_crop",
         "augment.padding=1",
@@ -104,8 +110,6 @@ def test_teacher_and_student_of_other_sizes_get_the_same_crop(kd, work, small):
         "student.input.scale=0.0078431",
         "student.input.offset=-1",
     )
-    assert done.code == 0, done.err
-    out, _ = only_run(work / "outputs" / "distill")
     teacher_dir, _ = only_run(work / "outputs" / "teachers")
     crop = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 1)).astype(np.float32)
     for folder, size, scale, offset in (

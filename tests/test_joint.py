@@ -34,7 +34,9 @@ def made(small, *typed):
         (["seed=1"], ["seed=2"], False),  # its data_seed differs
         (["seed=1", "data_seed=0"], ["seed=2", "data_seed=0"], True),
         (["data_seed=1"], ["data_seed=2"], False),
-        (["epochs=1"], ["epochs=2"], False),
+        (["epochs=1"], ["epochs=2"], True),
+        (["steps=3"], ["steps=4"], False),
+        (["steps=3"], ["epochs=2"], False),
         (["batch_size=8"], ["batch_size=16"], False),
         (["schedule=constant"], ["schedule=cosine"], False),
         (["optimizer=adam"], ["optimizer=sgd"], False),
@@ -69,7 +71,7 @@ def points(folder):
 
 
 def test_every_point_is_what_a_single_run_leaves(kd, work, small):
-    sweep = ["alpha=0.2,0.8", "init_seed=0,3", "student.network.dropout=0.2", "schedule=cosine"]
+    sweep = ["alpha=0.2,0.8", "epochs=2,3", "student.network.dropout=0.2", "schedule=cosine"]
     done = kd(*JOINT, *small, *sweep, "sweep=together")
     assert done.code == 0, done.err
     assert "4 points train together" in done.err
@@ -88,7 +90,8 @@ def test_every_point_is_what_a_single_run_leaves(kd, work, small):
                 assert row[part] == close(single_row[part])
         assert {p.name for p in folder.iterdir()} == {p.name for p in single_folder.iterdir()}
         log = (folder / "kd.log").read_text()
-        assert log.count(f"{name} 1/2") == 1 and log.count(" 1/2 ") == 1  # its own epochs alone
+        first = f"1/{record['epochs_done']}"
+        assert log.count(f"{name} {first}") == 1 and log.count(f" {first} ") == 1  # its own alone
     # The same command again answers, and has nothing to train.
     again = kd(*JOINT, *small, *sweep, "sweep=together")
     assert again.code == 0 and again.err.count("is finished") == 4

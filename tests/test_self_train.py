@@ -15,7 +15,7 @@ from kd_cli.errors import ConfigError
 from kd_cli.identity import counterpart, register_resolvers, run_id, run_spec
 from kd_cli.joint import groups
 from kd_cli.run import Run
-from tests.conftest import only_run
+from tests.conftest import assert_refused, only_run
 from tests.test_run import without_timings
 
 
@@ -190,9 +190,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line(kd, work, name):
     words, expected = MISTAKES[name]
-    done = kd(*words)
-    assert done.code == 2 and expected in done.error
-    assert list(work.iterdir()) == []
+    assert_refused(kd, work, words, expected)
 
 
 # Runs.

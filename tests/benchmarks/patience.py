@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from kd_cli.metrics import log_softmax
+
 
 def kind(record: dict[str, Any]) -> str:
     """What distinguishes a run beside its length and seed, in words."""
@@ -44,11 +46,6 @@ def kind(record: dict[str, Any]) -> str:
         return f"distilled, {view}{pixels}" + (f", {kept} views kept" if kept else "")
     smoothing = config["loss"].get("label_smoothing")
     return f"scratch, {pixels}" + (", label smoothing" if smoothing else "")
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def main() -> int:
