@@ -105,8 +105,8 @@ def paired(students: Values, baselines: Values, level: float = 0.95) -> Paired:
 
     Assumes that the differences are independent over seeds and about normal. With the same
     difference on every seed (up to rounding) there is no interval and nothing is concluded, even
-    from a difference other than 0: an equal difference on few test images is chance, and equal
-    runs may be a seed that changes nothing.
+    from a difference other than 0: the p value would be 0, which no few seeds can show. Equal runs
+    may be a seed that changes nothing, equal differences a test set of few images.
 
     Args:
         students: [n], one per seed.
@@ -303,7 +303,7 @@ def in_words(result: Paired, power: float = 0.8) -> str:
         more = max(1, needed - n)
         some = f"{more} more seed" + ("s" if more > 1 else "")
         settle = f"about {some} would settle a difference of this size (power {100 * power:g} %)"
-    mean = _points(result.mean, sign="+")
+    mean = _points(result.mean, digits, sign="+")
     return f"inconclusive: {mean} points ({level} {low} to {high}, {seeds}{holm}); {settle}"
 
 
@@ -329,8 +329,9 @@ def _judge(d: np.ndarray, level: float, factor: float, points: int) -> Paired:
             elif interval[1] < 0:
                 verdict = "worse"
     adjusted = None if p is None else min(1.0, p * factor)
-    differences = tuple(float(x) for x in d)
-    return Paired(differences, mean, sd, level, interval, p, verdict, adjusted, points, 1 - alpha)
+    return Paired(
+        tuple(d.tolist()), mean, sd, level, interval, p, verdict, adjusted, points, 1 - alpha
+    )
 
 
 def _holm_factors(p: np.ndarray) -> np.ndarray:
@@ -354,7 +355,10 @@ def _power(effect: float, n: int, level: float) -> float:
 
 def _spread(d: np.ndarray) -> float:
     """Standard deviation with n - 1; 0 for one value and where it is rounding."""
-    sd = float(d.std(ddof=1)) if len(d) > 1 else 0.0
+    if len(d) < 2:
+        return 0.0
+    from_mean = d - d.mean()
+    sd = math.sqrt(float(from_mean @ from_mean) / (len(d) - 1))
     return sd if sd > _ROUNDING * max(1e-3, float(abs(d).max())) else 0.0
 
 
