@@ -193,6 +193,21 @@ def test_seeds_needed_against_statsmodels(effect, power, level, expected):
     assert evidence.seeds_needed(-7 * differences, power, level, cap=2000) == math.ceil(expected)
 
 
+# sm: TTestPower().power(effect_size, n, 0.05)
+@pytest.mark.parametrize(
+    ("effect", "n", "power"),
+    [
+        (0, 7, 0.05),  # no difference: the false positives of both sides
+        (0.1, 3, 0.0513883595),
+        (0.5, 10, 0.2931756065),
+        (1.2, 4, 0.3831581175),
+        (3.0, 3, 0.7452680070),
+    ],
+)
+def test_power_against_statsmodels(effect, n, power):
+    assert evidence._power(effect, n, 0.95) == pytest.approx(power, rel=1e-7)
+
+
 def test_seeds_needed_at_its_ends():
     assert evidence.seeds_needed([9.9, 10, 10.1]) == 3
     assert evidence.seeds_needed([1e7, 1e7 + 1, 1e7 + 2]) == 3  # a noncentrality of 1e7
@@ -412,6 +427,21 @@ def test_in_words_under_holm():
     assert evidence.in_words(results["good"]) == (
         "better by 0.440 points (97.5 % interval 0.003 to 0.877, 5 seeds, "
         "Holm's correction for 2 points)"
+    )
+
+
+def test_more_seeds_under_holm_are_reckoned_at_its_level():
+    results = evidence.several(
+        {
+            "a": ([0.01, 0.03, 0.02, 0.00], [0.0] * 4),
+            "b": ([0.01, -0.03, 0.02, 0.00], [0.0] * 4),
+            "c": ([0.02, -0.03, 0.02, 0.01], [0.0] * 4),
+        }
+    )
+    # sm: 10.75 seeds at 1 - 0.05 / 3, so 7 more; at 0.95 it would be 7.94.
+    assert evidence.in_words(results["a"]) == (
+        "inconclusive: +1.50 points (98.33 % interval -1.63 to 4.63, 4 seeds, Holm's correction "
+        "for 3 points); about 7 more seeds would settle a difference of this size (power 80 %)"
     )
 
 
