@@ -306,6 +306,13 @@ def test_several_by_hand():
     assert evidence.several({}) == {}
 
 
+def test_a_p_value_of_0_has_the_widest_interval():
+    sure = 1 + 1e-6 * np.arange(100)  # t = 3e5 with 99 degrees of freedom
+    results = evidence.several({"a": (sure, [0] * 100), "b": (sure, [0] * 100)})
+    assert [result.p_value for result in results.values()] == [0, 0]
+    assert [result.interval_level for result in results.values()] == [0.975, 0.975]
+
+
 def flags(both: int, only_a: int, only_b: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
     a = np.repeat([True, True, False, False], [both, only_a, only_b, neither])
     b = np.repeat([True, False, True, False], [both, only_a, only_b, neither])
