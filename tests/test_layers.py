@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "kd_cli"
 # From the leaves upwards: a module imports only from its own row and from lower ones.
 ROWS = [
-    {"errors", "manual", "splits", "progress", "checkpoint", "tracking"},
+    {"errors", "manual", "splits", "progress", "checkpoint", "tracking", "evidence", "quality"},
     {"losses", "optimizers", "fused"},
     {"schema", "augment"},
     {"config", "device", "metrics", "decoded", "logits", "schedules", "sweep"},
