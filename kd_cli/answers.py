@@ -23,7 +23,6 @@ from kd_cli.device import set_up
 from kd_cli.engine import LiveTeacher, Prepare, predict_batches
 from kd_cli.errors import ConfigError
 from kd_cli.logits import Request, obtain
-from kd_cli.metrics import score
 from kd_cli.progress import CountProgress
 from kd_cli.teacher import Teacher, load
 from kd_cli.views import Views
@@ -122,7 +121,7 @@ def logits(
         teacher: Whom to ask.
         plan: Names the cache, and whether and how it is kept.
         dataset: Where the rows are.
-        part: `train` or `test`.
+        part: `train`, `validation` or `test`.
         views: The run's augmentation; its evaluation decides what the teacher sees.
         view: Number of a view of the training images, to see that instead.
     """
@@ -171,6 +170,23 @@ def logits(
     return obtain(Path(plan.cache_dir), wanted, compute, name)
 
 
+def held_out(
+    teacher: Teacher, plan: DictConfig, dataset: Dataset, views: Views | None
+) -> dict[str, np.ndarray]:
+    """What `predictions.npz` holds of the teacher: labels and its logits on test and validation.
+
+    They are asked through the same input path as the distillation's.
+    """
+    arrays = {}
+    for part, prefix in (("test", ""), ("validation", "validation_")):
+        split: Split | None = getattr(dataset, part)
+        if split is not None:
+            arrays[f"{prefix}labels"] = split.labels[split.rows]
+            found = logits(teacher, plan, dataset, part, views)
+            arrays[f"{prefix}teacher_logits"] = np.asarray(found)
+    return arrays
+
+
 def _pixels(augment: DictConfig, view: int | None) -> dict[str, Any]:
     """What decides the pixels that the teacher sees; empty for the stored ones."""
     plain = OmegaConf.to_container(augment)
@@ -186,14 +202,6 @@ def _prepare(views: Views | None, view: int | None) -> Prepare | None:
         return views.evaluate
     views.start(view)
     return views.pixels
-
-
-def evaluate(
-    teacher: Teacher, plan: DictConfig, dataset: Dataset, views: Views | None
-) -> dict[str, float]:
-    """The teacher's test accuracy and NLL, through the same input path as the distillation."""
-    split = dataset.test
-    return score(logits(teacher, plan, dataset, "test", views), split.labels[split.rows])
 
 
 def of_origin(

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA_VERSION = 1
+from kd_cli.quality import log_softmax
+
+SCHEMA_VERSION = 2
 _NUMBER = (int, float)
 
 # Key, type, whether it may be absent, meaning. A dotted key lies in a nested object.
@@ -57,6 +59,10 @@ SCHEMA: dict[str, tuple[Any, bool, str]] = {
     "test.nll": (_NUMBER, False, "their test negative log-likelihood, in nats"),
     "test_last.accuracy": (_NUMBER, False, "test accuracy of the last epoch's weights"),
     "test_last.nll": (_NUMBER, False, "their test negative log-likelihood"),
+    "quality.validation": (dict, True, "top-1, NLL, Brier, calibration, classes: quality.quality"),
+    "quality.test": (dict, True, "the same of test, temperature fitted on validation"),
+    "fidelity.validation": (dict, True, "agreement with the teacher and KL: quality.fidelity"),
+    "fidelity.test": (dict, True, "the same of test"),
     "weights_sha256": (str, False, "hash of the weights in model.keras"),
     "teacher.path": (str, True, "directory or file of the teacher"),
     "teacher.name": (str, True, "its network"),
@@ -64,6 +70,8 @@ SCHEMA: dict[str, tuple[Any, bool, str]] = {
     "teacher.training": (str, True, "how it was trained, where that is known"),
     "teacher.test_accuracy": (_NUMBER, True, "its test accuracy, evaluated in this run"),
     "teacher.test_nll": (_NUMBER, True, "its test negative log-likelihood"),
+    "teacher.quality.validation": (dict, True, "its quality, through the input path of this run"),
+    "teacher.quality.test": (dict, True, "the same of test"),
     "teacher.parameters": (int, True, "its parameters"),
     "teacher.outputs": (str, True, "cached as float32 or float16, or live and why"),
     "teacher.precision": (str, True, "Keras dtype policy of its forward pass"),
@@ -104,23 +112,17 @@ def problems(metrics: Mapping[str, Any]) -> list[str]:
 
 
 _LEAVES = ("config", "versions", "inputs")
+_LEAF_PARENTS = ("quality.", "teacher.quality.", "fidelity.")
 
 
 def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in record.items():
-        if isinstance(value, dict) and key not in _LEAVES:
+        if isinstance(value, dict) and key not in _LEAVES and prefix not in _LEAF_PARENTS:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Of logits [n, K], in float64."""
-    logits = logits.astype(np.float64)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

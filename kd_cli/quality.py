@@ -12,6 +12,7 @@ distillation really work?" (fidelity to the teacher).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,44 @@ def fidelity(
         ),
         "temperature": None if temperature is None else float(temperature),
         "agreement_teacher_wrong": float(same[wrong].mean()) if wrong.any() else None,
+    }
+
+
+def of_splits(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, dict[str, Any]]:
+    """Quality of one network on `validation` (where there is one) and `test`.
+
+    Args:
+        arrays: As in `predictions.npz`: `labels` and `{name}_logits` of test, and with a validation
+            split `validation_labels` and `validation_{name}_logits`, which the temperature of
+            both splits' scaled values is fitted on.
+        name: `student` or `teacher`.
+    """
+    found, temperature = {}, None
+    if f"validation_{name}_logits" in arrays:
+        held = arrays[f"validation_{name}_logits"], arrays["validation_labels"]
+        temperature = fit_temperature(*held)
+        found["validation"] = quality(*held, temperature)
+    return found | {"test": quality(arrays[f"{name}_logits"], arrays["labels"], temperature)}
+
+
+def fidelity_of_splits(
+    arrays: Mapping[str, np.ndarray], temperature: float | None
+) -> dict[str, dict[str, Any]]:
+    """Fidelity of `student` to `teacher` on `validation` (where there is one) and `test`.
+
+    Args:
+        arrays: As in `predictions.npz`.
+        temperature: T of the training; None where the loss has none.
+    """
+    return {
+        split: fidelity(
+            arrays[f"{prefix}student_logits"],
+            arrays[f"{prefix}teacher_logits"],
+            arrays[f"{prefix}labels"],
+            temperature,
+        )
+        for split, prefix in (("validation", "validation_"), ("test", ""))
+        if {f"{prefix}student_logits", f"{prefix}teacher_logits"} <= set(arrays)
     }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli import assembly, identity, metrics
+from kd_cli import assembly, identity, metrics, quality
 from kd_cli.checkpoint import State, save_model, write_json, write_npz
 from kd_cli.data import Dataset
 from kd_cli.device import set_up
@@ -175,7 +175,13 @@ def _finish(
         raise NonFiniteError("the logits on the test split are not finite; lower learning_rate")
     save_model(out / "model.keras", model)
     arrays = {"labels": labels, f"{role}_logits": test_logits}
-    write_npz(out / "predictions.npz", arrays | (taught.arrays if taught else {}))
+    if dataset.validation is not None:
+        arrays["validation_labels"] = dataset.validation.labels[dataset.validation.rows]
+        arrays[f"validation_{role}_logits"] = predict_rows(
+            learner.predict, dataset.validation, prepare
+        )
+    arrays |= taught.arrays if taught else {}
+    write_npz(out / "predictions.npz", arrays)
 
     record = {
         "schema_version": metrics.SCHEMA_VERSION,
@@ -210,6 +216,7 @@ def _finish(
         "warnings": list(ended.warnings.values()),
         "test": metrics.score(test_logits, labels),
         "test_last": test_last,
+        "quality": quality.of_splits(arrays, role),
         "weights_sha256": weights_hash(model),
         "timings": {
             "learners": ended.learners,
@@ -227,6 +234,8 @@ def _finish(
         }
     if taught:
         record |= taught.record
+        if "teacher_logits" in arrays:
+            record["fidelity"] = quality.fidelity_of_splits(arrays, plan.get("temperature"))
     write_json(out / "metrics.json", record)
     point_latest(out)
 

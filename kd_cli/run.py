@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from kd_cli import assembly, data, metrics
+from kd_cli import assembly, data, metrics, quality
 from kd_cli.config import check, compose, override_key
 from kd_cli.data import Dataset
 from kd_cli.device import request, set_up
@@ -112,9 +112,9 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
         teacher = teachers.find(plan, dataset)
     longest = max(assembly.epochs(run.plan, dataset) for run in runs)
     outputs = answers.outputs(teacher, plan, dataset, views, longest)
-    test_logits = answers.logits(teacher, plan, dataset, "test", views)
-    labels = dataset.test.labels[dataset.test.rows]
-    scores = metrics.score(test_logits, labels)
+    arrays = answers.held_out(teacher, plan, dataset, views)
+    known = quality.of_splits(arrays, "teacher")
+    scores = known["test"]
     log.info(
         "teacher: %s%s, test %.4f (%s, %s, on %s)",
         teacher.name,
@@ -131,11 +131,11 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
         "training": teacher.training or "unknown",
         "test_accuracy": scores["accuracy"],
         "test_nll": scores["nll"],
+        "quality": known,
         "parameters": teacher.model.count_params(),
         "outputs": outputs.how,
         "precision": teacher.precision,
     }
-    arrays = {"teacher_logits": test_logits}
     taught = Taught(outputs, outputs.seconds, {"teacher": record}, arrays)
     return train(runs, dataset, started, "student", taught)
 

@@ -109,11 +109,12 @@ def test_kept_views_train_the_student_that_a_live_teacher_trains(made, kd, monke
     assert_alike(kept, trained(one), 0)
 
     found = entries()
-    assert set(found) == {("test", None), ("train", 0), ("train", 1), ("train", 2)}
+    views = {("train", 0), ("train", 1), ("train", 2)}
+    assert set(found) == {("test", None), ("validation", None)} | views
     tables = [np.load(found["train", view][0] / "logits.npy") for view in range(3)]
     assert all(np.abs(a - b).max() > 0.01 for a, b in zip(tables, tables[1:], strict=False))
     done = kd("cache", "verify", "rows=30")
-    assert done.code == 0 and done.out.count("right (30 random rows compared)") == 4
+    assert done.code == 0 and done.out.count("right (30 random rows compared)") == 5
     done = kd("cache", "list")
     assert "npz: mlp on train, view 2" in done.out
     # The logits of another view than is written are noticed.
@@ -131,7 +132,7 @@ def test_an_entry_of_an_older_version_can_be_verified(made, kd):
         (folder / "manifest.json").write_text(json.dumps(manifest))
     done = kd("cache", "verify")
     assert done.code == 0, done.err
-    assert done.out.count("right (") == 2
+    assert done.out.count("right (") == 3
 
 
 def test_views_of_a_node_that_xla_does_not_know_can_be_verified(made, kd):
@@ -140,7 +141,7 @@ def test_views_of_a_node_that_xla_does_not_know_can_be_verified(made, kd):
         run.execute(made(FLIP, node, "cache.views=1"), table=False)
     run.execute(made(FLIP, node, "cache.views=1", "augment.compiled=false"), table=False)
     done = kd("cache", "verify")
-    assert done.code == 0 and done.out.count("right (") == 2, done.out + done.err
+    assert done.code == 0 and done.out.count("right (") == 3, done.out + done.err
 
 
 def test_the_teacher_on_the_plain_image_uses_the_plain_cache(made, kd):
@@ -149,13 +150,13 @@ def test_the_teacher_on_the_plain_image_uses_the_plain_cache(made, kd):
     live = trained(made(FLIP, "view=fixed_teacher", "cache.logits=none"))
     assert live[0]["teacher"]["outputs"] == "live (cache.logits=none)"
     assert_alike(fixed, live, 1e-4)
-    assert set(entries()) == {("test", None), ("train", None)}
+    assert set(entries()) == {(part, None) for part in ("train", "validation", "test")}
     # The same logits as without augmentation: nothing is computed again.
     folder = entries()["train", None][0]
     before = (folder / "logits.npy").stat().st_mtime_ns
     plain = trained(made())
     assert plain[0]["teacher"]["outputs"] == "cached as float32"
-    assert (folder / "logits.npy").stat().st_mtime_ns == before and len(entries()) == 2
+    assert (folder / "logits.npy").stat().st_mtime_ns == before and len(entries()) == 3
     assert plain[1][0]["train"] != fixed[1][0]["train"]
 
 
@@ -176,7 +177,7 @@ def test_evaluation_nodes_are_what_both_networks_get_of_the_test_split(made, kd,
     # than rounding.
     assert inverted[1][0]["validation"] != pytest.approx(plain[1][0]["validation"], rel=1e-3)
     done = kd("cache", "verify", "rows=30")
-    assert done.code == 0 and done.out.count("right (30 random rows compared)") == 3
+    assert done.code == 0 and done.out.count("right (30 random rows compared)") == 4
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_a_teacher_with_crops_of_its_own_is_asked_at_every_step(made):
     consistent = trained(made(FLIP))
     # The same crops for the student: only the soft term differs.
     assert rows[0]["train"]["soft"] != pytest.approx(consistent[1][0]["train"]["soft"], rel=1e-4)
-    assert set(entries()) == {("test", None)}
+    assert set(entries()) == {("test", None), ("validation", None)}
 
 
 def test_a_scratch_student_learns_from_mixed_labels(made):
@@ -287,7 +288,7 @@ def test_larger_crops_of_a_larger_resize_and_a_central_crop(made, kd):
     )
     assert record["input"] == "pixels 0..255, [batch, 8, 8, 1]"
     done = kd("cache", "verify")
-    assert done.code == 0 and done.out.count("right (") == 3
+    assert done.code == 0 and done.out.count("right (") == 4
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def kept(kd, work, small):
     entries = {}
     for folder in logits.entries(work / "outputs" / "cache"):
         entries[logits.read_manifest(folder)["origin"]["part"]] = folder
-    assert set(entries) == {"train", "test"}
+    assert set(entries) == {"train", "validation", "test"}
     return entries
 
 
@@ -44,7 +44,7 @@ def test_list_names_what_is_kept(kd, work, kept):
 def test_verify_computes_rows_again(kd, work, kept):
     done = kd("cache", "verify", "rows=7")
     assert done.code == 0
-    assert done.out.count("right (7 random rows compared)") == 2
+    assert done.out.count("right (7 random rows compared)") == 3
     # A row that is wrong although its checksum is right (it was wrong from the beginning).
     folder = kept["test"]
     table = np.load(folder / "logits.npy")

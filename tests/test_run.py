@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kd_cli import metrics, tracking
+from kd_cli import metrics, quality, tracking
 from kd_cli.checkpoint import open_npz
 from tests.conftest import only_run
 
@@ -45,14 +45,22 @@ def test_a_run_leaves_what_the_schema_says(kd, work, small, command):
 
     role = "teacher" if command == "train-teacher" else "student"
     with open_npz(run / "predictions.npz") as saved:
-        expected = {"labels", f"{role}_logits"}
-        assert set(saved.files) == expected | (
+        names = {"labels", f"{role}_logits"} | (
             {"teacher_logits"} if command == "distill" else set()
         )
+        assert set(saved.files) == names | {f"validation_{name}" for name in names}
+        held, answers = saved["validation_labels"], saved[f"validation_{role}_logits"]
+        best = record["validation"]["best"]["accuracy"]
+        assert best == pytest.approx((answers.argmax(axis=1) == held).mean())
+        temperature = quality.fit_temperature(answers, held)
+        assert record["quality"]["test"]["temperature"] == temperature
         labels, logits = saved["labels"], saved[f"{role}_logits"]
         if command == "distill":
             right = (saved["teacher_logits"].argmax(axis=1) == labels).mean()
             assert record["teacher"]["test_accuracy"] == pytest.approx(right)
+            same = (saved["teacher_logits"].argmax(axis=1) == logits.argmax(axis=1)).mean()
+            assert record["fidelity"]["test"]["agreement"] == pytest.approx(same)
+            assert record["fidelity"]["test"]["temperature"] == record["temperature"]
     assert record["test"]["accuracy"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
     shifted = np.exp(logits.astype(np.float64))
     nll = -np.log(shifted[np.arange(40), labels] / shifted.sum(axis=1)).mean()

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_cli.metrics import log_softmax
+from kd_cli.quality import log_softmax
 
 
 def kind(record: dict[str, Any]) -> str:
