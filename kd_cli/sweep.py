@@ -91,7 +91,7 @@ def finish(folder: Path, names: set[str], table: bool = True) -> int:
 def _summary(record: dict[str, Any]) -> dict[str, Any]:
     best = record.get("validation", {}).get("best", {})
     return {
-        "settings": {"seed": record["seed"], **_flat(record["config"])},
+        "settings": {"seed": record["seed"], **flat(record["config"])},
         "validation_accuracy": best.get("accuracy"),
         "validation_nll": best.get("nll"),
         "best_epoch": best.get("epoch"),
@@ -102,14 +102,15 @@ def _summary(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping under dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
 def _varying(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
