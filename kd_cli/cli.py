@@ -11,12 +11,13 @@ import logging
 import os
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kd_cli import __version__
 from kd_cli.job import RunFailed, job, outcome
-from kd_cli.manual import COMMANDS, page
+from kd_cli.manual import WORDS, page
 
 # Hydra's flags, with whether they take a value.
 _FLAGS = {
@@ -108,11 +109,14 @@ def _main(argv: list[str]) -> int:
             return 0
         return cache.main(argv[1:])
     command, overrides, flags = _arrange(argv)
-    if command not in COMMANDS:
+    if command not in WORDS:
         raise ConfigError(
-            f"unknown command '{command}'{suggest(command, COMMANDS)} "
-            f"(commands: {', '.join(COMMANDS)}; kd --help)"
+            f"unknown command '{command}'{suggest(command, WORDS)} "
+            f"(commands: {', '.join(WORDS)}; kd --help)"
         )
+    comparing = command == "compare"
+    if comparing:  # its configuration is that of distill, with seeds=N beside it
+        command = "distill"
     if "-sc" in flags or "--shell-completion" in flags:
         return _complete(overrides, flags)
     shown = _value(flags, "--cfg", "-c")
@@ -129,8 +133,10 @@ def _main(argv: list[str]) -> int:
     register_resolvers()
     if _SHOW & set(flags):
         return _hydra(command, overrides, flags)
+    if comparing:
+        return _compare(overrides, flags, config_dir)
     if _is_sweep(flags):
-        return _sweep(command, overrides, flags, config_dir)
+        return _sweep(_checked_sweep(command, overrides, config_dir), flags)
     return _single(command, overrides, flags, config_dir)
 
 
@@ -164,7 +170,7 @@ def _arrange(argv: list[str]) -> tuple[str, list[str], list[str]]:
     if len(commands) > 1:
         raise ConfigError(
             f"'{commands[1]}' is neither key=value nor a flag; expected one command "
-            f"({', '.join(COMMANDS)})"
+            f"({', '.join(WORDS)})"
         )
     return (commands or ["distill"])[0], overrides, flags
 
@@ -244,11 +250,21 @@ def _single(command: str, overrides: list[str], flags: list[str], config_dir: st
     return _hydra(command, overrides, flags)
 
 
-def _sweep(command: str, overrides: list[str], flags: list[str], config_dir: str | None) -> int:
+@dataclass(frozen=True)
+class _Sweep:
+    """A sweep whose points have all been checked: where it writes, and its points' names."""
+
+    command: str
+    overrides: list[str]
+    folder: Path
+    names: set[str]
+
+
+def _checked_sweep(command: str, overrides: list[str], config_dir: str | None) -> _Sweep:
     from kd_cli.config import check, override_key
     from kd_cli.identity import OUTPUTS, point_dir, sweep_id
     from kd_cli.ownership import check_before_start
-    from kd_cli.sweep import expand, finish
+    from kd_cli.sweep import expand
 
     if any(override_key(o) == "hydra.sweeper" for o in overrides):
         # Another sweeper reads its own ranges and finds its points as it goes.
@@ -265,11 +281,30 @@ def _sweep(command: str, overrides: list[str], flags: list[str], config_dir: str
         out = point_dir(plan)
         check_before_start(plan, out)
         names.add(out.name)
+    return _Sweep(command, overrides, OUTPUTS / "sweeps" / plan.sweep, names)
+
+
+def _sweep(sweep: _Sweep, flags: list[str], table: bool = True) -> int:
+    from kd_cli.sweep import finish
+
     try:
-        code = _hydra(command, overrides, flags)
+        code = _hydra(sweep.command, sweep.overrides, flags)
     finally:
-        failed = finish(OUTPUTS / "sweeps" / plan.sweep, names)
+        failed = finish(sweep.folder, sweep.names, table)
     return 1 if failed else code
+
+
+def _compare(overrides: list[str], flags: list[str], config_dir: str | None) -> int:
+    from kd_cli import compare
+
+    flags = flags if _is_sweep(flags) else [*flags, "--multirun"]
+    parts = [
+        _checked_sweep(part.command, part.overrides, config_dir)
+        for part in compare.sweeps(overrides)
+    ]
+    codes = [_sweep(part, flags, table=False) for part in parts]
+    compare.conclude(parts[0].folder)
+    return max(codes)
 
 
 def _hydra(command: str, overrides: list[str], flags: list[str]) -> int:
@@ -307,13 +342,13 @@ def _complete(overrides: list[str], flags: list[str]) -> int:
     """Shell completion: Hydra's, for the command that the line names."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
-    command = words[1] if len(words) > 1 and words[1] in COMMANDS else None
+    command = words[1] if len(words) > 1 and words[1] in WORDS else None
     typing_command = len(words) == 1 or (len(words) == 2 and not line.endswith(" "))
     if overrides == ["query=bash"] and typing_command and "=" not in words[-1]:
         prefix = words[1] if len(words) == 2 else ""
-        print(" ".join(c for c in COMMANDS if c.startswith(prefix)))
+        print(" ".join(c for c in WORDS if c.startswith(prefix)))
         if len(words) == 2:
             return 0
     if command:
         os.environ["COMP_LINE"] = line.replace(f" {command}", "", 1)
-    return _hydra(command or "distill", overrides, flags)
+    return _hydra("distill" if command in (None, "compare") else command, overrides, flags)

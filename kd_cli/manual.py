@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-COMMANDS = ("train-teacher", "train-student", "distill", "self-train")
+COMMANDS = ("train-teacher", "train-student", "distill", "self-train")  # each a primary config
+WORDS = (*COMMANDS, "compare")
 GROUPS = (
     "dataset",
     "teacher",
@@ -42,6 +43,7 @@ commands (none: distill)
   train-teacher   train the teacher and keep it
   train-student   train the student without a teacher: the baseline
   distill         distil the teacher into the student; trains the teacher when it is missing
+  compare         both students with the seeds 0..4 (seeds=N), paired, and a verdict in words
   self-train      train the student on its own labels of the unlabelled images, round after round
   cache           list, verify or prune the teachers' outputs that are kept (kd cache list)
 

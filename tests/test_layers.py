@@ -19,7 +19,7 @@ ROWS = [
     {"results"},
     {"rounds"},
     {"run", "cache", "report"},
-    {"job"},
+    {"compare", "job"},
     {"joint"},
     {"cli"},
     {"__main__"},
