@@ -44,6 +44,7 @@ commands (none: distill)
   distill         distil the teacher into the student; trains the teacher when it is missing
   self-train      train the student on its own labels of the unlabelled images, round after round
   cache           list, verify or prune the teachers' outputs that are kept (kd cache list)
+  report          tables, verdicts and figures of the runs below a folder (kd report outputs)
 
 groups, chosen with group=option
 {groups}
