@@ -108,6 +108,10 @@ def _main(argv: list[str]) -> int:
             print(page())
             return 0
         return cache.main(argv[1:])
+    if argv[0] == "report":
+        from kd_cli import report
+
+        return report.main(argv[1:])
     command, overrides, flags = _arrange(argv)
     if command not in WORDS:
         raise ConfigError(

@@ -88,7 +88,7 @@ def heat_map(
         panels: Title -> [t, a] accuracies in %, NaN where there is no point.
         marks: Title -> [t, a] texts set under the numbers.
     """
-    height = 1.3 + 0.42 * len(temperatures)
+    height = 1.3 + 0.42 * min(len(temperatures), 12)
     figure = Figure(figsize=(_WIDTH, height * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for ax, (title, values) in zip(axes, panels.items(), strict=True):
@@ -100,7 +100,7 @@ def heat_map(
         ax.set_yticks(range(len(temperatures)), [f"{value:g}" for value in temperatures])
         low, high = np.nanmin(values), np.nanmax(values)
         for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
+            if np.isfinite(value) and len(alphas) <= 12:
                 mark = (marks or {}).get(title, np.full(values.shape, ""))[row, column]
                 dark = value < (low + high) / 2 and high > low
                 text = f"{value:.2f}" + (f" {mark}" if mark else "")

@@ -46,6 +46,7 @@ commands (none: distill)
   compare         both students with the seeds 0..4 (seeds=N), paired, and a verdict in words
   self-train      train the student on its own labels of the unlabelled images, round after round
   cache           list, verify or prune the teachers' outputs that are kept (kd cache list)
+  report          tables, verdicts and figures of the runs below a folder (kd report outputs)
 
 groups, chosen with group=option
 {groups}

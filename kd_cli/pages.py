@@ -162,8 +162,8 @@ def _table(table: Table) -> str:
             rows.append(f'<tr class="span">{cell}</tr>')
             continue
         cells = "".join(f"<td{kind(n)}>{html.escape(c)}</td>" for n, c in enumerate(row.cells))
-        rows.append(f"<tr{' class="strong"' if row.strong else ''}>{cells}</tr>")
-    # A scrolling box must be reachable with the keyboard, so it has a name and a place in the order.
+        rows.append(f'<tr class="strong">{cells}</tr>' if row.strong else f"<tr>{cells}</tr>")
+    # A box that scrolls must be within reach of the keyboard: it has a name and takes the focus.
     label = html.escape(table.caption)
     return (
         f'<div class="table" tabindex="0" role="region" aria-label="{label}"><table>'
@@ -212,5 +212,5 @@ def _markdown(block: Block) -> str:
 
 def _escaped(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    text = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\`*\[\]|#~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

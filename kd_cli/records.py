@@ -137,3 +137,36 @@ def find(folders: Iterable[Path]) -> Found:
                 names.clear()  # whatever lies in a run is its own: rounds, state
             names[:] = sorted(name for name in names if not name.startswith("."))
     return Found(list(runs.values()), unfinished, unreadable)
+
+
+def unseen_teachers(runs: Iterable[Run]) -> list[Run]:
+    """Teachers whose own run is not among the runs, as their distilled students' records know them.
+
+    They have no folder, and their accuracies are those through the students' input path.
+    """
+    runs = list(runs)
+    seen = {run.record.get("weights_sha256") for run in runs if run.record["command"] != "distill"}
+    found: dict[str, Run] = {}
+    for run in runs:
+        teacher = run.record.get("teacher") or {}
+        weights = teacher.get("weights_sha256")
+        if run.record["command"] != "distill" or not weights or weights in {*seen, *found}:
+            continue
+        inputs = {key: run.record["inputs"].get(key) for key in ("data", "split")}
+        quality = teacher.get("quality") or {}
+        validation = (quality.get("validation") or {}).get("accuracy")
+        found[weights] = Run(
+            {
+                "command": "train-teacher",
+                "config": {},
+                "inputs": {**inputs, "teacher.weights": weights},
+                "dataset": run.record["dataset"],
+                "network": f"{teacher.get('name', '')} {weights[:8]}",
+                "parameters": teacher.get("parameters"),
+                "test": {"accuracy": teacher.get("test_accuracy"), "nll": teacher.get("test_nll")},
+                "validation": {"best": {"accuracy": validation}},
+                "quality": quality,
+                "weights_sha256": weights,
+            }
+        )
+    return [run for run in found.values() if test_accuracy(run) is not None]

@@ -7,15 +7,14 @@ PACKAGE = Path(__file__).parent.parent / "kd_cli"
 # From the leaves upwards: a module imports only from its own row and from lower ones.
 ROWS = [
     {"errors", "manual", "splits", "progress", "checkpoint", "tracking", "evidence", "quality"},
-    {"records", "figures", "pages"},
-    {"losses", "optimizers", "fused"},
+    {"losses", "optimizers", "fused", "records", "figures", "pages"},
     {"schema", "augment"},
     {"config", "device", "metrics", "decoded", "logits", "schedules", "sweep"},
     {"models", "bit", "saved_model", "folders", "sources", "data"},
     {"identity", "batches", "views"},
     {"engine"},
     {"summary", "teacher", "trainer", "ownership", "groups"},
-    {"answers", "assembly"},
+    {"answers", "assembly", "drawings"},
     {"results"},
     {"rounds"},
     {"run", "cache", "report"},
