@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_cli import groups, records
+from kd_cli import groups, records, report
 from kd_cli.checkpoint import write_json
 from kd_cli.config import override_key
 from kd_cli.errors import ConfigError
@@ -126,6 +126,8 @@ def conclude(folder: Path) -> None:
         "The epoch is chosen on validation, test is read once at a run's end; the verdict is a "
         "paired t test on test accuracy over seeds."
     )
+    report.write(folder / "report", report.build(found, [shown(folder)]))
+    print(f"report:            {shown(folder / 'report' / 'report.html')}")
 
 
 def _spread(summary: Summary | None) -> str:

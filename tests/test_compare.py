@@ -86,7 +86,7 @@ def test_a_verdict_over_seeds(kd, work, small):
     assert rows[0.1]["paired"]["differences"] == pytest.approx(expected, abs=1e-12)
     assert rows[0.1]["paired"]["points"] == 2
     assert "no difference on any of 3 seeds" in done.out
-    for name in ():
+    for name in ("report.html", "report.md"):
         assert (path.parent / "report" / name).is_file()
     teachers = list((work / "outputs" / "teachers").glob("*/metrics.json"))
     assert len(teachers) == 1
