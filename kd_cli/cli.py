@@ -16,7 +16,7 @@ from typing import Any
 
 from kd_cli import __version__
 from kd_cli.job import RunFailed, job, outcome
-from kd_cli.manual import COMMANDS, page
+from kd_cli.manual import COMMANDS, TOOLS, page
 
 # Hydra's flags, with whether they take a value.
 _FLAGS = {
@@ -45,6 +45,7 @@ _FLAGS = {
     "--info": False,
     "-i": False,
 }
+_WORDS = (*COMMANDS, *TOOLS)
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _SHOW = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "-sc", "--shell-completion"}
 
@@ -108,10 +109,10 @@ def _main(argv: list[str]) -> int:
             return 0
         return cache.main(argv[1:])
     command, overrides, flags = _arrange(argv)
-    if command not in COMMANDS:
+    if command not in _WORDS:
         raise ConfigError(
-            f"unknown command '{command}'{suggest(command, COMMANDS)} "
-            f"(commands: {', '.join(COMMANDS)}; kd --help)"
+            f"unknown command '{command}'{suggest(command, _WORDS)} "
+            f"(commands: {', '.join(_WORDS)}; kd --help)"
         )
     if "-sc" in flags or "--shell-completion" in flags:
         return _complete(overrides, flags)
@@ -127,6 +128,8 @@ def _main(argv: list[str]) -> int:
     from kd_cli.identity import register_resolvers
 
     register_resolvers()
+    if command == "explain":
+        return _explain(overrides, flags, config_dir)
     if _SHOW & set(flags):
         return _hydra(command, overrides, flags)
     if _is_sweep(flags):
@@ -244,6 +247,26 @@ def _single(command: str, overrides: list[str], flags: list[str], config_dir: st
     return _hydra(command, overrides, flags)
 
 
+def _explain(overrides: list[str], flags: list[str], config_dir: str | None) -> int:
+    """The overrides and flags are those of distill; nothing of Hydra's job is needed."""
+    from kd_cli.config import check
+    from kd_cli.errors import ConfigError
+    from kd_cli.explain import explain
+    from kd_cli.identity import run_dir
+    from kd_cli.ownership import check_before_start
+
+    if _SHOW & set(flags):
+        if {"--help", "-h"} & set(flags):
+            print("kd explain: what kd distill would do with these keys; trains nothing\n")
+        return _hydra("distill", overrides, flags)
+    if _is_sweep(flags):
+        raise ConfigError("explain tells of one run: leave --multirun out, and type one value each")
+    plan = check(_compose("distill", overrides, config_dir), overrides)
+    check_before_start(plan, run_dir(plan))
+    explain(plan, overrides)
+    return 0
+
+
 def _sweep(command: str, overrides: list[str], flags: list[str], config_dir: str | None) -> int:
     from kd_cli.config import check, override_key
     from kd_cli.identity import OUTPUTS, point_dir, sweep_id
@@ -307,13 +330,13 @@ def _complete(overrides: list[str], flags: list[str]) -> int:
     """Shell completion: Hydra's, for the command that the line names."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
-    command = words[1] if len(words) > 1 and words[1] in COMMANDS else None
+    command = words[1] if len(words) > 1 and words[1] in (*COMMANDS, "explain") else None
     typing_command = len(words) == 1 or (len(words) == 2 and not line.endswith(" "))
     if overrides == ["query=bash"] and typing_command and "=" not in words[-1]:
         prefix = words[1] if len(words) == 2 else ""
-        print(" ".join(c for c in COMMANDS if c.startswith(prefix)))
+        print(" ".join(c for c in _WORDS if c.startswith(prefix)))
         if len(words) == 2:
             return 0
     if command:
         os.environ["COMP_LINE"] = line.replace(f" {command}", "", 1)
-    return _hydra(command or "distill", overrides, flags)
+    return _hydra(command if command in COMMANDS else "distill", overrides, flags)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 COMMANDS = ("train-teacher", "train-student", "distill", "self-train")
+# Further words; they have no primary configuration of their own.
+TOOLS = ("explain", "cache")
 GROUPS = (
     "dataset",
     "teacher",
@@ -43,6 +45,8 @@ commands (none: distill)
   train-student   train the student without a teacher: the baseline
   distill         distil the teacher into the student; trains the teacher when it is missing
   self-train      train the student on its own labels of the unlabelled images, round after round
+  explain         what kd distill would do with the same overrides: loss, schedule, data path,
+                  each term's share of the gradient; trains nothing
   cache           list, verify or prune the teachers' outputs that are kept (kd cache list)
 
 groups, chosen with group=option

@@ -154,7 +154,7 @@ _COMMANDS = {
 
 def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str]) -> None:
     """Trains the teacher as `kd train-teacher` would with the same data, teacher and recipe."""
-    kept = [override for override in typed if _belongs_to_teacher(override)]
+    kept = teacher_overrides(typed)
     out = Path(plan.teacher_dir)
     teacher_plan = check(compose("train-teacher", kept), kept)
     check_before_start(teacher_plan, out)
@@ -182,6 +182,11 @@ _TEACHER_KEYS = (
     "checkpoint",
     "augment",
 )
+
+
+def teacher_overrides(typed: list[str]) -> list[str]:
+    """Of a distill run's overrides those with which `kd train-teacher` trains its teacher."""
+    return [override for override in typed if _belongs_to_teacher(override)]
 
 
 def _belongs_to_teacher(override: str) -> bool:

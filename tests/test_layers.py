@@ -18,7 +18,7 @@ ROWS = [
     {"results"},
     {"rounds"},
     {"run", "cache"},
-    {"job"},
+    {"job", "explain"},
     {"joint"},
     {"cli"},
     {"__main__"},
