@@ -17,7 +17,7 @@ from typing import Any
 
 from kd_cli import __version__
 from kd_cli.job import RunFailed, job, outcome
-from kd_cli.manual import WORDS, page
+from kd_cli.manual import AS_DISTILL, COMMANDS, WORDS, page
 
 # Hydra's flags, with whether they take a value.
 _FLAGS = {
@@ -113,14 +113,11 @@ def _main(argv: list[str]) -> int:
 
         return report.main(argv[1:])
     command, overrides, flags = _arrange(argv)
-    if command not in WORDS:
+    if command not in (*COMMANDS, *AS_DISTILL):
         raise ConfigError(
             f"unknown command '{command}'{suggest(command, WORDS)} "
             f"(commands: {', '.join(WORDS)}; kd --help)"
         )
-    comparing = command == "compare"
-    if comparing:  # its configuration is that of distill, with seeds=N beside it
-        command = "distill"
     if "-sc" in flags or "--shell-completion" in flags:
         return _complete(overrides, flags)
     shown = _value(flags, "--cfg", "-c")
@@ -136,8 +133,12 @@ def _main(argv: list[str]) -> int:
 
     register_resolvers()
     if _SHOW & set(flags):
-        return _hydra(command, overrides, flags)
-    if comparing:
+        if command in AS_DISTILL:
+            print(f"# {command} takes the keys of distill ({AS_DISTILL[command]}; kd --help)")
+        return _hydra(command if command in COMMANDS else "distill", overrides, flags)
+    if command == "explain":
+        return _explain(overrides, flags, config_dir)
+    if command == "compare":
         return _compare(overrides, flags, config_dir)
     if _is_sweep(flags):
         return _sweep(_checked_sweep(command, overrides, config_dir), flags)
@@ -254,6 +255,22 @@ def _single(command: str, overrides: list[str], flags: list[str], config_dir: st
     return _hydra(command, overrides, flags)
 
 
+def _explain(overrides: list[str], flags: list[str], config_dir: str | None) -> int:
+    """The overrides and flags are those of distill; nothing of Hydra's job is needed."""
+    from kd_cli.config import check
+    from kd_cli.errors import ConfigError
+    from kd_cli.explain import explain
+    from kd_cli.identity import run_dir
+    from kd_cli.ownership import check_before_start
+
+    if _is_sweep(flags):
+        raise ConfigError("explain tells of one run: leave --multirun out, and type one value each")
+    plan = check(_compose("distill", overrides, config_dir), overrides)
+    check_before_start(plan, run_dir(plan))
+    explain(plan, overrides)
+    return 0
+
+
 @dataclass(frozen=True)
 class _Sweep:
     """A sweep whose points have all been checked: where it writes, and its points' names."""
@@ -355,4 +372,4 @@ def _complete(overrides: list[str], flags: list[str]) -> int:
             return 0
     if command:
         os.environ["COMP_LINE"] = line.replace(f" {command}", "", 1)
-    return _hydra("distill" if command in (None, "compare") else command, overrides, flags)
+    return _hydra(command if command in COMMANDS else "distill", overrides, flags)

@@ -27,7 +27,7 @@ LiveTeacher = Callable[[tf.Tensor], tf.Tensor]
 # Stored images [B, H, W, C] and their rows in the pool -> the images that a network gets.
 Prepare = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 _EVALUATION_BYTES = 32 * 2**20  # of float32 pixels at once, and at most 500 images
-_REGULARISATION = "regularisation"
+REGULARISATION = "regularisation"  # a network's own losses, as a term
 
 
 class Learner:
@@ -143,6 +143,23 @@ class Learner:
         active = (step >= self.from_step) & (self.broken[0] < 0)
         tf.cond(active, train, lambda: tf.zeros([]))
 
+    def forward(
+        self, images: tf.Tensor, labels: tf.Tensor, teacher: Mapping[str, tf.Tensor] | None
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """The logits [B, K] of a training step, and the batch mean of each of `terms`.
+
+        A network's own losses are the last term, which appears when the network is called.
+        """
+        logits = tf.cast(self.model(images, training=True), tf.float32)
+        known = labels if self.labelled else None
+        terms = self.evaluate_loss(known, {"logits": logits}, teacher)
+        means = [tf.reduce_mean(value) for value in terms.values()]
+        if self.model.losses:
+            means.append(tf.add_n([tf.cast(v, tf.float32) for v in self.model.losses]))
+            if REGULARISATION not in self.terms:
+                self.terms.append(REGULARISATION)
+        return logits, means
+
     def _step(
         self,
         step: tf.Tensor,
@@ -151,14 +168,7 @@ class Learner:
         teacher: Mapping[str, tf.Tensor] | None,
     ) -> None:
         with tf.GradientTape() as tape:
-            logits = tf.cast(self.model(images, training=True), tf.float32)
-            known = labels if self.labelled else None
-            terms = self.evaluate_loss(known, {"logits": logits}, teacher)
-            means = [tf.reduce_mean(value) for value in terms.values()]
-            if self.model.losses:
-                means.append(tf.add_n([tf.cast(v, tf.float32) for v in self.model.losses]))
-                if _REGULARISATION not in self.terms:
-                    self.terms.append(_REGULARISATION)
+            logits, means = self.forward(images, labels, teacher)
             loss = self.optimizer.scale_loss(tf.add_n(means))
         variables = self.model.trainable_variables
         gradients = tape.gradient(loss, variables)
@@ -245,6 +255,24 @@ class Engine:
         numbers = (tf.constant(value, tf.int64) for value in (first_step, start, stop))
         self._chunk(*numbers, *self._stream)
 
+    def first_batch(self) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor] | None]:
+        """What the learners get at the first step of a training: images, labels, the teacher's."""
+        self.start_epoch(1)
+        start = tf.constant(0, tf.int64)
+        return self._batch(start, start, *self._stream)
+
+    def _batch(
+        self, first_step: tf.Tensor, step: tf.Tensor, *stream: Any
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor] | None]:
+        images, labels, rows, logits = self.source.batch(step, *stream)
+        if self.views is None:
+            images = for_teacher = tf.cast(images, tf.float32)
+        else:
+            images, labels, for_teacher = self.views(images, rows, labels, first_step + step)
+        if self.teacher is not None:
+            logits = self.teacher(for_teacher)
+        return images, labels, None if logits is None else {"logits": logits}
+
     @functools.cached_property
     def _chunk(self) -> Callable[..., None]:
         return tf.function(self._steps, autograph=False)
@@ -253,16 +281,9 @@ class Engine:
         self, first_step: tf.Tensor, start: tf.Tensor, stop: tf.Tensor, *stream: Any
     ) -> None:
         def body(step: tf.Tensor) -> tf.Tensor:
-            images, labels, rows, logits = self.source.batch(step, *stream)
-            if self.views is None:
-                images = for_teacher = tf.cast(images, tf.float32)
-            else:
-                images, labels, for_teacher = self.views(images, rows, labels, first_step + step)
-            if self.teacher is not None:
-                logits = self.teacher(for_teacher)
-            teacher = None if logits is None else {"logits": logits}
+            batch = self._batch(first_step, step, *stream)
             for learner in self.learners:
-                learner.step_if_active(first_step + step, images, labels, teacher)
+                learner.step_if_active(first_step + step, *batch)
             return step + 1
 
         def goes_on(step: tf.Tensor) -> tf.Tensor:

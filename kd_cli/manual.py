@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 COMMANDS = ("train-teacher", "train-student", "distill", "self-train")  # each a primary config
-WORDS = (*COMMANDS, "compare")
+# They take the overrides of distill.
+AS_DISTILL = {"compare": "and seeds=5", "explain": "it trains nothing"}
+APART = ("report", "cache")  # they have arguments of their own
+WORDS = (*COMMANDS, *AS_DISTILL, *APART)
 GROUPS = (
     "dataset",
     "teacher",
@@ -45,6 +48,8 @@ commands (none: distill)
   distill         distil the teacher into the student; trains the teacher when it is missing
   compare         both students with the seeds 0..4 (seeds=N), paired, and a verdict in words
   self-train      train the student on its own labels of the unlabelled images, round after round
+  explain         what kd distill would do with the same overrides: loss, schedule, data path,
+                  each term's share of the gradient; trains nothing
   cache           list, verify or prune the teachers' outputs that are kept (kd cache list)
   report          tables, verdicts and figures of the runs below a folder (kd report outputs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -138,6 +139,18 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         "accuracy": float((logits.argmax(axis=1) == labels).mean()),
         "nll": float(-log_p[np.arange(len(labels)), labels].mean()),
     }
+
+
+def chance(labels: np.ndarray) -> tuple[float, float]:
+    """The accuracy of always naming the most frequent class, and the highest that is no better.
+
+    An accuracy up to two standard errors above it may be luck.
+
+    Args:
+        labels: [n] class numbers.
+    """
+    share = float(np.bincount(labels).max() / len(labels))
+    return share, share + 2 * math.sqrt(share * (1 - share) / len(labels))
 
 
 def environment() -> dict[str, Any]:

@@ -6,10 +6,11 @@ elsewhere each epoch is one plain line. Both go to the run's log.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,21 @@ class ConsoleHandler(logging.Handler):
         style = "yellow" if record.levelno >= logging.WARNING else None
         prefix = "kd: warning: " if record.levelno >= logging.WARNING else ""
         console.print(prefix + record.getMessage(), style=style, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def messages() -> Iterator[None]:
+    """Messages go to the terminal, where no Hydra job has set that up."""
+    handler = ConsoleHandler()
+    level, log.propagate = log.level, False
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = True
 
 
 def log_file(path: Path) -> logging.FileHandler:

@@ -56,12 +56,14 @@ class Taught:
         seconds: Spent on asking the teacher before the training.
         record: For `metrics.json`.
         arrays: For `predictions.npz`.
+        warnings: For `metrics.json`, by the run's directory.
     """
 
     outputs: Outputs | None
     seconds: float
     record: dict[str, Any]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    warnings: dict[Path, list[str]] = field(default_factory=dict)
 
 
 def train_inside(
@@ -213,7 +215,7 @@ def _finish(
         "epochs_done": ended.epoch,
         "steps_done": ended.step,
         "stopped": ended.stopped,
-        "warnings": list(ended.warnings.values()),
+        "warnings": [*(taught.warnings.get(out, []) if taught else []), *ended.warnings.values()],
         "selection": (
             "the last epoch: without a validation split none can be chosen but by test"
             if dataset.validation is None

@@ -98,7 +98,7 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
     """Distils one teacher into students; trains the teacher first where it is missing."""
     plan, typed = runs[0].plan, runs[0].typed
     device = set_up(plan.device)
-    from kd_cli import answers
+    from kd_cli import answers, gate
     from kd_cli import teacher as teachers
 
     views = assembly.augmentation(plan, dataset)
@@ -110,11 +110,15 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
         _train_missing_teacher(plan, dataset, typed)
         started += time.monotonic() - begun  # the teacher's record has its own time
         teacher = teachers.find(plan, dataset)
-    longest = max(assembly.epochs(run.plan, dataset) for run in runs)
-    outputs = answers.outputs(teacher, plan, dataset, views, longest)
+    gate.refuse(teacher, dataset, views.evaluate if views else None)
     arrays = answers.held_out(teacher, plan, dataset, views)
     known = quality.of_splits(arrays, "teacher")
     scores = known["test"]
+    doubts = {run.out: gate.warnings(teacher, run.plan, dataset, known) for run in runs}
+    for text in dict.fromkeys(text for lines in doubts.values() for text in lines):
+        log.warning("%s", text)
+    longest = max(assembly.epochs(run.plan, dataset) for run in runs)
+    outputs = answers.outputs(teacher, plan, dataset, views, longest)
     log.info(
         "teacher: %s%s, test %.4f (%s, %s, on %s)",
         teacher.name,
@@ -136,7 +140,7 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
         "outputs": outputs.how,
         "precision": teacher.precision,
     }
-    taught = Taught(outputs, outputs.seconds, {"teacher": record}, arrays)
+    taught = Taught(outputs, outputs.seconds, {"teacher": record}, arrays, doubts)
     return train(runs, dataset, started, "student", taught)
 
 
@@ -150,7 +154,7 @@ _COMMANDS = {
 
 def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str]) -> None:
     """Trains the teacher as `kd train-teacher` would with the same data, teacher and recipe."""
-    kept = [override for override in typed if _belongs_to_teacher(override)]
+    kept = teacher_overrides(typed)
     out = Path(plan.teacher_dir)
     teacher_plan = check(compose("train-teacher", kept), kept)
     check_before_start(teacher_plan, out)
@@ -178,6 +182,11 @@ _TEACHER_KEYS = (
     "checkpoint",
     "augment",
 )
+
+
+def teacher_overrides(typed: list[str]) -> list[str]:
+    """Of a distill run's overrides those with which `kd train-teacher` trains its teacher."""
+    return [override for override in typed if _belongs_to_teacher(override)]
 
 
 def _belongs_to_teacher(override: str) -> bool:

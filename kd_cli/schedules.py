@@ -15,7 +15,8 @@ from kd_cli.errors import ConfigError
 Schedule = Callable[[Any], Any]
 
 
-def _steps(steps: int | None, epochs: float | None, steps_per_epoch: int) -> int | None:
+def in_steps(steps: int | None, epochs: float | None, steps_per_epoch: int) -> int | None:
+    """A duration given in steps, else in epochs, in steps; None where neither is given."""
     if steps is not None:
         return int(steps)
     return None if epochs is None else round(epochs * steps_per_epoch)
@@ -47,7 +48,7 @@ def cosine(
 
     Source: `keras.optimizers.schedules.CosineDecay` (its `alpha` is `floor`).
     """
-    length = _steps(decay_steps, decay_epochs, steps_per_epoch)
+    length = in_steps(decay_steps, decay_epochs, steps_per_epoch)
     length = total_steps if length is None else length
     if not 0 <= floor <= 1:
         raise ConfigError(f"schedule.floor={floor} must be between 0 and 1")
@@ -87,7 +88,7 @@ def warmup_cosine(
 
     Source: the code beside Beyer et al. 2021 for Flowers-102.
     """
-    warmup = _steps(warmup_steps, warmup_epochs, steps_per_epoch) or 0
+    warmup = in_steps(warmup_steps, warmup_epochs, steps_per_epoch) or 0
     if not 0 <= warmup < total_steps:
         raise ConfigError(
             f"schedule: a warm-up of {warmup} steps must be at least 0 and below the training's "

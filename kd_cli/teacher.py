@@ -128,9 +128,9 @@ def _read(origin: dict[str, Any]) -> keras.Model:
     file = Path(origin["file"])
     if file.is_dir():
         model = load_saved_model(file, "teacher.checkpoint")
-        check_network(model, origin["classes"], "teacher.checkpoint")
     else:
         model = load_keras(file, "teacher")
+    check_network(model, origin["classes"], f"the teacher {shown(file)}")
     if origin["input"] is not None:
         adapter = OmegaConf.create(origin["input"])
         model = with_adapter(model, adapter, tuple(origin["image_shape"]), "teacher")

@@ -7,7 +7,6 @@ students of a joint sweep are trained by the same function.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import numpy as np
 from kd_cli.checkpoint import State, append_row, read_rows, rewrite_rows
 from kd_cli.data import Split
 from kd_cli.engine import Engine, Learner, Prepare, predict_rows
-from kd_cli.metrics import score
+from kd_cli.metrics import chance, score
 from kd_cli.models import dead_layers
 from kd_cli.progress import TrainingProgress
 from kd_cli.tracking import Tracker
@@ -347,13 +346,11 @@ def _check_health(
             f"{len(rows)} images) after epoch {now.epoch}; what lies before it learns nothing"
         )
     if now.last:
-        labels = split.labels[split.rows]
-        chance = np.bincount(labels).max() / len(labels)
-        margin = 2 * math.sqrt(chance * (1 - chance) / len(labels))
-        if now.last["accuracy"] <= chance + margin:
+        share, limit = chance(split.labels[split.rows])
+        if now.last["accuracy"] <= limit:
             found["validation accuracy"] = (
                 f"validation accuracy {now.last['accuracy']:.4f} after epoch {now.epoch} "
-                f"is at chance ({chance:.4f}, the most frequent class)"
+                f"is at chance ({share:.4f}, the most frequent class)"
             )
     for mark, text in found.items():
         if mark not in now.warnings:

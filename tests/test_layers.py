@@ -14,11 +14,11 @@ ROWS = [
     {"identity", "batches", "views"},
     {"engine"},
     {"summary", "teacher", "trainer", "ownership", "groups"},
-    {"answers", "assembly", "drawings"},
+    {"answers", "assembly", "drawings", "gate"},
     {"results"},
     {"rounds"},
     {"run", "cache", "report"},
-    {"compare", "job"},
+    {"compare", "job", "explain"},
     {"joint"},
     {"cli"},
     {"__main__"},
@@ -26,7 +26,7 @@ ROWS = [
 RANK = {name: number for number, row in enumerate(ROWS) for name in row} | {"__init__": -1}
 # Modules that are loaded before a mistake in the configuration is told.
 HEAVY = {"losses", "optimizers", "fused", "models", "augment", "batches", "views", "engine"}
-HEAVY |= {"bit", "saved_model", "teacher", "answers", "trainer"}
+HEAVY |= {"bit", "saved_model", "teacher", "answers", "trainer", "gate"}
 LIGHT = set(RANK) - HEAVY
 
 
