@@ -16,7 +16,7 @@ from typing import Any
 
 from kd_cli import __version__
 from kd_cli.job import RunFailed, job, outcome
-from kd_cli.manual import COMMANDS, page
+from kd_cli.manual import COMPOSED, page
 
 # Hydra's flags, with whether they take a value.
 _FLAGS = {
@@ -108,10 +108,10 @@ def _main(argv: list[str]) -> int:
             return 0
         return cache.main(argv[1:])
     command, overrides, flags = _arrange(argv)
-    if command not in COMMANDS:
+    if command not in COMPOSED:
         raise ConfigError(
-            f"unknown command '{command}'{suggest(command, COMMANDS)} "
-            f"(commands: {', '.join(COMMANDS)}; kd --help)"
+            f"unknown command '{command}'{suggest(command, COMPOSED)} "
+            f"(commands: {', '.join(COMPOSED)}; kd --help)"
         )
     if "-sc" in flags or "--shell-completion" in flags:
         return _complete(overrides, flags)
@@ -129,6 +129,8 @@ def _main(argv: list[str]) -> int:
     register_resolvers()
     if _SHOW & set(flags):
         return _hydra(command, overrides, flags)
+    if command == "evaluate":
+        return _evaluate(overrides, flags, config_dir)
     if _is_sweep(flags):
         return _sweep(command, overrides, flags, config_dir)
     return _single(command, overrides, flags, config_dir)
@@ -149,7 +151,8 @@ def _arrange(argv: list[str]) -> tuple[str, list[str], list[str]]:
         word = words.pop()
         name, equals, value = word.partition("=")
         if not word.startswith("-"):
-            plain = not equals and word[:1] not in ("+", "~")
+            path = word.startswith(("/", "./", "../"))  # which may hold a =
+            plain = path or (not equals and word[:1] not in ("+", "~"))
             (commands if plain else overrides).append(word)
         elif name not in _FLAGS:
             raise ConfigError(f"unknown flag '{name}'{suggest(name, _FLAGS)} (see kd --help)")
@@ -161,10 +164,13 @@ def _arrange(argv: list[str]) -> tuple[str, list[str], list[str]]:
                 raise ConfigError(f"{name} needs a value")
             if _FLAGS[name] or (name in ("--info", "-i") and words and words[-1] in _INFO):
                 flags.append(words.pop())
+    if commands[:1] == ["evaluate"] and len(commands) > 1:
+        quoted = commands.pop(1).replace("'", "\\'")
+        overrides.insert(0, f"what='{quoted}'")
     if len(commands) > 1:
         raise ConfigError(
             f"'{commands[1]}' is neither key=value nor a flag; expected one command "
-            f"({', '.join(COMMANDS)})"
+            f"({', '.join(COMPOSED)})"
         )
     return (commands or ["distill"])[0], overrides, flags
 
@@ -272,6 +278,34 @@ def _sweep(command: str, overrides: list[str], flags: list[str], config_dir: str
     return 1 if failed else code
 
 
+def _evaluate(overrides: list[str], flags: list[str], config_dir: str | None) -> int:
+    """Composes as Hydra does, but has no job and so none of its directories."""
+    from kd_cli.config import check, override_key, refuse_unused
+    from kd_cli.errors import ConfigError, first_line
+    from kd_cli.schema import UNUSED
+
+    for flag in flags:
+        if flag in _FLAGS and flag not in ("--config-dir", "-cd"):
+            raise ConfigError(f"evaluate has no use for {flag}: it measures one network at a time")
+    # First, because Hydra does not know these keys in evaluate.yaml and would say no more.
+    refuse_unused("evaluate", overrides, UNUSED["evaluate"])
+    if "what" not in map(override_key, overrides):
+        raise ConfigError(
+            "evaluate needs the directory of a finished run or a .keras file, as in: "
+            "kd evaluate outputs/latest"
+        )
+    plan = check(_compose("evaluate", overrides, config_dir), overrides)
+    from kd_cli import evaluate
+
+    try:
+        return evaluate.main(plan, overrides)
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:
+        hint = "HYDRA_FULL_ERROR=1 shows the traceback"
+        raise RunFailed(f"{first_line(error)} ({hint})") from error
+
+
 def _hydra(command: str, overrides: list[str], flags: list[str]) -> int:
     """Hands over to Hydra, with all overrides before the flags."""
     import hydra
@@ -307,13 +341,17 @@ def _complete(overrides: list[str], flags: list[str]) -> int:
     """Shell completion: Hydra's, for the command that the line names."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
-    command = words[1] if len(words) > 1 and words[1] in COMMANDS else None
+    command = words[1] if len(words) > 1 and words[1] in COMPOSED else None
     typing_command = len(words) == 1 or (len(words) == 2 and not line.endswith(" "))
     if overrides == ["query=bash"] and typing_command and "=" not in words[-1]:
         prefix = words[1] if len(words) == 2 else ""
-        print(" ".join(c for c in COMMANDS if c.startswith(prefix)))
+        print(" ".join(c for c in COMPOSED if c.startswith(prefix)))
         if len(words) == 2:
             return 0
     if command:
-        os.environ["COMP_LINE"] = line.replace(f" {command}", "", 1)
+        line = line.replace(f" {command}", "", 1)
+        if command == "evaluate":  # its path is no override; the word at the cursor may be one
+            *done, last = line.split(" ")
+            line = " ".join([*(w for w in done if "=" in w or w == words[0]), last])
+        os.environ["COMP_LINE"] = line
     return _hydra(command or "distill", overrides, flags)

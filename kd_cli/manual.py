@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 COMMANDS = ("train-teacher", "train-student", "distill", "self-train")
+# The words that take overrides: each has its primary configuration.
+COMPOSED = (*COMMANDS, "evaluate")
 GROUPS = (
     "dataset",
     "teacher",
@@ -43,6 +45,7 @@ commands (none: distill)
   train-student   train the student without a teacher: the baseline
   distill         distil the teacher into the student; trains the teacher when it is missing
   self-train      train the student on its own labels of the unlabelled images, round after round
+  evaluate        a finished run's or a .keras file's quality, size, FLOPs and latency
   cache           list, verify or prune the teachers' outputs that are kept (kd cache list)
 
 groups, chosen with group=option
@@ -65,6 +68,8 @@ examples
   kd distill                                             a first result in a minute, no download
   kd distill dataset=cifar10 teacher=cnn student=cnn_small schedule=cosine epochs=20
   kd --multirun alpha=0.1,0.5,0.9 temperature=1,4,10     a sweep, with a table at its end
+  kd evaluate outputs/latest                             calibration, fidelity and cost of a run
+  kd evaluate my.keras dataset=cifar10                   the same of any .keras file
 
 flags
   --multirun        sweep over comma-separated values    --cfg job --resolve  show the configuration
