@@ -12,12 +12,12 @@ ROWS = [
     {"config", "device", "metrics", "decoded", "logits", "schedules", "sweep"},
     {"models", "bit", "saved_model", "folders", "sources", "data"},
     {"identity", "batches", "views"},
-    {"engine"},
+    {"engine", "cost", "target"},
     {"summary", "teacher", "trainer", "ownership", "groups"},
     {"answers", "assembly", "drawings", "gate"},
     {"results"},
     {"rounds"},
-    {"run", "cache", "report"},
+    {"run", "cache", "report", "evaluate"},
     {"compare", "job", "explain"},
     {"joint"},
     {"cli"},
@@ -26,7 +26,7 @@ ROWS = [
 RANK = {name: number for number, row in enumerate(ROWS) for name in row} | {"__init__": -1}
 # Modules that are loaded before a mistake in the configuration is told.
 HEAVY = {"losses", "optimizers", "fused", "models", "augment", "batches", "views", "engine"}
-HEAVY |= {"bit", "saved_model", "teacher", "answers", "trainer", "gate"}
+HEAVY |= {"bit", "saved_model", "teacher", "answers", "trainer", "gate", "cost"}
 LIGHT = set(RANK) - HEAVY
 
 
