@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "kd_cli"
 ROWS = [
     {"errors", "manual", "splits", "progress", "checkpoint", "tracking", "evidence", "quality"},
     {"losses", "optimizers", "fused", "records", "figures", "pages"},
-    {"schema", "augment"},
+    {"schema", "augment", "arguments"},
     {"config", "device", "metrics", "decoded", "logits", "schedules", "sweep"},
     {"models", "bit", "saved_model", "folders", "sources", "data"},
     {"identity", "batches", "views"},
