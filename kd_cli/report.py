@@ -214,27 +214,23 @@ def _left_out(found: Found) -> str:
 def _summary(own: Sequence[Sequence[Group]], comparisons: Mapping[str, Comparison]) -> list[str]:
     """A sentence for each family with distilled students."""
     lines = []
-    for family in own:
+    alone = [family for family in own if all(group.kind != PLAIN for group in family)]
+    for family in [*[family for family in own if family not in alone], *alone]:
         taught = [group for group in family if group.kind in (DISTILLED, SELF)]
         if not taught:
             continue
-        head = f"{family[0].record['dataset'].get('name', '')}, {family[0].family_name}"
+        head = f"{family[0].record['dataset'].get('name', '')} {family[0].family_name}"
         best = chosen(family)
         if best is None:
             verdicts = Counter(comparisons[group.key].verdict for group in taught)
             count = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
             text = f"nothing chooses among {len(taught)} groups, for want of validation; {count}"
         else:
-            text = best.name
-            accuracy = best.summary(on_validation)
+            text, accuracy = best.name, best.summary(on_validation)
             if len(taught) > 1 and accuracy:
-                text += (
-                    f", chosen among {len(taught)} by validation accuracy "
-                    f"({100 * accuracy.mean:.2f} %),"
-                )
-            text += f" against plain scratch on test is {comparisons[best.key].sentence}"
-            if comparisons[best.key].baseline is None:
-                text = f"{best.name}: {comparisons[best.key].sentence}"
+                mean = f"{100 * accuracy.mean:.2f} % on validation"
+                text += f" (chosen among {len(taught)}, {mean})"
+            text += f", on test against plain scratch: {comparisons[best.key].sentence}"
         lines.append(f"{head}: {text}.")
     if not lines:
         return ["No distilled student: there is nothing to compare (kd distill makes one)."]
@@ -295,6 +291,7 @@ def _table(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> Ta
     for title, family in [*parts, *[(family[0].family_name, family) for family in own]]:
         rows.append(Row(span=title))
         best = chosen(family)
+        several = sum(group.kind in (DISTILLED, SELF) for group in family) > 1
         for group in family:
             cells = [group.name, str(len(group.runs))]
             cells += [_mean(group, value, factor, digits) for _, value, factor, digits in _COLUMNS]
@@ -306,7 +303,7 @@ def _table(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> Ta
                 cells.append(comparisons[group.key].sentence)
             else:
                 cells.append("the baseline" if group.kind == PLAIN else "")
-            rows.append(Row(cells, strong=group is best))
+            rows.append(Row(cells, strong=several and group is best))
     caption = "Mean ± standard deviation over seeds; bold: chosen on validation"
     if timed:
         caption += "; latency of one image, median"
