@@ -260,6 +260,13 @@ def test_other_data_are_no_baseline():
     assert one.verdict == "no baseline" and "no plain scratch run on these data" in one.sentence
 
 
+def test_a_smoothed_scratch_student_is_no_baseline():
+    smooth = ("cross_entropy", {"label_smoothing": 0.1})
+    made = [*runs("distill", BETTER_TEST), *runs("train-student", SCRATCH_TEST, loss=smooth)]
+    found = groups.compared(groups.grouped(made)[0])
+    assert [one.verdict for one in found.values()] == ["no baseline"] * 2
+
+
 def test_what_only_a_teacher_brings_does_not_part_student_and_baseline():
     made = runs("distill", BETTER_TEST)
     for run in made:
@@ -423,7 +430,9 @@ def test_latency_has_its_column_and_figure(kd, work, outputs):
         (outputs / folder / "evaluation.json").write_text(json.dumps({"latency": latency}))
     assert kd("report", "outputs").code == 0
     text = (outputs / "report" / "report.md").read_text()
-    assert "latency \\[ms\\]" in text and "| 9,000 | 8.000 |" in text
+    assert (
+        "latency \\[ms\\]" in text and "| 9,000 | 8.000 |" in text and "| 1,000 | 0.500 |" in text
+    )
     assert (outputs / "report" / "data-1-latency.png").exists()
 
 
