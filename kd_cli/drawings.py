@@ -142,7 +142,7 @@ def _heat_maps(family: Sequence[Group], comparisons: Comparisons, name: str) -> 
             if np.isfinite(values).any():
                 panels[title] = values
         seeds = sorted({len(group.runs) for group in grid})
-        method = grid[0].name.split(",")[0]
+        method = grid[0].name.split(" ")[0]
         text = (
             f"{method} over alpha and temperature ({grid[0].family_name}): mean of "
             f"{' to '.join(map(str, {seeds[0]: 0, seeds[-1]: 0}))} seeds per point"
@@ -185,7 +185,7 @@ def _curves(family: Sequence[Group], name: str) -> Picture | None:
         return None
     what = f"{'training' if split == 'train' else 'validation'} accuracy"
     text = f"Learning curves ({family[0].family_name}): {what} by epoch, mean over seeds"
-    caption = f"{text}; the band is one standard deviation to either side. "
+    caption = f"{text}; bars are one standard deviation to either side. "
     caption += "The first tenth of the epochs may lie outside the frame. "
     left = len(family) - len(curves)
     if left:

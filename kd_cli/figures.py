@@ -1,6 +1,6 @@
 """The report's figures as PNG: each function takes numbers and returns the bytes.
 
-They are read on paper and on a phone: one column of 5.4 inches, and every line has its own marker
+They are read on paper and on a phone: one column of 4.8 inches, and every line has its own marker
 and dashes beside its colour. Matplotlib's objects are used without pyplot, so nothing is global and
 no display is needed.
 """
@@ -19,18 +19,17 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from kd_cli.quality import reliability as reliability_bins
 
-_WIDTH = 5.4
+_WIDTH = 4.8
 _STYLES = (
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#0072B2", "linestyle": "--", "marker": "s"},
     {"color": "#D55E00", "linestyle": "-.", "marker": "^"},
     {"color": "#00795A", "linestyle": ":", "marker": "D"},
     {"color": "#A4457E", "linestyle": (0, (6, 1, 1, 1, 1, 1)), "marker": "v"},
-    {"color": "#6B5B00", "linestyle": (0, (1, 3)), "marker": "X"},
 )
 MAX_LINES = len(_STYLES)
 _KINDS = {
@@ -54,7 +53,7 @@ _LOOK = {
     "legend.fontsize": 9,
     "figure.facecolor": "white",
     "text.parse_math": False,  # names are the user's: $ is a dollar
-    "savefig.dpi": 150,
+    "savefig.dpi": 160,
 }
 
 
@@ -103,8 +102,9 @@ def heat_map(
             if np.isfinite(value) and len(alphas) <= 12:
                 mark = (marks or {}).get(title, np.full(values.shape, ""))[row, column]
                 dark = value < (low + high) / 2 and high > low
-                text = f"{value:.2f}" + (f" {mark}" if mark else "")
-                size = 9 if len(alphas) <= 6 else 7
+                wide = len(alphas) <= 6
+                text = f"{value:.{2 if wide else 1}f}" + (f"\n{mark}" if mark else "")
+                size = 9 if wide else 7
                 color = "white" if dark else "black"
                 ax.text(column, row, text, ha="center", va="center", color=color, fontsize=size)
         figure.colorbar(image, ax=ax, label="accuracy [%]")
@@ -113,7 +113,7 @@ def heat_map(
 
 @_drawn
 def learning_curves(curves: Mapping[str, np.ndarray], ylabel: str) -> Figure:
-    """Mean over seeds by epoch, with a band of one standard deviation on either side.
+    """Mean over seeds by epoch, with bars of one standard deviation on either side.
 
     Args:
         curves: Name -> [seeds, epochs]; at most MAX_LINES, in the order of the legend.
@@ -122,20 +122,22 @@ def learning_curves(curves: Mapping[str, np.ndarray], ylabel: str) -> Figure:
     figure = Figure(figsize=(_WIDTH, 3.4 + 0.2 * len(curves)), layout="constrained")
     ax = figure.subplots()
     shown = []
-    for style, (name, values) in zip(_STYLES, curves.items(), strict=False):
+    for number, (style, (name, values)) in enumerate(zip(_STYLES, curves.items(), strict=False)):
         epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
-        every = max(1, values.shape[1] // 8)
-        ax.plot(epochs, mean, label=_wrapped(name), markevery=every, **style)
+        every = max(1, values.shape[1] // 4)
+        # Each line has its markers and bars at epochs of its own, or they would hide each other.
+        places = (number * every // len(curves), every)
         spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
-        if len(values) > 1:
-            band = ax.fill_between(epochs, mean - spread, mean + spread, alpha=0.15, linewidth=0)
-            band.set_facecolor(style["color"])
+        bars = {"yerr": spread, "errorevery": places} if len(values) > 1 else {}
+        line = {"label": _wrapped(name), "markevery": places, "elinewidth": 0.9, "capsize": 2.5}
+        ax.errorbar(epochs, mean, **bars, **line, **style)
         late = slice(values.shape[1] // 10, None)
         shown.append(((mean - spread)[late].min(), (mean + spread)[late].max()))
     low, high = min(a for a, _ in shown), max(b for _, b in shown)
     room = 0.06 * (high - low) or 1.0
     ax.set_ylim(low - room, high + room)
     ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.set_xlim(left=1 - 0.02 * max(values.shape[1] for values in curves.values()))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower left")
     return figure
@@ -149,7 +151,7 @@ def reliability(networks: Mapping[str, tuple[np.ndarray, np.ndarray]], least: in
         networks: Name -> (logits [n, K], labels [n]); at most MAX_LINES.
         least: Bins with fewer examples are not drawn: their accuracy is noise.
     """
-    figure = Figure(figsize=(_WIDTH, 5.2 + 0.2 * len(networks)), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 4.9 + 0.2 * len(networks)), layout="constrained")
     ax, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     ax.plot([0, 100], [0, 100], color="#888888", linewidth=1, label="as right as it is confident")
     for style, (name, (logits, labels)) in zip(_STYLES, networks.items(), strict=False):
@@ -206,7 +208,7 @@ def trade_off(points: Sequence[Point], cost: str) -> Figure:
         points: At least one.
         cost: Label of the axis, with its unit.
     """
-    figure = Figure(figsize=(_WIDTH, 4.2), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 3.9), layout="constrained")
     ax = figure.subplots()
     best = front(points)
     xs = [point.cost for point in best]
@@ -240,6 +242,10 @@ def trade_off(points: Sequence[Point], cost: str) -> Figure:
             fontsize=9,
         )
     ax.set_xscale("log")
+    decades = np.log10(max(p.cost for p in points) / min(p.cost for p in points))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1,)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _engineering(value)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.12, y=0.15)
     ax.set(xlabel=f"{cost}, logarithmic", ylabel="test accuracy [%]")
     figure.legend(loc="outside lower left", ncols=3)
@@ -259,7 +265,7 @@ def confusion(student: np.ndarray, teacher: np.ndarray, names: Sequence[str]) ->
     counts = np.bincount(teacher * classes + student, minlength=classes**2)
     counts = counts.reshape(classes, classes)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(_WIDTH, 4.9), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 4.4), layout="constrained")
     ax = figure.subplots()
     ax.grid(False)
     image = ax.imshow(share, cmap="Greys", norm=PowerNorm(0.5, 0, 100))  # a few % must be seen
@@ -273,7 +279,8 @@ def confusion(student: np.ndarray, teacher: np.ndarray, names: Sequence[str]) ->
         short = [
             textwrap.shorten(str(name), 14, placeholder="...") or str(name)[:14] for name in names
         ]
-        ax.set_xticks(range(classes), short, rotation=90, fontsize=8)
+        turned = 90 if max(map(len, short)) > 2 else 0
+        ax.set_xticks(range(classes), short, rotation=turned, fontsize=8)
         ax.set_yticks(range(classes), short, fontsize=8)
     suffix = "" if classes <= 30 else " (class number)"
     ax.set(xlabel=f"student's top class{suffix}", ylabel=f"teacher's top class{suffix}")
@@ -281,5 +288,13 @@ def confusion(student: np.ndarray, teacher: np.ndarray, names: Sequence[str]) ->
     return figure
 
 
+def _engineering(value: float) -> str:
+    """A number on an axis: 20k, 1.5M, 0.2."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
+
+
 def _wrapped(name: str) -> str:
-    return textwrap.fill(name, 58)
+    return textwrap.fill(name, 50)

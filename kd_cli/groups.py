@@ -231,7 +231,7 @@ def _named(groups: list[Group]) -> list[Group]:
         for group, settings in zip(family, own, strict=True):
             rivals = [s for s, g in zip(own, family, strict=True) if _method(g) == _method(group)]
             words = _words(settings, rivals, always=LOSS_SETTINGS)
-            name = ", ".join([_method(group), *words])
+            name = " ".join([_method(group), *words])
             named[group.key] = replace(group, settings=_short(settings), name=name)
     for siblings in of_data.values():
         shared = [
@@ -250,13 +250,13 @@ def _named(groups: list[Group]) -> list[Group]:
             for group in family:
                 group = named[group.key]
                 everything = {**_short(settings), **group.settings}
-                named[group.key] = replace(group, settings=everything, family_name=", ".join(words))
+                named[group.key] = replace(group, settings=everything, family_name=" ".join(words))
     teachers = [group for group in groups if group.kind == TEACHER]
     settings = [_settings(group) for group in teachers]
     for group, own in zip(teachers, settings, strict=True):
         rivals = [s for s, g in zip(settings, teachers, strict=True) if g.data == group.data]
         words = [f"teacher {group.record.get('network', '')}".strip(), *_words(own, rivals)]
-        named[group.key] = replace(group, settings=_short(own), name=", ".join(words))
+        named[group.key] = replace(group, settings=_short(own), name=" ".join(words))
     return _unique([named[group.key] for group in groups])
 
 
@@ -340,25 +340,30 @@ def _unique(groups: list[Group]) -> list[Group]:
 
 def _nearest(group: Group, groups: Sequence[Group]) -> str:
     """Why there is no baseline: in what the nearest plain scratch group differs."""
-    mine = flat({"_": _shared(group.record)[0]})
+    mine = _told(group)
     best: list[str] | None = None
     for other in groups:
         if other.kind != PLAIN or other.data != group.data:
             continue
-        theirs = flat({"_": _shared(other.record)[0]})
+        theirs = _told(other)
         keys = sorted(
             key for key in {*mine, *theirs} if _plain(mine.get(key)) != _plain(theirs.get(key))
         )
         if best is None or len(keys) < len(best):
             best = [
-                f"{key[2:].removesuffix('._target_')} {_shown(theirs.get(key))}, "
-                f"here {_shown(mine.get(key))}"
+                f"{key.removesuffix('._target_')} {_shown(theirs.get(key, 'none'))}, "
+                f"here {_shown(mine.get(key, 'none'))}"
                 for key in keys
             ]
     if best is None:
         return "no plain scratch run on these data was found (kd train-student)"
     more = f" and {len(best) - 3} more" if len(best) > 3 else ""
     return f"the nearest scratch group differs in {'; '.join(best[:3]) or 'its files'}{more}"
+
+
+def _told(group: Group) -> dict[str, Any]:
+    """What a scratch student must share with a group, without what is off or empty."""
+    return {k: v for k, v in _shared(group.record)[0].items() if v not in (None, [], {})}
 
 
 def _unpaired(group: Group, baseline: Group) -> str:

@@ -86,20 +86,26 @@ li { margin: .35rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; width: 100%; }
 caption { caption-side: bottom; text-align: left; color: var(--soft); padding: .4rem .6rem; }
-th, td { padding: .35rem .6rem; text-align: right; vertical-align: top; white-space: nowrap; }
+th, td { padding: .35rem .45rem; text-align: right; vertical-align: top; }
 td { border-top: 1px solid var(--line); }
 th { position: sticky; top: 0; background: var(--tint); vertical-align: bottom; }
-.text { text-align: left; white-space: normal; min-width: 11rem; }
-.last { min-width: 18rem; }
-.span td { text-align: left; background: var(--tint); font-weight: 600; white-space: normal; }
+.text { text-align: left; }
+td.text { min-width: 10.5rem; overflow-wrap: anywhere; } td.last { min-width: 17rem; }
+tr:not(.span) > :first-child { position: sticky; left: 0; background: var(--paper); }
+thead tr:not(.span) > :first-child { background: var(--tint); z-index: 1; }
+.span td { text-align: left; background: var(--tint); font-weight: 600; }
 .span span { position: sticky; left: .6rem; display: inline-block; max-width: min(86vw, 70rem); }
-.strong td { font-weight: 600; }
+.strong td:not(.last) { font-weight: 700; }
+.table, .figures { margin: 1rem 0; }
 .figures { display: grid; gap: 1rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 figure { margin: 0; }
-figure img { display: block; width: 100%; max-width: 40rem; height: auto; background: var(--card);
+figure img { display: block; width: 100%; max-width: 36rem; height: auto; background: var(--card);
   border: 1px solid var(--line); border-radius: 6px; padding: .4rem; }
-figcaption { color: var(--soft); font-size: .88rem; margin-top: .3rem; }
+figcaption { color: var(--soft); font-size: .88rem; margin-top: .3rem; max-width: 36rem; }
+@media (max-width: 40rem) { h1 { font-size: 1.35rem; } ul { padding-left: 1.2rem; }
+  table { font-size: .8rem; } th, td { padding: .3rem .4rem; }
+  td.text { min-width: 8rem; } td.last { min-width: 15rem; } figure img { padding: .1rem; } }
 """
 
 
@@ -161,7 +167,9 @@ def _table(table: Table) -> str:
             cell = f'<td colspan="{len(table.columns)}"><span>{html.escape(row.span)}</span></td>'
             rows.append(f'<tr class="span">{cell}</tr>')
             continue
-        cells = "".join(f"<td{kind(n)}>{html.escape(c)}</td>" for n, c in enumerate(row.cells))
+        # A narrow column breaks before the sign, not after it.
+        texts = [html.escape(cell).replace("± ", "±&nbsp;") for cell in row.cells]
+        cells = "".join(f"<td{kind(n)}>{text}</td>" for n, text in enumerate(texts))
         rows.append(f'<tr class="strong">{cells}</tr>' if row.strong else f"<tr>{cells}</tr>")
     # A box that scrolls must be within reach of the keyboard: it has a name and takes the focus.
     label = html.escape(table.caption)

@@ -52,7 +52,7 @@ class Run:
         return None
 
     def latency(self, batch: int = 1) -> float | None:
-        """Median milliseconds of a batch, where `kd evaluate` measured it."""
+        """Median milliseconds of a batch of that size, where `kd evaluate` measured it."""
         node = (self.evaluation or {}).get("latency") or {}
         value = (node.get(str(batch)) or {}).get("median_ms")
         return float(value) if isinstance(value, int | float) else None

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from kd_cli.checkpoint import atomic
 from kd_cli.errors import ConfigError, suggest
@@ -58,7 +59,7 @@ def main(words: Sequence[str]) -> int:
     if {"--help", "-h"} & set(words):
         print(USAGE, end="")
         return 0
-    folders, out = _arranged(words)
+    folders, out = arrange(words)
     found = find(folders)
     if not found.runs:
         others = f" ({_left_out(found)})" if found.unfinished or found.unreadable else ""
@@ -73,7 +74,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _arranged(words: Sequence[str]) -> tuple[list[Path], Path]:
+def arrange(words: Sequence[str]) -> tuple[list[Path], Path]:
     """The folders to read, and the one to write."""
     folders: list[Path] = []
     out: Path | None = None
@@ -134,10 +135,12 @@ def build(found: Found, folders: Sequence[str]) -> list[Block]:
     blocks: list[Block] = [Heading(1, f"Was distilling worth it? {', '.join(folders)}")]
     students = [group for group in groups if group.kind != TEACHER]
     blocks.append(Text(_counts(found, groups, repeats), small=True))
-    blocks.append(Bullets(_summary(families(students), comparisons), lead=True))
+    sections = _sections(groups)
+    titles = {group.data: section.title for section in sections for group in section.groups}
+    blocks.append(Bullets(_summary(families(students), comparisons, titles), lead=True))
     drawn = drawings.drawn_families(groups)
     number = 0
-    for place, section in enumerate(_sections(groups), start=1):
+    for place, section in enumerate(sections, start=1):
         blocks += [Heading(2, section.title), Text(section.sizes, small=True)]
         blocks.append(_table(section.groups, comparisons))
         notes = _notes(section.groups, comparisons)
@@ -211,30 +214,28 @@ def _left_out(found: Found) -> str:
     return ", ".join(words)
 
 
-def _summary(own: Sequence[Sequence[Group]], comparisons: Mapping[str, Comparison]) -> list[str]:
-    """A sentence for each family with distilled students."""
+def _summary(
+    own: Sequence[Sequence[Group]], comparisons: Mapping[str, Comparison], titles: Mapping[str, str]
+) -> list[str]:
+    """A sentence for each family with distilled students; `titles` names the data."""
     lines = []
-    for family in own:
+    alone = [family for family in own if all(group.kind != PLAIN for group in family)]
+    for family in [*[family for family in own if family not in alone], *alone]:
         taught = [group for group in family if group.kind in (DISTILLED, SELF)]
         if not taught:
             continue
-        head = f"{family[0].record['dataset'].get('name', '')}, {family[0].family_name}"
+        head = f"{titles[family[0].data]} {family[0].family_name}"
         best = chosen(family)
         if best is None:
             verdicts = Counter(comparisons[group.key].verdict for group in taught)
             count = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
             text = f"nothing chooses among {len(taught)} groups, for want of validation; {count}"
         else:
-            text = best.name
-            accuracy = best.summary(on_validation)
+            text, accuracy = best.name, best.summary(on_validation)
             if len(taught) > 1 and accuracy:
-                text += (
-                    f", chosen among {len(taught)} by validation accuracy "
-                    f"({100 * accuracy.mean:.2f} %),"
-                )
-            text += f" against plain scratch on test is {comparisons[best.key].sentence}"
-            if comparisons[best.key].baseline is None:
-                text = f"{best.name}: {comparisons[best.key].sentence}"
+                mean = f"{100 * accuracy.mean:.2f} % on validation"
+                text += f" (chosen among {len(taught)}, {mean})"
+            text += f", on test against plain scratch: {comparisons[best.key].sentence}"
         lines.append(f"{head}: {text}.")
     if not lines:
         return ["No distilled student: there is nothing to compare (kd distill makes one)."]
@@ -295,18 +296,19 @@ def _table(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> Ta
     for title, family in [*parts, *[(family[0].family_name, family) for family in own]]:
         rows.append(Row(span=title))
         best = chosen(family)
+        several = sum(group.kind in (DISTILLED, SELF) for group in family) > 1
         for group in family:
             cells = [group.name, str(len(group.runs))]
             cells += [_mean(group, value, factor, digits) for _, value, factor, digits in _COLUMNS]
             parameters = group.runs[0].value("parameters")
             cells.append(f"{parameters:,.0f}" if parameters else NONE)
             if timed:
-                cells.append(_mean(group, Run.latency, 1, 3))
+                cells.append(_latency(group))
             if group.key in comparisons:
                 cells.append(comparisons[group.key].sentence)
             else:
                 cells.append("the baseline" if group.kind == PLAIN else "")
-            rows.append(Row(cells, strong=group is best))
+            rows.append(Row(cells, strong=several and group is best))
     caption = "Mean ± standard deviation over seeds; bold: chosen on validation"
     if timed:
         caption += "; latency of one image, median"
@@ -319,6 +321,12 @@ def _mean(group: Group, value: Value, factor: float, digits: int) -> str:
         return NONE
     text = f"{factor * one.mean:.{digits}f}"
     return text if one.sd is None else f"{text} ± {factor * one.sd:.{digits}f}"
+
+
+def _latency(group: Group) -> str:
+    """Median over the runs that were timed: one is enough, seeds share their network."""
+    known = [value for value in map(Run.latency, group.runs) if value is not None]
+    return f"{median(known):.3f}" if known else NONE
 
 
 def _notes(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> list[str]:
@@ -356,7 +364,8 @@ def _notes(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> li
     warned = [g for g in groups if any(run.record.get("warnings") for run in g.runs)]
     for group in warned[:3]:
         run = next(run for run in group.runs if run.record.get("warnings"))
-        notes.append(f"{group.name} was warned about: {run.record['warnings'][0]}")
+        name = f"{group.name} ({group.family_name})" if group.family_name else group.name
+        notes.append(f"{name} was warned about: {run.record['warnings'][0]}")
     if len(warned) > 3:
         notes.append(f"{len(warned) - 3} more groups have warnings in their metrics.json.")
     return notes

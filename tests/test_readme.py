@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_cli import cache
+from kd_cli import cache, report
 from kd_cli.arguments import arrange
 from kd_cli.cli import _compose
 from kd_cli.config import check
@@ -42,6 +42,10 @@ def test_every_command_composes(line, work, npz):
         return
     if words[0] == "cache":
         assert cache.main(words[1:]) == 0
+        return
+    if words[0] == "report":
+        (work / "outputs").mkdir()
+        assert report.arrange(words[1:])[1].name == "report"
         return
     command, overrides, flags = arrange(words)
     if "my_conf" in flags:  # names an option that the README only describes
