@@ -85,7 +85,7 @@ def test_the_shares_of_a_linear_student(alpha, temperature, t_squared):
 
 
 def test_without_t_squared_the_soft_term_shrinks_by_t_squared():
-    """The trap: at T = 10 the teacher's share falls from two thirds to some 2 %."""
+    """The trap: at T = 10 the teacher's share falls from 43 % to below 1 %."""
     found = {}
     for switch in (True, False):
         hyper = {"alpha": 0.5, "temperature": 10.0, "t_squared": switch}
@@ -93,7 +93,7 @@ def test_without_t_squared_the_soft_term_shrinks_by_t_squared():
     assert found[True].norms[0] == pytest.approx(found[False].norms[0])
     assert found[True].norms[1] / found[False].norms[1] == pytest.approx(100, rel=1e-4)
     assert found[True].values[1] / found[False].values[1] == pytest.approx(100, rel=1e-4)
-    assert found[True].shares[1] > 0.5 and found[False].shares[1] < 0.03
+    assert found[True].shares[1] > 0.4 and found[False].shares[1] < 0.01
 
 
 def test_the_advice_does_what_it_says():
@@ -237,32 +237,46 @@ def numbers(out: str) -> dict[str, list[float]]:
     return {name: [float(word) for word in words] for name, *words in found}
 
 
+@pytest.fixture
+def given(work) -> str:
+    """A teacher's file, given."""
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((6, 6, 1))
+    logits = keras.layers.Dense(4)(keras.layers.Flatten()(inputs))
+    keras.Model(inputs, logits).save(work / "given.keras")
+    return "teacher.checkpoint=given.keras"
+
+
 def test_a_missing_teacher_is_not_trained(kd, work, small):
     before = files(work)
     done = kd("explain", *small)
     assert done.code == 2 and files(work) == before and not (work / "outputs").exists()
     assert "no finished teacher in outputs/teachers/npz-mlp-" in done.error
     assert "explain trains none; train it with: kd train-teacher dataset=npz" in done.error
-    typed = shlex.split(done.error.split("train it with: kd ")[1])
+
+
+@pytest.mark.slow
+def test_the_command_that_trains_a_missing_teacher_does(kd, small):
+    typed = shlex.split(kd("explain", *small).error.split("train it with: kd ")[1])
     assert kd(*typed).code == 0
-    assert kd("explain", *small).code == 0
+    done = kd("explain", *small)
+    assert done.code == 0 and "mlp, 2 epochs, seed 0, validation" in done.out
 
 
-def test_it_tells_the_first_step_of_the_run_and_leaves_nothing(kd, work, small):
-    """The terms' values are those that the run's history has of its first step."""
-    assert kd("train-teacher", *small[:4], "epochs=2").code == 0
+def test_it_tells_the_path_of_the_data_and_leaves_nothing(kd, work, small, given):
     before = files(work)
-    words = [*small[:4], "batch_size=32", "steps=1", "alpha=0.3", "student.network.dropout=0.5"]
-    done = kd("explain", *words)
+    done = kd("explain", *small[:2], given, "batch_size=32", "steps=8", "alpha=0.3")
     assert done.code == 0, done.err
-    assert files(work) == before
+    assert files(work) == before | {work / "outputs"}
+    assert [path.name for path in (work / "outputs").iterdir()] == ["cache"]
     assert done.out.startswith("loss        0.3 * CE(labels, student) + 0.7 * T^2 * KL(")
     for text in (
         "npz: 144 training, 16 validation, 40 test images of 4 classes",
-        "1 of 32 images, 5 an epoch, 1 epochs",
+        "8 of 32 images, 5 an epoch, 2 epochs; order by data_seed 0",
         "[6, 6, 1] uint8, 0..255, in memory",
         "none: the same pixels in every epoch",
         "pixels * 0.00392157 + 0 (0..255 becomes 0..1)",
+        "given, validation 0.",
         "cached as float32: the pixels are the same in every epoch",
         "32 images; initial weights of init_seed 0",
         "cosine of the gradients of hard and soft: ",
@@ -272,19 +286,27 @@ def test_it_tells_the_first_step_of_the_run_and_leaves_nothing(kd, work, small):
     assert set(table) == {"hard", "soft"}
     assert sum(share for *_, share in table.values()) == pytest.approx(100, abs=0.02)
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [["student.network.dropout=0.5"], ["augment=function_matching", "augment.padding=1"]]
+)
+def test_the_values_are_those_of_the_first_step_of_the_run(kd, work, small, given, more):
+    """As the run's history has them: dropout's masks, crops and mixing are the same."""
+    words = [*small[:2], given, "batch_size=32", "steps=1", "alpha=0.3", *more]
+    table = numbers(kd("explain", *words).out)
     assert kd("distill", *words).code == 0
     run, _ = only_run(work / "outputs" / "distill")
     row = json.loads((run / "history.jsonl").read_text())
-    # (The history divides by the 32 examples that the step saw.)
+    assert row["train"]["soft"] > 0
     for term, (value, *_) in table.items():
         assert value == pytest.approx(row["train"][term], rel=1e-3)
     assert numbers(kd("explain", *words).out) == table  # a finished run changes nothing
 
 
-def test_a_live_teacher_of_mixed_crops(kd, work, small):
-    assert kd("train-teacher", *small[:4], "epochs=1").code == 0
+def test_a_live_teacher_of_mixed_crops(kd, small, given):
     words = ["augment=function_matching", "augment.padding=1", "student.input.size=3"]
-    done = kd("explain", *small[:4], *words, "student.input.offset=-1", "cache.logits=none")
+    done = kd("explain", *small[:2], given, *words, "student.input.offset=-1")
     assert done.code == 0, done.err
     for text in (
         "pad_and_crop(padding=1), horizontal_flip, mixup(coefficient=uniform); in evaluation none",
@@ -329,7 +351,7 @@ def test_the_word_is_known(kd, monkeypatch):
     assert complete("kd explain dataset=ci") == ["dataset=cifar10", "dataset=cifar100"]
 
 
-def test_a_loss_of_the_user_s(kd, work, small):
+def test_a_loss_of_the_user_s(kd, work, small, given):
     """Several terms by names of its own; one array is called `loss`."""
     (work / "explained_losses.py").write_text(
         "import tensorflow as tf\n"
@@ -338,9 +360,8 @@ def test_a_loss_of_the_user_s(kd, work, small):
         "    size = tf.reduce_sum(gap ** 2, -1)\n"
         "    return {'near': size, 'tiny': 1e-6 * size, 'still': 0 * size}\n"
     )
-    assert kd("train-teacher", *small[:4], "epochs=1").code == 0
     words = ["loss._target_=explained_losses.three", "~loss.alpha", "~loss.temperature"]
-    done = kd("explain", *small[:4], *words, "~loss.t_squared")
+    done = kd("explain", *small[:2], given, *words, "~loss.t_squared")
     assert done.code == 0, done.err
     table = numbers(done.out)
     assert list(table) == ["near", "tiny", "still"]
