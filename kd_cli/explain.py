@@ -139,12 +139,15 @@ def pull(learner: Learner, images: Any, labels: Any, teacher: Mapping[str, Any] 
             _, means = learner.forward(images, labels, teacher)
             # As in training: without it a float16 network's small gradients vanish.
             scaled = [optimizer.scale_loss(mean) for mean in means]
-        zero = tf.UnconnectedGradients.ZERO
-        each = [tape.gradient(one, variables, unconnected_gradients=zero) for one in scaled]
+        each = [tape.gradient(one, variables) for one in scaled]
         gram = tf.zeros([len(each), len(each)], tf.float64)
-        for parts in zip(*each, strict=True):
-            rows = tf.stack([tf.reshape(tf.convert_to_tensor(part), [-1]) for part in parts])
-            rows = tf.cast(rows, tf.float64)
+        for variable, *parts in zip(variables, *each, strict=True):
+            flat = [
+                # None where the term does not reach the variable.
+                tf.zeros([math.prod(variable.shape)]) if part is None else tf.reshape(part, [-1])
+                for part in parts
+            ]
+            rows = tf.cast(tf.stack(flat), tf.float64)
             gram += tf.matmul(rows, rows, transpose_b=True)
         factor = tf.cast(optimizer.scale_loss(tf.constant(1.0)), tf.float64)
         return tf.stack(means), gram / factor**2
@@ -328,8 +331,8 @@ def _network(model: Any) -> str:
     if ADAPTER in found:
         scale, offset = found[ADAPTER].scale, found[ADAPTER].offset
         words.append(
-            f"pixels * {scale:.6g} + {offset:g} (0..255 becomes {offset:.4g}.."
-            f"{255 * scale + offset:.4g})"
+            f"pixels * {scale:.6g} {'-' if offset < 0 else '+'} {abs(offset):g} (0..255 becomes "
+            f"{offset:.4g}..{255 * scale + offset:.4g})"
         )
     return ", ".join(words)
 
