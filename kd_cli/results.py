@@ -144,8 +144,9 @@ def train(
             "the training images have no labels and there is no validation/: training goes to its "
             "end, and the last epoch is kept"
         )
-    trainings = fit(engine, dataset.validation, places, shared)
-    for run, training in zip(runs, trainings, strict=True):
+    of = {run.out: run for run in runs}
+    for training in fit(engine, dataset.validation, places, shared):
+        run = of[training.place.out]
         if training.error is None:
             training.attempt(_finish, run, training, dataset, role, started, taught)
         results[run.out] = training.error or metrics.read(run.out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,7 +231,7 @@ class Training:
 
 def fit(
     engine: Engine, validation: Split | None, places: list[Place], plan: Plan
-) -> list[Training]:
+) -> Iterator[Training]:
     """Trains the engine's learners to their ends, each continuing from its own saved state.
 
     Args:
@@ -240,8 +240,9 @@ def fit(
         places: Where each writes.
         plan: What they share.
 
-    Returns:
-        Where each ended. A model holds the weights of its last step.
+    Yields:
+        Each as it ends, while those that train longer wait. Its model holds the weights of its
+        last step, and may be given others.
     """
     trainings = [
         Training(learner, place, plan)
@@ -250,16 +251,24 @@ def fit(
     label = places[0].label if len(places) == 1 else f"{len(places)} students"
     for training in trainings:
         training.now.learners = max(training.now.learners, len(trainings))
-    chunk = 1
+    waiting, chunk = list(trainings), 1
     longest, done = max(place.epochs for place in places), trainings[0].now.epoch
     with TrainingProgress(label, longest, engine.size, done) as progress:
         while any(training.goes_on for training in trainings):
             epoch = 1 + min(t.now.epoch for t in trainings if t.goes_on)
             active = [t for t in trainings if t.goes_on and t.now.epoch == epoch - 1]
             chunk = _run_epoch(engine, trainings, active, epoch, chunk, progress, validation)
-    for training in trainings:
+            if any(training.goes_on for training in trainings):
+                yield from _ended(waiting)
+    yield from _ended(waiting)
+
+
+def _ended(waiting: list[Training]) -> Iterator[Training]:
+    """Takes those that have ended out of the list."""
+    for training in [one for one in waiting if not one.goes_on]:
+        waiting.remove(training)
         training.now.stopped = training.now.stopped or "finished"
-    return trainings
+        yield training
 
 
 def _run_epoch(

@@ -92,6 +92,13 @@ def test_every_point_is_what_a_single_run_leaves(kd, work, small):
         log = (folder / "kd.log").read_text()
         first = f"1/{record['epochs_done']}"
         assert log.count(f"{name} {first}") == 1 and log.count(f" {first} ") == 1  # its own alone
+    # A point is finished when its own training ends, not with the longest one.
+    ended = {2: [], 3: []}
+    for record, _, folder in together.values():
+        ended[record["epochs_done"]].append(folder)
+    finished = [(folder / "metrics.json").stat().st_mtime_ns for folder in ended[2]]
+    still = [(folder / "history.jsonl").stat().st_mtime_ns for folder in ended[3]]
+    assert max(finished) < min(still)
     # The same command again answers, and has nothing to train.
     again = kd(*JOINT, *small, *sweep, "sweep=together")
     assert again.code == 0 and again.err.count("is finished") == 4
