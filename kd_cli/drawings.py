@@ -186,12 +186,12 @@ def _curves(family: Sequence[Group], name: str) -> Picture | None:
     what = f"{'training' if split == 'train' else 'validation'} accuracy"
     text = f"Learning curves ({family[0].family_name}): {what} by epoch, mean over seeds"
     caption = f"{text}; bars are one standard deviation to either side. "
-    caption += "The first tenth of the epochs may lie outside the frame. "
-    left = len(family) - len(curves)
-    if left:
+    if max(values.shape[1] for values in curves.values()) >= 10:
+        caption += "The first tenth of the epochs may lie outside the frame. "
+    if len(curves) < len(family):
         caption += (
-            f"Drawn are the scratch student and the best on validation; {left} more groups are in "
-            "the table alone. "
+            f"Drawn are {len(curves)} of {len(family)} groups: the scratch student and the best on "
+            "validation. "
         )
     png = figures.learning_curves(curves, f"{what} [%]")
     return Picture(f"{name}.png", png, text, caption.strip())
@@ -298,7 +298,6 @@ def trade_offs(groups: Sequence[Group], prefix: str) -> list[Picture]:
         if place not in best or (now and before and now.mean > before.mean):
             best[place] = group
     kept = list(best.values())[:MAX_POINTS]
-    left = len(groups) - len(kept)
     pictures = []
     for name, label, cost in (
         ("parameters", "parameters", lambda run: run.value("parameters")),
@@ -310,10 +309,10 @@ def trade_offs(groups: Sequence[Group], prefix: str) -> list[Picture]:
             continue
         text = f"Test accuracy against {name} on {groups[0].record['dataset'].get('name', '')}"
         caption = f"{text}: means over seeds with one standard deviation."
-        if left:
+        if len(points) < len(groups):
             caption += (
-                f" Of each kind and size the best on validation; {left} more groups are in the "
-                "table alone."
+                f" Drawn are {len(points)} of {len(groups)} groups: of each kind and size the best "
+                "on validation."
             )
         png = figures.trade_off(points, label)
         pictures.append(Picture(f"{prefix}-{name}.png", png, text, caption))

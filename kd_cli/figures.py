@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -106,7 +107,7 @@ def heat_map(
                 text = f"{value:.{2 if wide else 1}f}" + (f"\n{mark}" if mark else "")
                 size = 9 if wide else 7
                 color = "white" if dark else "black"
-                ax.text(column, row, text, ha="center", va="center", color=color, fontsize=size)
+                _in_cell(ax, row, column, text, color, size)
         figure.colorbar(image, ax=ax, label="accuracy [%]")
     return figure
 
@@ -274,7 +275,7 @@ def confusion(student: np.ndarray, teacher: np.ndarray, names: Sequence[str]) ->
             if counts[row, column]:
                 text = f"{value:.0f}" if value >= 0.5 else "<1"
                 color = "white" if value > 35 else "black"
-                ax.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+                _in_cell(ax, row, column, text, color, 8)
     if classes <= 30:
         short = [
             textwrap.shorten(str(name), 14, placeholder="...") or str(name)[:14] for name in names
@@ -286,6 +287,11 @@ def confusion(student: np.ndarray, teacher: np.ndarray, names: Sequence[str]) ->
     ax.set(xlabel=f"student's top class{suffix}", ylabel=f"teacher's top class{suffix}")
     figure.colorbar(image, ax=ax, label="share of the teacher's class [%]", shrink=0.8)
     return figure
+
+
+def _in_cell(ax: Axes, row: int, column: int, text: str, color: str, size: float) -> None:
+    drawn = ax.text(column, row, text, ha="center", va="center", color=color, fontsize=size)
+    drawn.set_in_layout(False)  # it lies inside the axes; measuring hundreds of texts takes long
 
 
 def _engineering(value: float) -> str:

@@ -90,7 +90,7 @@ th, td { padding: .35rem .45rem; text-align: right; vertical-align: top; }
 td { border-top: 1px solid var(--line); }
 th { position: sticky; top: 0; background: var(--tint); vertical-align: bottom; }
 .text { text-align: left; }
-td.text { min-width: 10.5rem; overflow-wrap: anywhere; } td.last { min-width: 17rem; }
+td.text { min-width: 10.5rem; overflow-wrap: anywhere; } td.last { min-width: 16rem; }
 tr:not(.span) > :first-child { position: sticky; left: 0; background: var(--paper); }
 thead tr:not(.span) > :first-child { background: var(--tint); z-index: 1; }
 .span td { text-align: left; background: var(--tint); font-weight: 600; }

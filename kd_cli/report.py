@@ -224,18 +224,23 @@ def _summary(
         taught = [group for group in family if group.kind in (DISTILLED, SELF)]
         if not taught:
             continue
-        head = f"{titles[family[0].data]} {family[0].family_name}"
+        where = f"{titles[family[0].data]} {family[0].family_name}"
         best = chosen(family)
         if best is None:
             verdicts = Counter(comparisons[group.key].verdict for group in taught)
             count = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
-            text = f"nothing chooses among {len(taught)} groups, for want of validation; {count}"
+            head = "Nothing chosen"
+            text = f"{where}: {len(taught)} groups without validation; on test {count}"
         else:
-            text, accuracy = best.name, best.summary(on_validation)
+            comparison, accuracy = comparisons[best.key], best.summary(on_validation)
+            head = comparison.verdict.capitalize()
+            text = f"{where}: {best.name}"
             if len(taught) > 1 and accuracy:
                 mean = f"{100 * accuracy.mean:.2f} % on validation"
                 text += f" (chosen among {len(taught)}, {mean})"
-            text += f", on test against plain scratch: {comparisons[best.key].sentence}"
+            sentence = comparison.sentence.removeprefix(f"{comparison.verdict}: ")
+            against = " against plain scratch on test" if comparison.baseline else ""
+            text += f"{against}: {sentence}"
         lines.append(f"{head}: {text}.")
     if not lines:
         return ["No distilled student: there is nothing to compare (kd distill makes one)."]

@@ -369,7 +369,10 @@ def test_the_report_of_a_sweep(kd, work, outputs):
     assert "| 3 | 83.00 ± 0.00 | 83.00 ± 1.00 | 0.500 ± 0.000 | 0.250 ± 0.000 | 12.50 ± 0.00" in row
     assert "6.25 ± 0.00 | 75.00 ± 0.00 | 1,000 | inconclusive: +3.00 points (99 % interval" in row
     assert "digits" not in markdown and "teacher cnn" in markdown
-    assert "chosen among 4, 83.00 % on validation" in markdown
+    assert (
+        "- Inconclusive: pets mlp epochs=5: hinton alpha=0.1 temperature=4 (chosen among 4, 83.00 %"
+        in markdown
+    )
     # The pair of seed 0 on 30 images: scratch has 24 right, distilled 25, one more than scratch.
     assert (
         "both on 24, the distilled student alone on 1, scratch alone on 0, neither on 5" in markdown
@@ -401,7 +404,7 @@ def test_without_validation_the_last_epoch_is_said(kd, work):
     assert kd("report", "runs").code == 0
     text = (work / "runs" / "report" / "report.md").read_text()
     assert "All groups have no validation split: their numbers are of the last epoch" in text
-    assert "nothing chooses among 2 groups, for want of validation; 2 no baseline" in text
+    assert "- Nothing chosen: pets mlp epochs=5: 2 groups without validation; on test 2 no" in text
     assert "no plain scratch group to be compared with" in text
     assert "training accuracy by epoch" in text
 
