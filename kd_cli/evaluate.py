@@ -324,14 +324,14 @@ def _print(result: dict[str, Any], out: Path) -> None:
             if any(value is not None for value in values):
                 rows.append(row(name, values))
     worst = [min((v, n) for v, n in _per_class(result, split)) for split in splits]
-    rows.append(["worst class", *(f"{name} {value:.4f}" for value, name in worst)])
+    rows.append(["worst class", *(f"{name}: {value:.4f}" for value, name in worst)])
     sizes = [f"{split} ({result['dataset'][split]:,})" for split in splits]
     print_table(f"{result['network']} on {result['dataset']['name']}", ["", *sizes], rows)
     operations = result["flops"]
     print(f"network            {result['what']}")
     print(f"parameters         {result['parameters']:,}")
     print(f"FLOPs per image    {'not counted' if operations is None else f'{operations:,}'}")
-    print(f"model.keras        {result['file_bytes']:,} bytes")
+    print(f"file               {result['file_bytes']:,} bytes")
     for batch, taken in result["latency"].items():
         print(
             f"latency, batch {batch:<3} {taken['median_ms']:.3g} ms median, {taken['p95_ms']:.3g} "

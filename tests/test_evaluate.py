@@ -235,6 +235,7 @@ def test_another_split_of_the_run_s_data_is_said(kd, npz, distilled):
     assert done.code == 0 and "not the run's" in done.err
 
 
+@pytest.mark.slow
 def test_the_run_s_evaluation_crops_count(kd, work, npz):
     """Trained on crops of 4 of 6 pixels: evaluated in the middle, as in training."""
     words = ["dataset=npz", f"dataset.path={npz}", "epochs=1", "augment.size=4"]
