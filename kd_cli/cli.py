@@ -11,43 +11,14 @@ import logging
 import os
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kd_cli import __version__
+from kd_cli.arguments import FLAGS, SHOW, arrange, is_sweep, value_of, without_links
 from kd_cli.job import RunFailed, job, outcome
-from kd_cli.manual import COMMANDS, TOOLS, page
-
-# Hydra's flags, with whether they take a value.
-_FLAGS = {
-    "--help": False,
-    "-h": False,
-    "--hydra-help": False,
-    "--version": False,
-    "--multirun": False,
-    "-m": False,
-    "--run": False,
-    "-r": False,
-    "--resolve": False,
-    "--shell-completion": False,
-    "-sc": False,
-    "--cfg": True,
-    "-c": True,
-    "--package": True,
-    "-p": True,
-    "--config-dir": True,
-    "-cd": True,
-    "--config-path": True,
-    "-cp": True,
-    "--config-name": True,
-    "-cn": True,
-    "--experimental-rerun": True,
-    "--info": False,
-    "-i": False,
-}
-_WORDS = (*COMMANDS, *TOOLS)
-_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-_SHOW = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "-sc", "--shell-completion"}
+from kd_cli.manual import AS_DISTILL, COMPOSED, WORDS, page
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,19 +79,23 @@ def _main(argv: list[str]) -> int:
             print(page())
             return 0
         return cache.main(argv[1:])
-    command, overrides, flags = _arrange(argv)
-    if command not in _WORDS:
+    if argv[0] == "report":
+        from kd_cli import report
+
+        return report.main(argv[1:])
+    command, overrides, flags = arrange(argv)
+    if command not in (*COMPOSED, *AS_DISTILL):
         raise ConfigError(
-            f"unknown command '{command}'{suggest(command, _WORDS)} "
-            f"(commands: {', '.join(_WORDS)}; kd --help)"
+            f"unknown command '{command}'{suggest(command, WORDS)} "
+            f"(commands: {', '.join(WORDS)}; kd --help)"
         )
     if "-sc" in flags or "--shell-completion" in flags:
         return _complete(overrides, flags)
-    shown = _value(flags, "--cfg", "-c")
+    shown = value_of(flags, "--cfg", "-c")
     if shown not in (None, "job", "hydra", "all"):
         raise ConfigError(f"--cfg {shown}: expected job, hydra or all")
-    overrides = [_without_links(override) for override in overrides]
-    config_dir = _value(flags, "--config-dir", "-cd")
+    overrides = [without_links(override) for override in overrides]
+    config_dir = value_of(flags, "--config-dir", "-cd")
     # So that `_target_` reaches a user's own module beside his YAML, or in the working directory.
     for folder in (config_dir, "."):
         if folder and str(Path(folder).resolve()) not in sys.path:
@@ -128,64 +103,16 @@ def _main(argv: list[str]) -> int:
     from kd_cli.identity import register_resolvers
 
     register_resolvers()
-    if command == "explain":
-        return _explain(overrides, flags, config_dir)
-    if _SHOW & set(flags):
-        return _hydra(command, overrides, flags)
-    if _is_sweep(flags):
-        return _sweep(command, overrides, flags, config_dir)
+    if SHOW & set(flags):
+        if command in AS_DISTILL:
+            print(f"# {command} takes the keys of distill ({AS_DISTILL[command]}; kd --help)")
+        return _hydra(command if command in COMPOSED else "distill", overrides, flags)
+    own = {"explain": _explain, "compare": _compare, "evaluate": _evaluate}
+    if command in own:
+        return own[command](overrides, flags, config_dir)
+    if is_sweep(flags):
+        return _sweep(_checked_sweep(command, overrides, config_dir), flags)
     return _single(command, overrides, flags, config_dir)
-
-
-def _arrange(argv: list[str]) -> tuple[str, list[str], list[str]]:
-    """The command, the overrides and the flags, wherever each stands.
-
-    Hydra 1.3 refuses overrides on both sides of a flag, so they are handed over apart.
-    """
-    from kd_cli.errors import ConfigError, suggest
-
-    commands: list[str] = []
-    overrides: list[str] = []
-    flags: list[str] = []
-    words = list(reversed(argv))
-    while words:
-        word = words.pop()
-        name, equals, value = word.partition("=")
-        if not word.startswith("-"):
-            plain = not equals and word[:1] not in ("+", "~")
-            (commands if plain else overrides).append(word)
-        elif name not in _FLAGS:
-            raise ConfigError(f"unknown flag '{name}'{suggest(name, _FLAGS)} (see kd --help)")
-        elif equals:
-            flags += [name, value]
-        else:
-            flags.append(name)
-            if _FLAGS[name] and not words:
-                raise ConfigError(f"{name} needs a value")
-            if _FLAGS[name] or (name in ("--info", "-i") and words and words[-1] in _INFO):
-                flags.append(words.pop())
-    if len(commands) > 1:
-        raise ConfigError(
-            f"'{commands[1]}' is neither key=value nor a flag; expected one command "
-            f"({', '.join(COMMANDS)})"
-        )
-    return (commands or ["distill"])[0], overrides, flags
-
-
-def _value(flags: list[str], *names: str) -> str | None:
-    for position, flag in enumerate(flags):
-        if flag in names:
-            return flags[position + 1]
-    return None
-
-
-def _without_links(override: str) -> str:
-    """A given file's real path: `outputs/latest` moves while a command runs."""
-    key, equals, value = override.partition("=")
-    files = ("teacher.checkpoint", "teacher.weights", "student.checkpoint")
-    if key in files and equals and Path(value).exists():
-        return f"{key}={Path(value).resolve()}"
-    return override
 
 
 def _compose(command: str, overrides: list[str], config_dir: str | None) -> Any:
@@ -233,10 +160,6 @@ def _known_keys(command: str, overrides: list[str]) -> list[str]:
     return keys
 
 
-def _is_sweep(flags: list[str]) -> bool:
-    return "--multirun" in flags or "-m" in flags
-
-
 def _single(command: str, overrides: list[str], flags: list[str], config_dir: str | None) -> int:
     from kd_cli.config import check
     from kd_cli.identity import run_dir
@@ -255,11 +178,7 @@ def _explain(overrides: list[str], flags: list[str], config_dir: str | None) -> 
     from kd_cli.identity import run_dir
     from kd_cli.ownership import check_before_start
 
-    if _SHOW & set(flags):
-        if {"--help", "-h"} & set(flags):
-            print("kd explain: what kd distill would do with these keys; trains nothing\n")
-        return _hydra("distill", overrides, flags)
-    if _is_sweep(flags):
+    if is_sweep(flags):
         raise ConfigError("explain tells of one run: leave --multirun out, and type one value each")
     plan = check(_compose("distill", overrides, config_dir), overrides)
     check_before_start(plan, run_dir(plan))
@@ -267,11 +186,21 @@ def _explain(overrides: list[str], flags: list[str], config_dir: str | None) -> 
     return 0
 
 
-def _sweep(command: str, overrides: list[str], flags: list[str], config_dir: str | None) -> int:
+@dataclass(frozen=True)
+class _Sweep:
+    """A sweep whose points have all been checked: where it writes, and its points' names."""
+
+    command: str
+    overrides: list[str]
+    folder: Path
+    names: set[str]
+
+
+def _checked_sweep(command: str, overrides: list[str], config_dir: str | None) -> _Sweep:
     from kd_cli.config import check, override_key
     from kd_cli.identity import OUTPUTS, point_dir, sweep_id
     from kd_cli.ownership import check_before_start
-    from kd_cli.sweep import expand, finish
+    from kd_cli.sweep import expand
 
     if any(override_key(o) == "hydra.sweeper" for o in overrides):
         # Another sweeper reads its own ranges and finds its points as it goes.
@@ -288,11 +217,58 @@ def _sweep(command: str, overrides: list[str], flags: list[str], config_dir: str
         out = point_dir(plan)
         check_before_start(plan, out)
         names.add(out.name)
+    return _Sweep(command, overrides, OUTPUTS / "sweeps" / plan.sweep, names)
+
+
+def _sweep(sweep: _Sweep, flags: list[str], table: bool = True) -> int:
+    from kd_cli.sweep import finish
+
     try:
-        code = _hydra(command, overrides, flags)
+        code = _hydra(sweep.command, sweep.overrides, flags)
     finally:
-        failed = finish(OUTPUTS / "sweeps" / plan.sweep, names)
+        failed = finish(sweep.folder, sweep.names, table)
     return 1 if failed else code
+
+
+def _compare(overrides: list[str], flags: list[str], config_dir: str | None) -> int:
+    from kd_cli import compare
+
+    flags = flags if is_sweep(flags) else [*flags, "--multirun"]
+    parts = [
+        _checked_sweep(part.command, part.overrides, config_dir)
+        for part in compare.sweeps(overrides)
+    ]
+    codes = [_sweep(part, flags, table=False) for part in parts]
+    compare.conclude(parts[0].folder)
+    return max(codes)
+
+
+def _evaluate(overrides: list[str], flags: list[str], config_dir: str | None) -> int:
+    """Composes as Hydra does, but has no job and so none of its directories."""
+    from kd_cli.config import check, override_key, refuse_unused
+    from kd_cli.errors import ConfigError, first_line
+    from kd_cli.schema import UNUSED
+
+    for flag in flags:
+        if flag in FLAGS and flag not in ("--config-dir", "-cd"):
+            raise ConfigError(f"evaluate has no use for {flag}: it measures one network at a time")
+    # First, because Hydra does not know these keys in evaluate.yaml and would say no more.
+    refuse_unused("evaluate", overrides, UNUSED["evaluate"])
+    if "what" not in map(override_key, overrides):
+        raise ConfigError(
+            "evaluate needs the directory of a finished run or a .keras file, as in: "
+            "kd evaluate outputs/latest"
+        )
+    plan = check(_compose("evaluate", overrides, config_dir), overrides)
+    from kd_cli import evaluate
+
+    try:
+        return evaluate.main(plan, overrides)
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:
+        hint = "HYDRA_FULL_ERROR=1 shows the traceback"
+        raise RunFailed(f"{first_line(error)} ({hint})") from error
 
 
 def _hydra(command: str, overrides: list[str], flags: list[str]) -> int:
@@ -313,7 +289,7 @@ def _hydra(command: str, overrides: list[str], flags: list[str]) -> int:
             raise outcome.pop()
         return 0
     except RunFailed:
-        if not _is_sweep(flags):
+        if not is_sweep(flags):
             raise
         return 1  # the sweep's end names every failed point
     except HydraException as error:
@@ -330,13 +306,17 @@ def _complete(overrides: list[str], flags: list[str]) -> int:
     """Shell completion: Hydra's, for the command that the line names."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
-    command = words[1] if len(words) > 1 and words[1] in (*COMMANDS, "explain") else None
+    command = words[1] if len(words) > 1 and words[1] in WORDS else None
     typing_command = len(words) == 1 or (len(words) == 2 and not line.endswith(" "))
     if overrides == ["query=bash"] and typing_command and "=" not in words[-1]:
         prefix = words[1] if len(words) == 2 else ""
-        print(" ".join(c for c in _WORDS if c.startswith(prefix)))
+        print(" ".join(c for c in WORDS if c.startswith(prefix)))
         if len(words) == 2:
             return 0
     if command:
-        os.environ["COMP_LINE"] = line.replace(f" {command}", "", 1)
-    return _hydra(command if command in COMMANDS else "distill", overrides, flags)
+        line = line.replace(f" {command}", "", 1)
+        if command == "evaluate":  # its path is no override; the word at the cursor may be one
+            *done, last = line.split(" ")
+            line = " ".join([*(w for w in done if "=" in w or w == words[0]), last])
+        os.environ["COMP_LINE"] = line
+    return _hydra(command if command in COMPOSED else "distill", overrides, flags)

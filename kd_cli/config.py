@@ -86,22 +86,14 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
         for key in LOSS_KEYS:
             if not re.search(r"\$\{" + key + r"\}", loss_text):
                 unused[key] = f"loss={_loss_name(cfg)} does not use it"
-    for override in overrides:
-        key = override_key(override)
-        why = unused.get(key) or unused.get(key.split(".")[0])
-        if why:
-            hint = f"kd distill {override}" if command != "distill" and key in LOSS_KEYS else ""
-            raise ConfigError(
-                f"{command} has no use for '{key}' ({override}): {why}; leave it out"
-                + (f", or type: {hint}" if hint else "")
-            )
+    refuse_unused(command, overrides, unused)
     keys = [key for key in cfg if key not in ("hydra", "experiment") and key not in unused]
     plain = OmegaConf.to_container(cfg)
     missing = _missing({key: plain[key] for key in keys})
     if missing:
         raise ConfigError(f"{missing} is missing: type {missing}=...")
     resolved = {key: _resolve(cfg, key) for key in keys}
-    if command != "distill":
+    if "label_smoothing" in resolved:
         resolved["loss"] = {
             "_target_": "kd_cli.losses.cross_entropy",
             "_partial_": True,
@@ -120,6 +112,28 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     plan = OmegaConf.create({key: OmegaConf.to_container(plan)[key] for key in resolved})
     OmegaConf.set_readonly(plan, True)
     return plan
+
+
+def refuse_unused(
+    command: str, overrides: list[str] | tuple[str, ...], unused: Mapping[str, str]
+) -> None:
+    """Raises ConfigError for a typed key that the command has no use for.
+
+    Args:
+        command: Its word.
+        overrides: What the user typed.
+        unused: Keys and why they are of no use, such as `schema.UNUSED[command]`.
+    """
+    for override in overrides:
+        key = override_key(override)
+        why = unused.get(key) or unused.get(key.split(".")[0])
+        if why:
+            trains = command not in ("distill", "evaluate")
+            hint = f"kd distill {override}" if trains and key in LOSS_KEYS else ""
+            raise ConfigError(
+                f"{command} has no use for '{key}' ({override}): {why}; leave it out"
+                + (f", or type: {hint}" if hint else "")
+            )
 
 
 def _loss_name(cfg: DictConfig) -> str:

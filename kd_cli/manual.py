@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 COMMANDS = ("train-teacher", "train-student", "distill", "self-train")
-# Further words; they have no primary configuration of their own.
-TOOLS = ("explain", "cache")
+COMPOSED = (*COMMANDS, "evaluate")  # each has its primary configuration
+# They take the overrides of distill.
+AS_DISTILL = {"compare": "and seeds=5", "explain": "it trains nothing"}
+APART = ("report", "cache")  # they have arguments of their own
+WORDS = (*COMPOSED, *AS_DISTILL, *APART)
 GROUPS = (
     "dataset",
     "teacher",
@@ -44,10 +47,13 @@ commands (none: distill)
   train-teacher   train the teacher and keep it
   train-student   train the student without a teacher: the baseline
   distill         distil the teacher into the student; trains the teacher when it is missing
+  compare         both students with the seeds 0..4 (seeds=N), paired, and a verdict in words
   self-train      train the student on its own labels of the unlabelled images, round after round
   explain         what kd distill would do with the same overrides: loss, schedule, data path,
                   each term's share of the gradient; trains nothing
+  evaluate        a finished run's or a .keras file's quality, size, FLOPs and latency
   cache           list, verify or prune the teachers' outputs that are kept (kd cache list)
+  report          tables, verdicts and figures of the runs below a folder (kd report outputs)
 
 groups, chosen with group=option
 {groups}
@@ -69,6 +75,8 @@ examples
   kd distill                                             a first result in a minute, no download
   kd distill dataset=cifar10 teacher=cnn student=cnn_small schedule=cosine epochs=20
   kd --multirun alpha=0.1,0.5,0.9 temperature=1,4,10     a sweep, with a table at its end
+  kd evaluate outputs/latest                             calibration, fidelity and cost of a run
+  kd evaluate my.keras dataset=cifar10                   the same of any .keras file
 
 flags
   --multirun        sweep over comma-separated values    --cfg job --resolve  show the configuration

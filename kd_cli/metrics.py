@@ -50,6 +50,7 @@ SCHEMA: dict[str, tuple[Any, bool, str]] = {
     "steps_done": (int, False, "optimizer steps"),
     "stopped": (str, False, "finished, or early stopping"),
     "warnings": (list, False, "what there is to warn about at its end"),
+    "selection": (str, True, "how the epoch of model.keras was chosen; test has no say in it"),
     "validation.best.epoch": (int, True, "epoch chosen on validation, from 1"),
     "validation.best.accuracy": (_NUMBER, True, "validation accuracy of that epoch"),
     "validation.best.nll": (_NUMBER, True, "validation negative log-likelihood of that epoch"),

@@ -34,6 +34,7 @@ RUN_FILES = (
     "error.json",
     "tensorboard",
     "augment.png",
+    "evaluation.json",
 )
 _ROUND = re.compile(r"round-\d+")
 

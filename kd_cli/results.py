@@ -216,6 +216,11 @@ def _finish(
         "steps_done": ended.step,
         "stopped": ended.stopped,
         "warnings": [*(taught.warnings.get(out, []) if taught else []), *ended.warnings.values()],
+        "selection": (
+            "the last epoch: without a validation split none can be chosen but by test"
+            if dataset.validation is None
+            else f"the best epoch by validation {training.plan.monitor}"
+        ),
         "test": metrics.score(test_logits, labels),
         "test_last": test_last,
         "quality": quality.of_splits(arrays, role),

@@ -56,6 +56,21 @@ UNUSED = {
         "cache.views": "the last round's network labels each image once, as in evaluation",
         "view": "the last round's network labels each image once, as in evaluation",
     },
+    "evaluate": {
+        key: "it trains nothing"
+        for key in (
+            *("alpha", "temperature", "t_squared", "loss", "label_smoothing", "schedule"),
+            *("optimizer", "tracker", "recipe", "epochs", "steps", "batch_size", "learning_rate"),
+            *("seed", "init_seed", "data_seed", "early_stopping", "checkpoint", "memory_gib"),
+            *("precision", "rerun", "sweep", "view", "cache", *ROUND_KEYS),
+        )
+    }
+    | {
+        "teacher": "the run or file to evaluate is the word after it",
+        "student": "the run or file to evaluate is the word after it",
+        "teacher_dir": "the run or file to evaluate is the word after it",
+        "experiment": "the data are chosen by dataset=OPTION",
+    },
 }
 
 
@@ -169,6 +184,8 @@ class Config:
     sweep: str | None = None
     rounds: int = 3
     pseudo: Pseudo = field(default_factory=Pseudo)
+    what: str | None = None
+    input: Input = field(default_factory=Input)
 
 
 def check_ranges(plan: DictConfig) -> None:
@@ -188,10 +205,11 @@ def check_ranges(plan: DictConfig) -> None:
         require(0 <= plan.alpha <= 1, "alpha", "between 0 and 1 (the weight of the hard labels)")
     if plan.temperature is not None:
         require(0 < plan.temperature < float("inf"), "temperature", "above 0")
-    require(plan.epochs >= 1, "epochs", "at least 1")
-    require(plan.steps is None or plan.steps >= 1, "steps", "at least 1, or null to use epochs")
-    require(plan.batch_size >= 1, "batch_size", "at least 1")
-    require(0 < plan.learning_rate < float("inf"), "learning_rate", "above 0")
+    if plan.command != "evaluate":
+        require(plan.epochs >= 1, "epochs", "at least 1")
+        require(plan.steps is None or plan.steps >= 1, "steps", "at least 1, or null to use epochs")
+        require(plan.batch_size >= 1, "batch_size", "at least 1")
+        require(0 < plan.learning_rate < float("inf"), "learning_rate", "above 0")
     require(0 <= plan.label_smoothing < 1, "label_smoothing", "at least 0 and below 1")
     for key in ("seed", "init_seed", "data_seed", "dataset.split_seed", "augment.seed"):
         require(0 <= OmegaConf.select(plan, key) < 2**31, key, "between 0 and 2147483647")
@@ -274,6 +292,9 @@ def check_ranges(plan: DictConfig) -> None:
         "pseudo.epochs",
         "at least 1, or null for the epochs or steps of round 0",
     )
+    require(plan.input.size is None or plan.input.size >= 1, "input.size", "at least 1, or null")
+    if plan.command == "evaluate":
+        return
     warmup, warmup_steps = (plan.schedule.get(f"warmup_{unit}") for unit in ("epochs", "steps"))
     # (Epochs against steps are compared by the schedule, which knows the length of an epoch.)
     if warmup_steps is not None and plan.steps is not None:

@@ -62,6 +62,8 @@ def print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: lis
             rows.append(["scratch student", "not trained yet", "", "", "", "", ""])
     files[name] = shown(out)
     print_table(f"{record['dataset']['name']}: accuracy", columns, rows)
+    if "validation" not in record and "selection" in record:  # (an older record does not say)
+        print(f"epoch:             {record['selection']}")
     for name, where in files.items():
         print(f"{name + ':':<19}{where}")
 

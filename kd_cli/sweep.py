@@ -37,12 +37,13 @@ def expand(overrides: list[str]) -> tuple[list[list[str]], set[str]]:
     return [list(point) for batch in batches for point in batch], swept
 
 
-def finish(folder: Path, names: set[str]) -> int:
+def finish(folder: Path, names: set[str], table: bool = True) -> int:
     """Prints the sweep's table, best validation accuracy first, and writes it beside the points.
 
     Args:
         folder: The sweep's directory, with the points of earlier commands too.
         names: The points of this command.
+        table: Whether to print the table.
 
     Returns:
         How many points of this command failed.
@@ -71,8 +72,12 @@ def finish(folder: Path, names: set[str]) -> int:
             writer.writeheader()
             writer.writerows(rows)
         columns = [name for name in rows[0] if name != "directory"]
-        title = f"{shown(folder)}: {len(rows)} points, sorted by validation accuracy"
-        print_table(title, columns, [[_cell(row[name]) for name in columns] for row in rows])
+        order = "sorted by validation accuracy"
+        if all(row["validation_accuracy"] is None for row in rows):  # test must not choose a point
+            order = "not sorted: there is no validation split, each reports its last epoch"
+        title = f"{shown(folder)}: {len(rows)} points, {order}"
+        if table:
+            print_table(title, columns, [[_cell(row[name]) for name in columns] for row in rows])
     for failure in failures:
         console.print(
             f"kd: failed: {failure['directory']}: {failure['message'].splitlines()[0]}",
@@ -86,7 +91,7 @@ def finish(folder: Path, names: set[str]) -> int:
 def _summary(record: dict[str, Any]) -> dict[str, Any]:
     best = record.get("validation", {}).get("best", {})
     return {
-        "settings": {"seed": record["seed"], **_flat(record["config"])},
+        "settings": {"seed": record["seed"], **flat(record["config"])},
         "validation_accuracy": best.get("accuracy"),
         "validation_nll": best.get("nll"),
         "best_epoch": best.get("epoch"),
@@ -97,14 +102,15 @@ def _summary(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping under dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
 def _varying(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:

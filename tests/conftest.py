@@ -9,6 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; before TensorFlow
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+
 import absl.logging
 import numpy as np
 import pytest

@@ -67,19 +67,19 @@ def test_verify_notices_another_teacher_and_a_missing_one(kd, work, small, kept)
     (teacher,) = (work / "outputs" / "teachers").glob("*")
     teacher.rename(work / "elsewhere")
     done = kd("cache", "verify")
-    assert done.code == 1 and done.out.count("its teacher or data are gone") == 2
+    assert done.code == 1 and done.out.count("its teacher or data are gone") == 3
     assert kd("train-teacher", *small[:4], "epochs=1").code == 0
     done = kd("cache", "verify")
-    assert done.code == 1 and done.out.count("its weights have changed since") == 2
+    assert done.code == 1 and done.out.count("its weights have changed since") == 3
 
 
 def test_prune_removes_what_cannot_be_used(kd, work, kept):
-    assert kd("cache", "prune").out == "removed 0, kept 2 in outputs/cache\n"
+    assert kd("cache", "prune").out == "removed 0, kept 3 in outputs/cache\n"
     (kept["train"] / "manifest.json").unlink()
-    assert kd("cache", "prune").out == "removed 1, kept 1 in outputs/cache\n"
+    assert kd("cache", "prune").out == "removed 1, kept 2 in outputs/cache\n"
     assert not kept["train"].exists() and kept["test"].exists()
-    assert kd("cache", "prune", "days=1").out == "removed 0, kept 1 in outputs/cache\n"
-    assert kd("cache", "prune", "days=0").out == "removed 1, kept 0 in outputs/cache\n"
+    assert kd("cache", "prune", "days=1").out == "removed 0, kept 2 in outputs/cache\n"
+    assert kd("cache", "prune", "days=0").out == "removed 2, kept 0 in outputs/cache\n"
 
 
 def test_prune_all_removes_the_decoded_images_too(kd, work, kept):
@@ -87,8 +87,8 @@ def test_prune_all_removes_the_decoded_images_too(kd, work, kept):
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text('{"key": {"tfds": "cifar10"}}')
     assert "decoded images: cifar10" in kd("cache", "list").out
-    assert kd("cache", "prune").out == "removed 0, kept 2 in outputs/cache\n"
-    assert kd("cache", "prune", "all=true").out == "removed 3, kept 0 in outputs/cache\n"
+    assert kd("cache", "prune").out == "removed 0, kept 3 in outputs/cache\n"
+    assert kd("cache", "prune", "all=true").out == "removed 4, kept 0 in outputs/cache\n"
     assert not folder.exists()
 
 

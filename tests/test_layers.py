@@ -7,18 +7,18 @@ PACKAGE = Path(__file__).parent.parent / "kd_cli"
 # From the leaves upwards: a module imports only from its own row and from lower ones.
 ROWS = [
     {"errors", "manual", "splits", "progress", "checkpoint", "tracking", "evidence", "quality"},
-    {"losses", "optimizers", "fused"},
-    {"schema", "augment"},
+    {"losses", "optimizers", "fused", "records", "figures", "pages"},
+    {"schema", "augment", "arguments"},
     {"config", "device", "metrics", "decoded", "logits", "schedules", "sweep"},
     {"models", "bit", "saved_model", "folders", "sources", "data"},
     {"identity", "batches", "views"},
-    {"engine"},
-    {"summary", "teacher", "trainer", "ownership"},
-    {"answers", "assembly", "gate"},
+    {"engine", "cost", "target"},
+    {"summary", "teacher", "trainer", "ownership", "groups"},
+    {"answers", "assembly", "drawings", "gate"},
     {"results"},
     {"rounds"},
-    {"run", "cache"},
-    {"job", "explain"},
+    {"run", "cache", "report", "evaluate"},
+    {"compare", "job", "explain"},
     {"joint"},
     {"cli"},
     {"__main__"},
@@ -26,7 +26,7 @@ ROWS = [
 RANK = {name: number for number, row in enumerate(ROWS) for name in row} | {"__init__": -1}
 # Modules that are loaded before a mistake in the configuration is told.
 HEAVY = {"losses", "optimizers", "fused", "models", "augment", "batches", "views", "engine"}
-HEAVY |= {"bit", "saved_model", "teacher", "answers", "trainer", "gate"}
+HEAVY |= {"bit", "saved_model", "teacher", "answers", "trainer", "gate", "cost"}
 LIGHT = set(RANK) - HEAVY
 
 

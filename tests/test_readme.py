@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kd_cli import cache
-from kd_cli.cli import _arrange, _compose
+from kd_cli import cache, report
+from kd_cli.arguments import arrange
+from kd_cli.cli import _compose
 from kd_cli.config import check
 from kd_cli.identity import register_resolvers
 from kd_cli.sweep import expand
@@ -42,7 +43,11 @@ def test_every_command_composes(line, work, npz):
     if words[0] == "cache":
         assert cache.main(words[1:]) == 0
         return
-    command, overrides, flags = _arrange(words)
+    if words[0] == "report":
+        (work / "outputs").mkdir()
+        assert report.arrange(words[1:])[1].name == "report"
+        return
+    command, overrides, flags = arrange(words)
     if "my_conf" in flags:  # names an option that the README only describes
         overrides = [o for o in overrides if not o.startswith("student=")]
     points, _ = expand(overrides) if "--multirun" in flags else ([overrides], set())

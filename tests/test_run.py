@@ -228,8 +228,10 @@ def test_steps_replace_epochs_and_end_inside_one(kd, work, small):
 
 
 def test_without_validation_the_last_epoch_is_reported(kd, work, small):
-    assert kd("train-student", *small[:2], "dataset.validation_fraction=0", "epochs=2").code == 0
+    done = kd("train-student", *small[:2], "dataset.validation_fraction=0", "epochs=2")
+    assert done.code == 0 and "the last epoch: without a validation split" in done.out
     _, record = only_run(work / "outputs")
+    assert set(record["quality"]) == {"test"} and "temperature" not in record["quality"]["test"]
     assert "validation" not in record and record["dataset"]["validation"] == 0
     assert record["test"] == record["test_last"]
     assert metrics.problems(record) == []
@@ -241,6 +243,7 @@ def test_early_stopping_keeps_the_best_epoch(kd, work, small):
     run, record = only_run(work / "outputs")
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     nlls = [row["validation"]["nll"] for row in rows]
+    assert record["selection"] == "the best epoch by validation nll"
     assert record["stopped"] == "early stopping" and record["epochs_done"] == len(rows) < 40
     assert record["validation"]["best"]["epoch"] == int(np.argmin(nlls)) + 1 == len(rows) - 2
     assert record["validation"]["best"]["nll"] == min(nlls)

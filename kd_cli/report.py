@@ -1,0 +1,377 @@
+"""`kd report DIR`: was distilling worth it, as one HTML file, Markdown and figures.
+
+It reads what runs left and trains nothing: no TensorFlow here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from kd_cli.checkpoint import atomic
+from kd_cli.errors import ConfigError, suggest
+from kd_cli.evidence import MIN_SEEDS
+from kd_cli.groups import (
+    DISTILLED,
+    PLAIN,
+    SELF,
+    TEACHER,
+    Comparison,
+    Group,
+    chosen,
+    compared,
+    families,
+    grouped,
+)
+from kd_cli.pages import Bullets, Heading, Picture, Row, Table, Text, to_html, to_markdown
+from kd_cli.progress import shown
+from kd_cli.records import Found, Run, Value, find, test_accuracy, unseen_teachers
+from kd_cli.records import validation_accuracy as on_validation
+
+USAGE = """\
+usage: kd report DIR [DIR ...] [--out FOLDER]
+
+Finds the finished runs and sweeps below DIR, groups them by what differs, seeds aside, compares
+every distilled student with its scratch student, and writes report.html (one file), report.md and
+PNGs to FOLDER (DIR/report of the first DIR).
+
+  kd report outputs
+  kd report outputs/sweeps/1a2b3c4d --out my_report
+"""
+MAX_SUMMARY = 12
+# Figures that an earlier report may have left in the folder.
+_OURS = re.compile(r"(family|data)-\d+-[a-z0-9-]+\.png")
+NONE = "–"
+Block = Heading | Text | Bullets | Table | Picture
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs `kd report DIR ... [--out FOLDER]`; returns 0.
+
+    Raises:
+        ConfigError: No folder is named, one does not exist or holds no finished run, or a flag is
+            not known.
+    """
+    if {"--help", "-h"} & set(words):
+        print(USAGE, end="")
+        return 0
+    folders, out = arrange(words)
+    found = find(folders)
+    if not found.runs:
+        others = f" ({_left_out(found)})" if found.unfinished or found.unreadable else ""
+        raise ConfigError(
+            f"no finished run below {', '.join(map(shown, folders))}{others}; a finished run has a "
+            "metrics.json (kd distill makes one)"
+        )
+    blocks = build(found, [shown(folder) for folder in folders])
+    files = write(out, blocks)
+    print(f"{len(found.runs):,} runs: {shown(out / 'report.html')}")
+    print(f"also report.md and {files} figures in {shown(out)}")
+    return 0
+
+
+def arrange(words: Sequence[str]) -> tuple[list[Path], Path]:
+    """The folders to read, and the one to write."""
+    folders: list[Path] = []
+    out: Path | None = None
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag == "--out":
+            if not equals and not rest:
+                raise ConfigError("--out needs a value: the folder to write to")
+            out = Path(value if equals else rest.pop(0)).expanduser()
+        elif word.startswith("-"):
+            known = suggest(flag, ("--out", "--help"))
+            raise ConfigError(f"unknown flag '{flag}'{known} (kd report DIR [--out FOLDER])")
+        else:
+            folders.append(Path(word).expanduser())
+    if not folders:
+        raise ConfigError("kd report needs a folder with runs: kd report outputs")
+    for folder in folders:
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "does not exist"
+            raise ConfigError(f"{folder} {what}; expected a folder with runs, such as outputs")
+    out = out or folders[0] / "report"
+    for parent in [out, *out.parents]:
+        if parent.exists() and not parent.is_dir():
+            raise ConfigError(f"--out: {parent} is a file; expected a folder to write to")
+    return folders, out
+
+
+def write(out: Path, blocks: Sequence[Block]) -> int:
+    """Writes `report.html`, `report.md` and the figures; returns the number of figures."""
+    pictures = [block for block in blocks if isinstance(block, Picture)]
+    for picture in pictures:
+        with atomic(out / picture.file) as temporary:
+            temporary.write_bytes(picture.png)
+    title = next(block.text for block in blocks if isinstance(block, Heading))
+    pages = {"report.md": to_markdown(blocks), "report.html": to_html(title, blocks)}
+    for name, text in pages.items():
+        with atomic(out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    for old in out.glob("*.png"):
+        if _OURS.fullmatch(old.name) and old.name not in {picture.file for picture in pictures}:
+            old.unlink()
+    return len(pictures)
+
+
+def build(found: Found, folders: Sequence[str]) -> list[Block]:
+    """The report's content.
+
+    Args:
+        found: Of `records.find`, with at least one run.
+        folders: Names of the folders, for the title.
+    """
+    from kd_cli import drawings  # matplotlib takes its second only once there is something to draw
+
+    groups, repeats = grouped([*found.runs, *unseen_teachers(found.runs)])
+    comparisons = compared(groups)
+    blocks: list[Block] = [Heading(1, f"Was distilling worth it? {', '.join(folders)}")]
+    students = [group for group in groups if group.kind != TEACHER]
+    blocks.append(Text(_counts(found, groups, repeats), small=True))
+    sections = _sections(groups)
+    titles = {group.data: section.title for section in sections for group in section.groups}
+    blocks.append(Bullets(_summary(families(students), comparisons, titles), lead=True))
+    drawn = drawings.drawn_families(groups)
+    number = 0
+    for place, section in enumerate(sections, start=1):
+        blocks += [Heading(2, section.title), Text(section.sizes, small=True)]
+        blocks.append(_table(section.groups, comparisons))
+        notes = _notes(section.groups, comparisons)
+        if notes:
+            blocks.append(Bullets(notes))
+        if place <= drawings.MAX_FAMILIES:
+            blocks += drawings.trade_offs(section.groups, f"data-{place}")
+        own = families([group for group in section.groups if group.kind != TEACHER])
+        kept = [family for family in own if family[0].family in {one[0].family for one in drawn}]
+        for family in kept:
+            number += 1
+            example = drawings.example(family, comparisons)
+            pictures = drawings.of_family(family, comparisons, example, f"family-{number}")
+            pair = drawings.one_pair(example) if example else None
+            if pictures:
+                blocks += [Heading(3, f"Figures: {family[0].family_name}"), *pictures]
+            if pair:
+                blocks += [Heading(3, f"One pair: {family[0].family_name}"), pair]
+                blocks.append(Text(ONE_PAIR, small=True))
+        if len(kept) < len(own):
+            left = f"{len(own) - len(kept)} of {len(own)} experiments have no figures of their own"
+            blocks.append(
+                Text(f"{left}: drawn are the {len(drawn)} with the most to compare.", small=True)
+            )
+    return [*blocks, Heading(2, "How to read this"), Bullets(HOW_TO_READ, lead=True)]
+
+
+ONE_PAIR = (
+    "This describes two trained networks, not the method: another seed gives other networks. "
+    "Test images are the same in every seed and are never pooled over seeds; the verdicts in the "
+    "table rest on seeds alone."
+)
+HOW_TO_READ = (
+    "Chosen on validation: the epoch whose weights each run kept, the temperature of the scaled "
+    "ECE, and the group in bold (the best mean validation accuracy of its experiment).",
+    "Read from test: everything right of the validation column. Each run read its test split once, "
+    "at its end; test chose nothing.",
+    "Without a validation split (dataset.validation_fraction=0): the numbers are those of the last "
+    "epoch, no group is chosen and ECE is not scaled, because choosing by test accuracy would "
+    "report the luck of the choice.",
+    "Verdicts: test accuracy of student minus scratch student with the same init_seed, data_seed "
+    "and split; paired t interval over these differences; Holm's correction where several groups "
+    f"share one scratch group. Fewer than {MIN_SEEDS} seeds give no verdict.",
+    "The scratch student: the plain cross-entropy run (kd train-student) with the same data, "
+    "network, optimizer, schedule, epochs, batch size and augmentation; only teacher, loss, cache "
+    "and view may differ.",
+    "Numbers: mean ± standard deviation (n - 1) over seeds; NLL in nats; Brier between 0 and 2; "
+    "ECE over 15 bins of equal width; agreement is the share of test images on which student and "
+    "teacher have the same top class. " + NONE + " means not known: an older run, or no teacher.",
+)
+
+
+def _counts(found: Found, groups: Sequence[Group], repeats: int) -> str:
+    students = [group for group in groups if group.kind != TEACHER]
+    text = f"{len(found.runs):,} finished runs in {len(students):,} groups of students"
+    teachers = len(groups) - len(students)
+    text += f" and {teachers:,} of teachers." if teachers else "."
+    if repeats:
+        text += f" {repeats:,} runs repeat the settings and seeds of another and are left out."
+    if found.unfinished or found.unreadable:
+        text += f" Left out: {_left_out(found)}."
+    return text
+
+
+def _left_out(found: Found) -> str:
+    words = []
+    if found.unfinished:
+        words.append(f"{found.unfinished:,} unfinished or failed")
+    if found.unreadable:
+        words.append(f"{found.unreadable:,} with a metrics.json that is not of a run of kd")
+    return ", ".join(words)
+
+
+def _summary(
+    own: Sequence[Sequence[Group]], comparisons: Mapping[str, Comparison], titles: Mapping[str, str]
+) -> list[str]:
+    """A sentence for each family with distilled students; `titles` names the data."""
+    lines = []
+    alone = [family for family in own if all(group.kind != PLAIN for group in family)]
+    for family in [*[family for family in own if family not in alone], *alone]:
+        taught = [group for group in family if group.kind in (DISTILLED, SELF)]
+        if not taught:
+            continue
+        head = f"{titles[family[0].data]} {family[0].family_name}"
+        best = chosen(family)
+        if best is None:
+            verdicts = Counter(comparisons[group.key].verdict for group in taught)
+            count = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
+            text = f"nothing chooses among {len(taught)} groups, for want of validation; {count}"
+        else:
+            text, accuracy = best.name, best.summary(on_validation)
+            if len(taught) > 1 and accuracy:
+                mean = f"{100 * accuracy.mean:.2f} % on validation"
+                text += f" (chosen among {len(taught)}, {mean})"
+            text += f", on test against plain scratch: {comparisons[best.key].sentence}"
+        lines.append(f"{head}: {text}.")
+    if not lines:
+        return ["No distilled student: there is nothing to compare (kd distill makes one)."]
+    left = len(lines) - MAX_SUMMARY
+    if left > 0:
+        lines = [*lines[:MAX_SUMMARY], f"{left} more experiments are in the tables below."]
+    return lines
+
+
+@dataclass(frozen=True)
+class _Section:
+    title: str
+    sizes: str
+    groups: list[Group]
+
+
+def _sections(groups: Sequence[Group]) -> list[_Section]:
+    """The groups by dataset; two of one name are told apart by their fingerprints."""
+    by_data: dict[str, list[Group]] = {}
+    for group in groups:
+        by_data.setdefault(group.data, []).append(group)
+    names = [str(own[0].record["dataset"].get("name", "data")) for own in by_data.values()]
+    sections = []
+    for (data, own), name in zip(by_data.items(), names, strict=True):
+        sizes = own[-1].record["dataset"]
+        kinds = ("train", "labelled", "validation", "test")
+        known = [f"{sizes[kind]:,} {kind}" for kind in kinds if isinstance(sizes.get(kind), int)]
+        title = f"{name} ({data[:8]})" if names.count(name) > 1 else name
+        sections.append(_Section(title, f"Images: {', '.join(known) or 'unknown'}.", own))
+    return sections
+
+
+def _first(*keys: str) -> Value:
+    return lambda run: run.value(*keys)
+
+
+# Column, value, factor, digits.
+_COLUMNS: tuple[tuple[str, Value, float, int], ...] = (
+    ("validation [%]", on_validation, 100, 2),
+    ("test [%]", test_accuracy, 100, 2),
+    ("NLL", _first("quality.test.nll", "test.nll"), 1, 3),
+    ("Brier", _first("quality.test.brier"), 1, 3),
+    ("ECE [%]", _first("quality.test.ece"), 100, 2),
+    ("ECE scaled [%]", _first("quality.test.ece_scaled"), 100, 2),
+    ("agreement [%]", _first("fidelity.test.agreement"), 100, 2),
+)
+
+
+def _table(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> Table:
+    timed = any(run.latency() for group in groups for run in group.runs)
+    columns = ["group", "seeds", *[name for name, *_ in _COLUMNS], "parameters"]
+    columns += ["latency [ms]"] if timed else []
+    columns.append("against plain scratch, test accuracy")
+    rows: list[Row] = []
+    teachers = [group for group in groups if group.kind == TEACHER]
+    parts = [("Teachers", teachers)] if teachers else []
+    own = families([group for group in groups if group.kind != TEACHER])
+    for title, family in [*parts, *[(family[0].family_name, family) for family in own]]:
+        rows.append(Row(span=title))
+        best = chosen(family)
+        several = sum(group.kind in (DISTILLED, SELF) for group in family) > 1
+        for group in family:
+            cells = [group.name, str(len(group.runs))]
+            cells += [_mean(group, value, factor, digits) for _, value, factor, digits in _COLUMNS]
+            parameters = group.runs[0].value("parameters")
+            cells.append(f"{parameters:,.0f}" if parameters else NONE)
+            if timed:
+                cells.append(_latency(group))
+            if group.key in comparisons:
+                cells.append(comparisons[group.key].sentence)
+            else:
+                cells.append("the baseline" if group.kind == PLAIN else "")
+            rows.append(Row(cells, strong=several and group is best))
+    caption = "Mean ± standard deviation over seeds; bold: chosen on validation"
+    if timed:
+        caption += "; latency of one image, median"
+    return Table(caption, columns, rows, texts=(0, len(columns) - 1))
+
+
+def _mean(group: Group, value: Value, factor: float, digits: int) -> str:
+    one = group.summary(value)
+    if one is None:
+        return NONE
+    text = f"{factor * one.mean:.{digits}f}"
+    return text if one.sd is None else f"{text} ± {factor * one.sd:.{digits}f}"
+
+
+def _latency(group: Group) -> str:
+    """Median over the runs that were timed: one is enough, seeds share their network."""
+    known = [value for value in map(Run.latency, group.runs) if value is not None]
+    return f"{median(known):.3f}" if known else NONE
+
+
+def _notes(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> list[str]:
+    """What a reader must know before he trusts the table."""
+    notes = []
+    students = [group for group in groups if group.kind != TEACHER]
+    without = [group for group in students if group.summary(on_validation) is None]
+    if without:
+        notes.append(
+            f"{_some(without, students)} no validation split: their numbers are of the last epoch "
+            "(nothing else may choose one), and none of them is chosen."
+        )
+    few = [group for group in students if len(group.runs) < MIN_SEEDS]
+    if few:
+        notes.append(
+            f"{_some(few, students)} fewer than {MIN_SEEDS} seeds: no verdict about them or "
+            f"against them (seed={','.join(map(str, range(MIN_SEEDS)))})."
+        )
+    alone = [g for g in students if g.key in comparisons and comparisons[g.key].baseline is None]
+    if alone:
+        notes.append(f"{_some(alone, students)} no plain scratch group to be compared with.")
+    old = [group for group in students if group.runs[0].value("quality.test.brier") is None]
+    if old:
+        notes.append(f"{_some(old, students)} no Brier score and ECE: runs of an older kd.")
+    for key in ("device", "precision"):
+        mixed = {
+            group.name
+            for group in students
+            if group.key in comparisons
+            for run, scratch in comparisons[group.key].pairs
+            if run.record.get(key) != scratch.record.get(key)
+        }
+        if mixed:
+            notes.append(f"Pairs differ in {key}: {', '.join(sorted(mixed)[:3])}.")
+    warned = [g for g in groups if any(run.record.get("warnings") for run in g.runs)]
+    for group in warned[:3]:
+        run = next(run for run in group.runs if run.record.get("warnings"))
+        name = f"{group.name} ({group.family_name})" if group.family_name else group.name
+        notes.append(f"{name} was warned about: {run.record['warnings'][0]}")
+    if len(warned) > 3:
+        notes.append(f"{len(warned) - 3} more groups have warnings in their metrics.json.")
+    return notes
+
+
+def _some(part: Sequence[Group], students: Sequence[Group]) -> str:
+    if len(part) == len(students):
+        return "All groups have" if len(part) > 1 else "The group has"
+    return f"{len(part)} of {len(students)} groups {'have' if len(part) > 1 else 'has'}"
