@@ -115,7 +115,7 @@ def explain(plan: DictConfig, typed: list[str]) -> None:
             )
         ],
     )
-    if len(found.terms) == 2:
+    if len(found.terms) == 2 and np.isfinite(found.cosines[0, 1]):
         first, second = found.terms
         print(f"cosine of the gradients of {first} and {second}: {found.cosines[0, 1]:.3f}")
     for text in [*remarks(found, learner.hyper), *(f"warning: {text}" for text in doubts)]:
@@ -231,7 +231,7 @@ def loss_line(plan: DictConfig) -> str:
 
     hyper = {k: v for k, v in plan.loss.items() if k not in ("_target_", "_partial_")}
     text = formula(plan.loss["_target_"], hyper)
-    if "t_squared" in hyper and "temperature" in hyper:
+    if "t_squared" in hyper and hyper.get("temperature", 1) != 1:
         squared = f"{hyper['temperature'] ** 2:g}"
         text += f" (T^2 = {squared})" if hyper["t_squared"] else f" (without T^2 = {squared})"
     return text

@@ -97,8 +97,8 @@ def warnings(
         found.append(
             f"the teacher's {part} NLL {nll:.4f} is above that of even guesses ({even:.4f} = ln "
             f"{dataset.num_classes}) at accuracy {accuracy:.4f}: it is sure of its mistakes; look "
-            "at its pixels (teacher.input.scale: 1 for a network that wants 0..255), or raise "
-            "temperature"
+            "at its pixels (teacher.input.scale, .offset: 1/255 and 0 for a network that wants "
+            "0..1), or raise temperature"
         )
     scratch, folder = _scratch(plan, dataset, part)
     if scratch is not None and accuracy < scratch:
