@@ -187,12 +187,19 @@ def _same_rows(record: dict[str, Any], dataset: Dataset, part: str) -> bool:
 
 
 def _scratch(plan: DictConfig, dataset: Dataset, part: str) -> tuple[float | None, Path]:
-    """The scratch student's accuracy, and its directory: same network, seeds and budget."""
-    folder = identity.run_dir(identity.counterpart(plan))
-    record = metrics.read(folder)
-    if record is None or not _same_rows(record, dataset, part):
-        return None, folder
-    return _accuracy(record, part), folder
+    """The scratch student's accuracy, and its directory: same network, seeds and budget.
+
+    It is looked for as a single run, and as a point of the same sweep (`kd compare`).
+    """
+    alone = identity.counterpart(plan)
+    places = [identity.run_dir(alone)]
+    if alone.sweep is not None:
+        places.append(identity.point_dir(alone))
+    for folder in places:
+        record = metrics.read(folder)
+        if record is not None and _same_rows(record, dataset, part):
+            return _accuracy(record, part), folder
+    return None, places[0]
 
 
 def _are_probabilities(logits: np.ndarray) -> bool:

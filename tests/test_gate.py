@@ -128,9 +128,12 @@ def test_a_likelihood_worse_than_even_guesses(plan, work):
     assert gate.warnings(teacher, plan, data, known(0.9, nll=1.38)) == []
 
 
-def test_below_the_scratch_student(plan, work):
+@pytest.mark.parametrize("sweep", [None, "mine"])
+def test_below_the_scratch_student(plan, work, sweep):
     teacher, data = stub(work / "file"), dataset(100)
-    scratch = identity.run_dir(identity.counterpart(plan))
+    plan = OmegaConf.merge(plan, {"sweep": sweep})
+    place = identity.run_dir if sweep is None else identity.point_dir
+    scratch = place(identity.counterpart(plan))
     scratch.mkdir(parents=True)
 
     def write(**changes):
