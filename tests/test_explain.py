@@ -336,7 +336,7 @@ def test_the_gate_speaks_here_too(kd, work, small):
 def test_the_word_is_known(kd, monkeypatch):
     assert "\n  explain  " in kd("--help").out
     shown = kd("explain", "--help")
-    assert shown.code == 0 and shown.out.startswith("kd explain: ")
+    assert shown.code == 0 and shown.out.startswith("# explain takes the keys of distill")
     assert "temperature: 4.0" in shown.out
     assert "command: distill" in kd("explain", "--cfg", "job").out
     assert "did you mean 'explain'" in kd("explian").error
