@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from kd_cli import gate, identity, metrics
 from kd_cli.config import check, compose
