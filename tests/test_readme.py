@@ -11,6 +11,7 @@ import pytest
 from kd_cli import cache, report
 from kd_cli.arguments import arrange
 from kd_cli.cli import _compose
+from kd_cli.compare import sweeps
 from kd_cli.config import check
 from kd_cli.identity import register_resolvers
 from kd_cli.sweep import expand
@@ -50,10 +51,15 @@ def test_every_command_composes(line, work, npz):
     command, overrides, flags = arrange(words)
     if "my_conf" in flags:  # names an option that the README only describes
         overrides = [o for o in overrides if not o.startswith("student=")]
-    points, _ = expand(overrides) if "--multirun" in flags else ([overrides], set())
-    for point in points:
-        config = "distill" if command == "explain" else command
-        assert check(_compose(config, point, None), point).command == config
+    if command == "explain":
+        command = "distill"
+    asked = [(command, overrides)]
+    if command == "compare":
+        asked = [(part.command, part.overrides) for part in sweeps(overrides)]
+    for config, typed in asked:
+        points = expand(typed)[0] if "--multirun" in flags or command == "compare" else [typed]
+        for point in points:
+            assert check(_compose(config, point, None), point).command == config
 
 
 @pytest.mark.slow
