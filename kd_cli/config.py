@@ -109,7 +109,8 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     check_ranges(plan)
     if "teacher_dir" in resolved and plan.teacher_dir is None:
         raise ConfigError("teacher_dir=null: leave it out, or type teacher_dir=FOLDER")
-    plan = OmegaConf.create({key: OmegaConf.to_container(plan)[key] for key in resolved})
+    typed = OmegaConf.to_container(plan)
+    plan = OmegaConf.create({key: typed[key] for key in resolved})
     OmegaConf.set_readonly(plan, True)
     return plan
 
