@@ -84,6 +84,7 @@ def entries():
     return found
 
 
+@pytest.mark.slow
 def test_kept_views_train_the_student_that_a_live_teacher_trains(made, kd, monkeypatch):
     live = trained(made(FLIP))
     assert live[0]["teacher"]["outputs"] == (
@@ -144,6 +145,7 @@ def test_views_of_a_node_that_xla_does_not_know_can_be_verified(made, kd):
     assert done.code == 0 and done.out.count("right (") == 3, done.out + done.err
 
 
+@pytest.mark.slow
 def test_the_teacher_on_the_plain_image_uses_the_plain_cache(made, kd):
     fixed = trained(made(FLIP, "view=fixed_teacher"))
     assert fixed[0]["teacher"]["outputs"] == "cached as float32"
@@ -160,6 +162,7 @@ def test_the_teacher_on_the_plain_image_uses_the_plain_cache(made, kd):
     assert plain[1][0]["train"] != fixed[1][0]["train"]
 
 
+@pytest.mark.slow
 def test_evaluation_nodes_are_what_both_networks_get_of_the_test_split(made, kd, home):
     plain = trained(made(FLIP))
     one = made(FLIP, INVERT, "view=fixed_teacher")
@@ -180,6 +183,7 @@ def test_evaluation_nodes_are_what_both_networks_get_of_the_test_split(made, kd,
     assert done.code == 0 and done.out.count("right (16 random rows compared)") == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "how"),
     [
@@ -227,6 +231,7 @@ def test_a_point_with_another_seed_finds_the_graph_and_draws_its_own_views(made,
     assert result(reused.out) == found
 
 
+@pytest.mark.slow
 def test_a_teacher_with_crops_of_its_own_is_asked_at_every_step(made):
     record, rows, _ = trained(made(FLIP, "view=independent"))
     assert record["teacher"]["outputs"] == (
@@ -238,6 +243,7 @@ def test_a_teacher_with_crops_of_its_own_is_asked_at_every_step(made):
     assert set(entries()) == {("test", None), ("validation", None)}
 
 
+@pytest.mark.slow
 def test_a_scratch_student_learns_from_mixed_labels(made):
     """With the picture of its views; streamed it is the same run."""
     one = made(MIX, "augment.preview=true", "label_smoothing=0.1", command="train-student")
@@ -330,6 +336,7 @@ def test_mistakes_are_one_line(kd, work, npz, command, words, expected):
     assert [path.name for path in work.iterdir()] == [npz.name]
 
 
+@pytest.mark.slow
 def test_what_makes_another_run(made):
     def spec(*more, command="distill"):
         return identity.run_spec(made(*more, command=command).plan)

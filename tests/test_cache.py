@@ -73,6 +73,7 @@ def test_verify_notices_another_teacher_and_a_missing_one(kd, work, small, kept)
     assert done.code == 1 and done.out.count("its weights have changed since") == 3
 
 
+@pytest.mark.slow
 def test_prune_removes_what_cannot_be_used(kd, work, kept):
     assert kd("cache", "prune").out == "removed 0, kept 3 in outputs/cache\n"
     (kept["train"] / "manifest.json").unlink()
@@ -82,6 +83,7 @@ def test_prune_removes_what_cannot_be_used(kd, work, kept):
     assert kd("cache", "prune", "days=0").out == "removed 2, kept 0 in outputs/cache\n"
 
 
+@pytest.mark.slow
 def test_prune_all_removes_the_decoded_images_too(kd, work, kept):
     folder = work / "outputs" / "cache" / "data" / "ab"
     folder.mkdir(parents=True)

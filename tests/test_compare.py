@@ -61,6 +61,7 @@ def test_a_mistake_in_the_distilled_half_is_told_before_the_scratch_half_trains(
     assert not (work / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_verdict_over_seeds(kd, work, small):
     """With alpha=1 the teacher does not count: the pairs start and end alike."""
     done = kd("compare", *small, "alpha=1,0.1", "seeds=3")

@@ -42,6 +42,7 @@ def extra(npz, tmp_path):
     return for_option
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_for_every_command_that_uses_it(option, extra):
     for command in COMMANDS:

@@ -263,6 +263,7 @@ def test_the_command_that_trains_a_missing_teacher_does(kd, small):
     assert done.code == 0 and "mlp, 2 epochs, seed 0, validation" in done.out
 
 
+@pytest.mark.slow
 def test_it_tells_the_path_of_the_data_and_leaves_nothing(kd, work, small, given):
     before = files(work)
     done = kd("explain", *small[:2], given, "batch_size=32", "steps=8", "alpha=0.3")

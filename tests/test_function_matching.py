@@ -98,6 +98,7 @@ def test_function_matching_on_real_flowers(kd, work, real_data):
     assert rows[-1]["train"]["loss"] < 0.9 * rows[0]["train"]["loss"]
 
 
+@pytest.mark.slow
 def test_teacher_and_student_of_other_sizes_get_the_same_crop(kd, work, small):
     out, _ = distilled(
         kd,

@@ -70,6 +70,7 @@ def points(folder):
     return found
 
 
+@pytest.mark.slow
 def test_every_point_is_what_a_single_run_leaves(kd, work, small):
     sweep = ["alpha=0.2,0.8", "epochs=2,3", "student.network.dropout=0.2", "schedule=cosine"]
     done = kd(*JOINT, *small, *sweep, "sweep=together")
@@ -110,6 +111,7 @@ def close(value):
     return pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
 
 
+@pytest.mark.slow
 def test_a_point_that_breaks_ends_alone(kd, work, small):
     done = kd(*JOINT, *small, "learning_rate=0.01,1e30", "optimizer=sgd", "sweep=s")
     assert done.code == 1

@@ -67,6 +67,7 @@ def test_a_run_leaves_what_the_schema_says(kd, work, small, command):
     assert record["test"]["nll"] == pytest.approx(nll)
 
 
+@pytest.mark.slow
 def test_the_model_loads_with_plain_keras_alone_and_takes_raw_pixels(kd, work, small, npz):
     assert kd("distill", *small).code == 0
     run, _ = only_run(work / "outputs" / "distill")

@@ -192,6 +192,7 @@ def test_the_hash_of_a_directory_follows_its_graph_and_variables(tmp_path):
     assert files_of(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_saved_model_teaches(kd, work, small, npz):
     """Pixels in 0..1 reach it through teacher.input, and the cache knows it."""
     module = write(work / "published")

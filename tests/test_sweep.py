@@ -26,6 +26,7 @@ def test_expand_gives_every_point_and_the_swept_keys():
     assert swept == {"alpha", "seed"}
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_its_teacher_once_and_writes_its_table(kd, work, small):
     done = kd("--multirun", *small, "alpha=0.1,0.9", "temperature=1,4")
     assert done.code == 0, done.err
