@@ -7,13 +7,14 @@ the teacher and KL(teacher || student) in nats on the test images) and draws the
 
     F=fashion_mnist_function_matching
     J="--multirun hydra/launcher=joint init_seed=0,1,2 experiment=$F"
-    for EPOCHS in 30 100 300; do
-      kd distill $J epochs=$EPOCHS
-      kd distill $J epochs=$EPOCHS augment=none
-      kd train-student $J epochs=$EPOCHS
-      kd train-student $J epochs=$EPOCHS augment=none
-      kd train-student $J epochs=$EPOCHS augment=none label_smoothing=0.1
-    done
+    E=epochs=30,100,300
+    kd distill $J $E
+    kd distill $J $E augment=none
+    kd train-student $J $E
+    kd train-student $J $E augment=none
+    kd train-student $J $E augment=none label_smoothing=0.1
+    kd distill $J epochs=300 augment=flip_crop view=consistent cache.views=16
+    kd distill $J epochs=300 augment=flip_crop view=independent,fixed_teacher
     kd distill experiment=$F epochs=1000
 """
 
@@ -102,11 +103,15 @@ def shown(values: list[float]) -> str:
 def draw(curves: dict[str, list[tuple[int, float, float]]], teacher: float, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     styles = zip("osD^vP*X<>", ["-", "--", "-.", ":"] * 3, strict=False)
-    for (name, points), (marker, line) in zip(sorted(curves.items()), styles, strict=False):
+    for number, ((name, points), (marker, line)) in enumerate(
+        zip(sorted(curves.items()), styles, strict=False)
+    ):
         epochs, means, deviations = zip(*points, strict=True)
+        beside = 1.025 ** (number - len(curves) / 2)  # bars of one length do not hide each other
+        epochs = [beside * one for one in epochs]
         axes.errorbar(
             epochs, means, deviations, marker=marker, linestyle=line, capsize=3, label=name
         )
@@ -118,7 +123,7 @@ def draw(curves: dict[str, list[tuple[int, float, float]]], teacher: float, path
     axes.set_xlabel("epochs of training (logarithmic)")
     axes.set_ylabel("test accuracy in %, mean and standard deviation over seeds")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
