@@ -126,6 +126,7 @@ def test_kept_views_train_the_student_that_a_live_teacher_trains(made, kd, monke
     assert done.code == 1 and f"{folder.name}: differs from the teacher by up to" in done.out
 
 
+@pytest.mark.slow
 def test_an_entry_of_an_older_version_can_be_verified(made, kd):
     run.execute(made(), table=False)
     for folder, manifest in entries().values():
@@ -136,6 +137,7 @@ def test_an_entry_of_an_older_version_can_be_verified(made, kd):
     assert done.out.count("right (") == 3
 
 
+@pytest.mark.slow
 def test_views_of_a_node_that_xla_does_not_know_can_be_verified(made, kd):
     node = "augment.train=[{_target_:tests.test_answers.outside_xla,_partial_:true}]"
     with pytest.raises(ConfigError, match="type augment.compiled=false"):
@@ -210,6 +212,7 @@ def test_joint_runs_with_augmentation_are_single_runs(made, more, how):
         assert [row["train"] for row in read_rows(one.out / "history.jsonl")] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "more"),
     [

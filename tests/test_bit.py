@@ -254,6 +254,7 @@ def test_a_dead_layer_is_found():
     assert models.dead_layers(model, images) == {**before, "block2.unit03.c.relu": 128}
 
 
+@pytest.mark.slow
 def test_a_saved_network_is_loaded_as_kd_loads(source, tmp_path):
     behind_adapter(source).save(tmp_path / "model.keras")
     model = load_keras(tmp_path / "model.keras", "teacher.checkpoint")
@@ -318,6 +319,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_file_of_another_network_is_one_line(arrays, tmp_path, name):
     changes, expected = MISTAKES[name]
@@ -419,6 +421,7 @@ def weights(arrays, work) -> Path:
     return work / "BiT-test.npz"
 
 
+@pytest.mark.slow
 def test_published_weights_give_a_ready_teacher(npz, source, weights):
     words = ("dataset=npz", f"dataset.path={npz}", *BIT, f"teacher.weights={weights}")
     cfg = plan("distill", *words)

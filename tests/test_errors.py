@@ -222,6 +222,7 @@ def test_a_file_where_the_output_directory_should_be(kd, work, small):
     assert (work / "outputs").read_text() == "a file"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "victim"),
     [

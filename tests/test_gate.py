@@ -275,6 +275,7 @@ def test_a_softmax_in_a_saved_model_is_refused(kd, work, small):
     assert not (work / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_softmax_in_a_teacher_directory_is_refused(kd, work, small):
     """With the very weights of the record: only the graph was altered."""
     assert kd("train-teacher", *small[:4], "epochs=1").code == 0
@@ -287,6 +288,7 @@ def test_a_softmax_in_a_teacher_directory_is_refused(kd, work, small):
     assert not (work / "outputs" / "distill").exists()
 
 
+@pytest.mark.slow
 def test_another_order_of_classes_in_a_run_s_file_is_refused(kd, work, small, npz):
     (work / "named_classes.py").write_text(
         "import dataclasses\n"

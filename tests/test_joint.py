@@ -21,6 +21,7 @@ def made(small, *typed):
     return Run(plan, point_dir(plan), words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "together"),
     [
@@ -131,6 +132,7 @@ def test_points_that_cannot_share_run_apart(kd, work, small):
     assert len(points(work / "outputs/sweeps/s")) == 4
 
 
+@pytest.mark.slow
 def test_students_and_teachers_train_together_too(kd, work, small):
     done = kd("train-student", *JOINT, *small[:2], "epochs=1", "init_seed=0,1", "sweep=s")
     assert done.code == 0 and "2 points train together" in done.err

@@ -258,6 +258,7 @@ def test_a_directory_that_vanishes_is_one_line(place, monkeypatch, capfd):
     assert cli.main(["distill", *words(folder)]) == 0
 
 
+@pytest.mark.slow
 def test_the_points_of_a_sweep_trace_once(place, monkeypatch):
     folder = place("sweep")
     assembly._kept.clear()

@@ -127,6 +127,7 @@ def test_the_soft_loss_stays_finite_and_pulls_towards_the_teacher():
 # Configuration and identity.
 
 
+@pytest.mark.slow
 def test_more_rounds_are_the_same_run():
     assert run_id(plan("rounds=5")) == run_id(plan())
     for override in (

@@ -46,6 +46,7 @@ def test_a_missing_teacher_is_trained_as_train_teacher_would(kd, work, small):
     assert metrics.read(directory)["weights_sha256"] == record["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_a_second_teacher_does_not_overwrite_the_first(kd, work, small, trained):
     before = metrics.read(trained)
     done = kd("train-teacher", *small[:4], "epochs=4")

@@ -121,6 +121,7 @@ def test_above_alpha_0_a_loss_without_labels_is_not_finite():
 # --- commands ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train-student", "distill"])
 def test_a_run_trains_on_the_labelled_share_alone(kd, work, small, command):
     kept = [w for w in small if command == "distill" or not w.startswith("teacher")]

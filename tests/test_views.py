@@ -165,6 +165,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("view", "coefficient"), [("independent", "uniform"), ("consistent", "beta")]
 )
