@@ -178,12 +178,11 @@ def held_out(
     They are asked through the same input path as the distillation's.
     """
     arrays = {}
-    for part, prefix in (("test", ""), ("validation", "validation_")):
-        split: Split | None = getattr(dataset, part)
-        if split is not None:
-            arrays[f"{prefix}labels"] = split.labels[split.rows]
-            found = logits(teacher, plan, dataset, part, views)
-            arrays[f"{prefix}teacher_logits"] = np.asarray(found)
+    for prefix, split in dataset.held_out:
+        part = "validation" if prefix else "test"
+        arrays[f"{prefix}labels"] = split.labels[split.rows]
+        found = logits(teacher, plan, dataset, part, views)
+        arrays[f"{prefix}teacher_logits"] = np.asarray(found)
     return arrays
 
 

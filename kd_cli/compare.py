@@ -15,16 +15,14 @@ from typing import Any
 
 from kd_cli import groups, records, report
 from kd_cli.checkpoint import write_json
-from kd_cli.config import override_key
+from kd_cli.config import override_key, scratch_overrides
 from kd_cli.errors import ConfigError
-from kd_cli.evidence import MIN_SEEDS, Summary
+from kd_cli.evidence import MAX_SEEDS, MIN_SEEDS, Summary
 from kd_cli.identity import sweep_id
 from kd_cli.progress import print_table, shown
-from kd_cli.schema import UNUSED
 from kd_cli.sweep import expand
 
 SEEDS = 5
-MAX_SEEDS = 1000
 _SEED_KEYS = ("seed", "init_seed", "data_seed")
 
 
@@ -64,13 +62,7 @@ def sweeps(overrides: list[str]) -> list[Sweep]:
         unswept = [o for o in kept if override_key(o) not in swept]
         kept.append(f"sweep=compare-{sweep_id('compare', unswept)}")
     kept.append(f"seed={','.join(map(str, range(count)))}")
-    without = UNUSED["train-student"]
-    scratch = [
-        o
-        for o in kept
-        if override_key(o) not in without and override_key(o).split(".")[0] not in without
-    ]
-    return [Sweep("train-student", scratch), Sweep("distill", kept)]
+    return [Sweep("train-student", scratch_overrides(kept)), Sweep("distill", kept)]
 
 
 def _count(value: str) -> int:

@@ -55,6 +55,12 @@ def override_key(override: str) -> str:
     return override.lstrip("+~").split("=", 1)[0].split("@", 1)[0].replace("/", ".").strip()
 
 
+def scratch_overrides(typed: list[str]) -> list[str]:
+    """Of a distill run's overrides those with which `kd train-student` trains its baseline."""
+    unused = (*UNUSED["train-student"], "rerun")
+    return [override for override in typed if override_key(override).split(".")[0] not in unused]
+
+
 def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictConfig:
     """Keeps what the command uses, resolved and typed; the user's mistakes become ConfigError.
 

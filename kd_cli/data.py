@@ -67,6 +67,12 @@ class Dataset:
     pseudo_labelled: int = 0
 
     @property
+    def held_out(self) -> list[tuple[str, Split]]:
+        """The splits that are not trained on, each after the prefix of its arrays on disk."""
+        validation = [] if self.validation is None else [("validation_", self.validation)]
+        return [*validation, ("", self.test)]
+
+    @property
     def num_classes(self) -> int:
         return len(self.class_names)
 

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from kd_cli.data import Dataset
 from kd_cli.device import request, set_up
 from kd_cli.errors import ConfigError
 from kd_cli.ownership import is_given
-from kd_cli.progress import ConsoleHandler, print_table, shown
+from kd_cli.progress import messages, print_table, shown
 from kd_cli.schema import view_shape
 from kd_cli.target import Target, check_same, check_shape, find, warn_of_classes, with_data
 
@@ -44,7 +43,7 @@ def main(plan: DictConfig, typed: list[str]) -> int:
     Raises:
         ConfigError: What can't be evaluated, or does not fit its data.
     """
-    with _messages():
+    with messages():
         target = find(plan.what)
         plan, own = with_data(plan, typed, target)
         out, result, arrays = _measure(plan, target, own, data.load(plan.dataset))
@@ -53,21 +52,6 @@ def main(plan: DictConfig, typed: list[str]) -> int:
         write_json(out / "evaluation.json", result)
     _print(result, out)
     return 0
-
-
-@contextlib.contextmanager
-def _messages() -> Iterator[None]:
-    """Messages of kd to the terminal: there is no job of Hydra's that would see to it."""
-    handler, level, propagates = ConsoleHandler(), log.level, log.propagate
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        log.propagate = propagates
 
 
 def _measure(
@@ -96,7 +80,7 @@ def _measure(
         )
     predict = predictor(model)
     arrays: Arrays = {}
-    for prefix, split in _splits(dataset):
+    for prefix, split in dataset.held_out:
         arrays[f"{prefix}labels"] = split.labels[split.rows]
         logits = predict_rows(predict, split, prepare)
         if not np.isfinite(logits).all():
@@ -181,12 +165,6 @@ def _trained_on(record: dict[str, Any], dataset: Dataset) -> bool:
     return same and then["split_fingerprint"] != dataset.split_fingerprint
 
 
-def _splits(dataset: Dataset) -> list[tuple[str, data.Split]]:
-    """Prefix in predictions.npz, split."""
-    held = [("validation_", dataset.validation)] if dataset.validation else []
-    return [*held, ("", dataset.test)]
-
-
 def _model(plan: DictConfig, target: Target, dataset: Dataset) -> keras.Model:
     """The network from the pixels of the dataset to its logits, checked."""
     from kd_cli.models import ADAPTER, check_network, with_adapter
@@ -246,7 +224,7 @@ def _ask_teacher(
             contextlib.suppress(OSError, ValueError),
             open_npz(target.run / "predictions.npz") as kept,
         ):
-            names = [f"{prefix}labels" for prefix, _ in _splits(dataset)]
+            names = [f"{prefix}labels" for prefix, _ in dataset.held_out]
             if all(name in kept and np.array_equal(kept[name], arrays[name]) for name in names):
                 found = {name: kept[name] for name in kept if name.endswith("teacher_logits")}
                 if "teacher_logits" in found:
@@ -273,7 +251,7 @@ def _ask_teacher(
         return str(error)
     if teacher.weights_sha256 != known["weights_sha256"]:
         return f"{shown(path)} holds another teacher now"
-    for prefix, split in _splits(dataset):
+    for prefix, split in dataset.held_out:
         arrays[f"{prefix}teacher_logits"] = predict_rows(teacher.predict, split, prepare)
     return ""
 

@@ -113,14 +113,12 @@ def problems(metrics: Mapping[str, Any]) -> list[str]:
     return found
 
 
-_LEAVES = ("config", "versions", "inputs")
-_LEAF_PARENTS = ("quality.", "teacher.quality.", "fidelity.")
-
-
 def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Under dotted keys; what the schema calls a dict stays one."""
     flat = {}
     for key, value in record.items():
-        if isinstance(value, dict) and key not in _LEAVES and prefix not in _LEAF_PARENTS:
+        whole = SCHEMA.get(prefix + key, (None,))[0] is dict
+        if isinstance(value, dict) and not whole:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value

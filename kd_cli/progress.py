@@ -40,8 +40,8 @@ class ConsoleHandler(logging.Handler):
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
     """Messages go to the terminal, where no Hydra job has set that up."""
-    handler = ConsoleHandler()
-    level, log.propagate = log.level, False
+    handler, level, propagates = ConsoleHandler(), log.level, log.propagate
+    log.propagate = False
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
@@ -49,7 +49,7 @@ def messages() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-        log.propagate = True
+        log.propagate = propagates
 
 
 def log_file(path: Path) -> logging.FileHandler:

@@ -9,11 +9,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kd_cli import identity, metrics
-from kd_cli.config import override_key
+from kd_cli.config import scratch_overrides
 from kd_cli.progress import print_table, shown
-from kd_cli.schema import UNUSED
-
-_NOT_STUDENT = (*UNUSED["train-student"], "rerun")
 
 
 def print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: list[str]) -> None:
@@ -56,8 +53,7 @@ def print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: lis
             rows.append(row("scratch student", scratch))
             files["scratch student"] = shown(scratch_dir)
         else:
-            kept = [o for o in typed if override_key(o).split(".")[0] not in _NOT_STUDENT]
-            command = shlex.join(["kd", "train-student", *kept])
+            command = shlex.join(["kd", "train-student", *scratch_overrides(typed)])
             files["scratch student"] = f"not trained yet: {command}"
             rows.append(["scratch student", "not trained yet", "", "", "", "", ""])
     files[name] = shown(out)

@@ -36,13 +36,13 @@ def random_weights(model: keras.Model) -> keras.Model:
     return model
 
 
-def published(model: keras.Model) -> dict[str, np.ndarray]:
+def published(model: keras.Model, blocks=(3, 4, 6, 3)) -> dict[str, np.ndarray]:
     """The weights of a `bit_resnet` under the names of BiT's files, walked by hand."""
     get = model.get_layer
     files = {
         "resnet/root_block/standardized_conv2d/kernel": get("root_block.standardized_conv2d").kernel
     }
-    for block, units in enumerate((3, 4, 6, 3), start=1):
+    for block, units in enumerate(blocks, start=1):
         for unit in range(1, units + 1):
             ours, theirs = f"block{block}.unit{unit:02d}", f"resnet/block{block}/unit{unit:02d}"
             for part in "abc":
@@ -416,19 +416,26 @@ SHORT = ("steps=2", "dataset.limit=40")
 
 
 @pytest.fixture
-def weights(arrays, work) -> Path:
-    np.savez(work / "BiT-test.npz", **arrays)
+def short(monkeypatch) -> keras.Model:
+    """A network of one unit per block, which from now on is what depth=50 builds."""
+    monkeypatch.setitem(bit._UNITS, 50, (1, 1, 1, 1))
+    return random_weights(network())
+
+
+@pytest.fixture
+def weights(short, work) -> Path:
+    np.savez(work / "BiT-test.npz", **published(short, (1, 1, 1, 1)))
     return work / "BiT-test.npz"
 
 
 @pytest.mark.slow
-def test_published_weights_give_a_ready_teacher(npz, source, weights):
+def test_published_weights_give_a_ready_teacher(npz, short, weights):
     words = ("dataset=npz", f"dataset.path={npz}", *BIT, f"teacher.weights={weights}")
     cfg = plan("distill", *words)
     dataset = data.load(cfg.dataset)
     teacher = teachers.find(cfg, dataset)
     images = GENERATOR.integers(0, 256, (2, 6, 6, 1)).astype(np.float32)
-    np.testing.assert_allclose(teacher.model(images), source(images / 255), atol=1e-4)
+    np.testing.assert_allclose(teacher.model(images), short(images / 255), atol=1e-4)
     assert (teacher.name, teacher.training, teacher.precision) == ("BiT-test", "", "float32")
     # What was built in between does not change its name in the cache.
     teachers._loaded.clear()
@@ -451,17 +458,17 @@ def test_a_ready_teacher_computes_in_its_own_precision(npz, weights):
 
 
 @pytest.mark.slow
-def test_published_weights_teach_without_training(kd, work, npz, source, weights):
+def test_published_weights_teach_without_training(kd, work, npz, short, weights):
     words = ["distill", "dataset=npz", f"dataset.path={npz}", *BIT, *SHORT]
     words += [f"teacher.weights={weights.name}"]
     done = kd(*words)
     assert done.code == 0, done.err
     run, record = only_run(work / "outputs")
     with np.load(npz) as pool, np.load(run / "predictions.npz") as saved:
-        expected = source.predict(pool["x_test"] / 255.0, verbose=0)
+        expected = short.predict(pool["x_test"] / 255.0, verbose=0)
         np.testing.assert_allclose(saved["teacher_logits"], expected[:40], atol=1e-3)
     assert record["teacher"]["name"] == "BiT-test" and record["teacher"]["training"] == "unknown"
-    assert record["teacher"]["parameters"] == source.count_params()
+    assert record["teacher"]["parameters"] == short.count_params()
     assert not (work / "outputs" / "teachers").exists()
     verified = kd("cache", "verify")
     assert verified.code == 0 and verified.out.count("right (") == 3, verified.out
@@ -478,8 +485,8 @@ def test_published_weights_teach_without_training(kd, work, npz, source, weights
 
 
 @pytest.mark.slow
-def test_published_weights_are_fine_tuned_with_a_new_head(kd, work, npz, weights, arrays):
-    arrays = {**arrays, "resnet/head/conv2d/bias": np.zeros(9, np.float32)}
+def test_published_weights_are_fine_tuned_with_a_new_head(kd, work, npz, short, weights):
+    arrays = {**published(short, (1, 1, 1, 1)), "resnet/head/conv2d/bias": np.zeros(9, np.float32)}
     arrays["resnet/head/conv2d/kernel"] = np.zeros((1, 1, 2048, 9), np.float32)
     np.savez(weights, **arrays)
     words = ["dataset=npz", f"dataset.path={npz}", *BIT, *SHORT]

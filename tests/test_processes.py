@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import kills
+from tests.conftest import npz
 
 pytestmark = pytest.mark.slow
 KD = [sys.executable, "-m", "kd_cli"]
@@ -61,13 +62,20 @@ def can_unshare() -> bool:
     return program is not None and subprocess.run([program, "-rm", "true"]).returncode == 0
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[str, list]:
+    """A command, and the histories it leaves on a disk that is not full."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    data = f"dataset=npz dataset.path={npz.__wrapped__(folder)}"
+    words = f"distill {data} teacher=mlp epochs=3 recipe.teacher.epochs=2"
+    assert subprocess.run([*KD, *words.split()], cwd=folder, capture_output=True).returncode == 0
+    return words, [history(path) for path in sorted(folder.rglob("history.jsonl"))]
+
+
 @pytest.mark.skipif(not can_unshare(), reason="needs user namespaces (unshare -rm)")
 @pytest.mark.parametrize("size", ["48k", "300k"])
-def test_a_real_full_disk(work, npz, size):
-    words = f"distill dataset=npz dataset.path={npz} teacher=mlp epochs=3 recipe.teacher.epochs=2"
-    assert subprocess.run([*KD, *words.split()], cwd=work, capture_output=True).returncode == 0
-    expected = [history(path) for path in sorted(work.rglob("history.jsonl"))]
-    shutil.rmtree(work / "outputs")
+def test_a_real_full_disk(work, undisturbed, size):
+    words, expected = undisturbed
     (work / "disk").mkdir()
     source = str(Path(__file__).parent.parent)
     script = ["bash", "-c", SMALL_DISK, "bash", size, sys.executable, source, words]

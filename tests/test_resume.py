@@ -111,7 +111,7 @@ SLOW = pytest.mark.slow
     ("alphas", "offset", "step"),
     [
         pytest.param((0.3,), 3, 30, id="some"),
-        pytest.param((0.3,), 1, 3, id="more", marks=SLOW),
+        pytest.param((0.3,), 1, 4, id="more", marks=SLOW),
         pytest.param((0.2, 0.7), 1, 17, id="joint", marks=SLOW),  # the same writes, twice
     ],
 )
