@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 from kd_cli.checkpoint import atomic
 from kd_cli.errors import ConfigError, suggest
@@ -27,10 +26,11 @@ from kd_cli.groups import (
     families,
     grouped,
 )
-from kd_cli.pages import Bullets, Heading, Picture, Row, Table, Text, to_html, to_markdown
+from kd_cli.pages import Bullets, Heading, Picture, Table, Text, to_html, to_markdown
 from kd_cli.progress import shown
-from kd_cli.records import Found, Run, Value, find, test_accuracy, unseen_teachers
+from kd_cli.records import Found, find, unseen_teachers
 from kd_cli.records import validation_accuracy as on_validation
+from kd_cli.tables import NONE, differences, results
 
 USAGE = """\
 usage: kd report DIR [DIR ...] [--out FOLDER]
@@ -45,7 +45,6 @@ PNGs to FOLDER (DIR/report of the first DIR).
 MAX_SUMMARY = 12
 # Figures that an earlier report may have left in the folder.
 _OURS = re.compile(r"(family|data)-\d+-[a-z0-9-]+\.png")
-NONE = "–"
 Block = Heading | Text | Bullets | Table | Picture
 
 
@@ -142,10 +141,13 @@ def build(found: Found, folders: Sequence[str]) -> list[Block]:
     number = 0
     for place, section in enumerate(sections, start=1):
         blocks += [Heading(2, section.title), Text(section.sizes, small=True)]
-        blocks.append(_table(section.groups, comparisons))
+        blocks.append(results(section.groups, comparisons))
         notes = _notes(section.groups, comparisons)
         if notes:
             blocks.append(Bullets(notes))
+        beyond = differences(section.groups, comparisons)
+        if beyond:
+            blocks += [Heading(3, "Beyond accuracy: student minus scratch"), beyond]
         if place <= drawings.MAX_FAMILIES:
             blocks += drawings.trade_offs(section.groups, f"data-{place}")
         own = families([group for group in section.groups if group.kind != TEACHER])
@@ -271,67 +273,6 @@ def _sections(groups: Sequence[Group]) -> list[_Section]:
         title = f"{name} ({data[:8]})" if names.count(name) > 1 else name
         sections.append(_Section(title, f"Images: {', '.join(known) or 'unknown'}.", own))
     return sections
-
-
-def _first(*keys: str) -> Value:
-    return lambda run: run.value(*keys)
-
-
-# Column, value, factor, digits.
-_COLUMNS: tuple[tuple[str, Value, float, int], ...] = (
-    ("validation [%]", on_validation, 100, 2),
-    ("test [%]", test_accuracy, 100, 2),
-    ("NLL", _first("quality.test.nll", "test.nll"), 1, 3),
-    ("Brier", _first("quality.test.brier"), 1, 3),
-    ("ECE [%]", _first("quality.test.ece"), 100, 2),
-    ("ECE scaled [%]", _first("quality.test.ece_scaled"), 100, 2),
-    ("agreement [%]", _first("fidelity.test.agreement"), 100, 2),
-)
-
-
-def _table(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> Table:
-    timed = any(run.latency() for group in groups for run in group.runs)
-    columns = ["group", "seeds", *[name for name, *_ in _COLUMNS], "parameters"]
-    columns += ["latency [ms]"] if timed else []
-    columns.append("against plain scratch, test accuracy")
-    rows: list[Row] = []
-    teachers = [group for group in groups if group.kind == TEACHER]
-    parts = [("Teachers", teachers)] if teachers else []
-    own = families([group for group in groups if group.kind != TEACHER])
-    for title, family in [*parts, *[(family[0].family_name, family) for family in own]]:
-        rows.append(Row(span=title))
-        best = chosen(family)
-        several = sum(group.kind in (DISTILLED, SELF) for group in family) > 1
-        for group in family:
-            cells = [group.name, str(len(group.runs))]
-            cells += [_mean(group, value, factor, digits) for _, value, factor, digits in _COLUMNS]
-            parameters = group.runs[0].value("parameters")
-            cells.append(f"{parameters:,.0f}" if parameters else NONE)
-            if timed:
-                cells.append(_latency(group))
-            if group.key in comparisons:
-                cells.append(comparisons[group.key].sentence)
-            else:
-                cells.append("the baseline" if group.kind == PLAIN else "")
-            rows.append(Row(cells, strong=several and group is best))
-    caption = "Mean ± standard deviation over seeds; bold: chosen on validation"
-    if timed:
-        caption += "; latency of one image, median"
-    return Table(caption, columns, rows, texts=(0, len(columns) - 1))
-
-
-def _mean(group: Group, value: Value, factor: float, digits: int) -> str:
-    one = group.summary(value)
-    if one is None:
-        return NONE
-    text = f"{factor * one.mean:.{digits}f}"
-    return text if one.sd is None else f"{text} ± {factor * one.sd:.{digits}f}"
-
-
-def _latency(group: Group) -> str:
-    """Median over the runs that were timed: one is enough, seeds share their network."""
-    known = [value for value in map(Run.latency, group.runs) if value is not None]
-    return f"{median(known):.3f}" if known else NONE
 
 
 def _notes(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> list[str]:

@@ -14,7 +14,7 @@ ROWS = [
     {"identity", "batches", "views"},
     {"engine", "cost", "target"},
     {"summary", "teacher", "trainer", "ownership", "groups"},
-    {"answers", "assembly", "drawings", "gate"},
+    {"answers", "assembly", "drawings", "gate", "tables"},
     {"results"},
     {"rounds"},
     {"run", "cache", "report", "evaluate"},

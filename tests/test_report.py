@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd_cli import figures, groups, pages, records, report
+from kd_cli import figures, groups, pages, records, report, tables
 from kd_cli.groups import DISTILLED, PLAIN, SCRATCH, SELF, TEACHER
 from kd_cli.records import Run
 from tests.conftest import assert_refused
@@ -393,6 +393,30 @@ def test_nothing_of_a_file_becomes_html(kd, work):
     assert [attrs["alt"] for tag, attrs in page.tags if tag == "img" and "onerror" in attrs] == []
     assert evil in "".join(page.texts)
     assert "<img" not in (work / "out" / "report.md").read_text()
+
+
+def test_calibration_is_paired_by_seed():
+    made = [*runs("distill", BETTER_TEST), *runs("train-student", SCRATCH_TEST)]
+    # Distilled minus scratch: NLL 0.02, 0.03, 0.04; ECE in points -2, -3, -4; Brier always 0.01.
+    for seed in range(3):
+        for run, sign in ((made[seed], 1), (made[3 + seed], -1)):
+            half = sign * (0.01 + 0.005 * seed)
+            brier = 0.25 + (0.01 if sign > 0 else 0)
+            quality = {"nll": 0.5 + half, "ece": 0.1 - half, "brier": brier}
+            run.record["quality"]["test"] = quality
+    found, _ = groups.grouped(made)
+    table = tables.differences(found, groups.compared(found))
+    assert list(table.columns[2:]) == ["NLL", "Brier", "ECE [%]", "ECE scaled [%]"]
+    (row,) = [row for row in table.rows if row.cells]
+    # t of 2 degrees of freedom at 97.5 %: 4.3027, times 0.01 / sqrt(3): 0.0248.
+    nll, ece = "+0.030 (0.005 to 0.055)", "-3.00 (-5.48 to -0.52)"
+    assert row.cells[1:] == ["3", nll, "+0.010", ece, "–"]
+
+
+def test_two_pairs_have_no_interval():
+    made = [*runs("distill", BETTER_TEST[:2]), *runs("train-student", SCRATCH_TEST[:2])]
+    found, _ = groups.grouped(made)
+    assert tables.differences(found, groups.compared(found)) is None
 
 
 def test_without_validation_the_last_epoch_is_said(kd, work):
