@@ -10,7 +10,8 @@ import tensorflow as tf
 from kd_cli import data, losses, metrics
 from kd_cli.errors import ConfigError
 from tests.conftest import only_run
-from tests.test_data import node, plain, plan, read_folder, values, write
+from tests.test_data import node, plan
+from tests.test_folders import plain, read_folder, values, write
 
 
 @pytest.fixture
