@@ -92,6 +92,38 @@ def example(family: Sequence[Group], comparisons: Comparisons) -> Example | None
     return Example(group, run, scratch, arrays, other if same else {}, why)
 
 
+def effects(
+    groups: Sequence[Group], comparisons: Comparisons, titles: Mapping[str, str]
+) -> Picture | None:
+    """All verdicts at one glance; None for fewer than two. `titles` names the data by their key."""
+    rows = []
+    for group in groups:
+        comparison = comparisons.get(group.key)
+        result = comparison.result if comparison else None
+        if comparison is None or result is None or result.p_value is None:
+            continue
+        low, high = result.interval or (None, None)
+        rows.append(
+            figures.Effect(
+                f"{titles[group.data]} {group.family_name}",
+                group.name,
+                100 * result.mean,
+                None if low is None else (100 * low, 100 * high),
+                comparison.verdict,
+            )
+        )
+    if len(rows) < 2:
+        return None
+    text = "Test accuracy of each group minus that of its scratch students, by seed"
+    caption = (
+        f"{text}: mean and interval (95 %, wider under Holm's correction where several groups "
+        "share one scratch group). An interval that holds 0 is inconclusive."
+    )
+    if len(rows) > MAX_POINTS:
+        caption += f" Drawn are the first {MAX_POINTS} of {len(rows)}."
+    return Picture("effects.png", figures.effects(rows[:MAX_POINTS]), text, caption)
+
+
 def of_family(
     family: Sequence[Group], comparisons: Comparisons, shown: Example | None, prefix: str
 ) -> list[Picture]:

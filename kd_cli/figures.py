@@ -253,6 +253,83 @@ def trade_off(points: Sequence[Point], cost: str) -> Figure:
     return figure
 
 
+@dataclass(frozen=True)
+class Effect:
+    """A row in `effects`.
+
+    Attributes:
+        family: Rows of one family follow each other, under its name.
+        name: Beside the row.
+        mean: Difference in points.
+        interval: Its ends in points; None where there is none.
+        verdict: Of `groups.Comparison`.
+    """
+
+    family: str
+    name: str
+    mean: float
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+_VERDICTS = {
+    "better": {"color": "#00795A", "marker": "^"},
+    "worse": {"color": "#D55E00", "marker": "v"},
+    "inconclusive": {"color": "#000000", "marker": "o", "markerfacecolor": "white"},
+}
+
+
+@_drawn
+def effects(rows: Sequence[Effect]) -> Figure:
+    """Student minus scratch student with intervals, a row for each group, from the top down."""
+    ticks: list[tuple[float, str]] = []
+    heads: list[tuple[float, str]] = []
+    y = 0.0
+    for number, row in enumerate(rows):
+        if number == 0 or rows[number - 1].family != row.family:
+            y += 1.4 if number else 0.4
+            heads.append((y, row.family))
+        y += 1.0
+        ticks.append((y, row.name))
+    figure = Figure(figsize=(_WIDTH + 0.6, 1.3 + 0.19 * y), layout="constrained")
+    ax = figure.subplots()
+    ax.grid(axis="y", visible=False)
+    ax.axvline(0, color="#666666", linewidth=1)
+    for verdict, look in _VERDICTS.items():
+        own = [(y, row) for (y, _), row in zip(ticks, rows, strict=True) if row.verdict == verdict]
+        if own:
+            ends = [row.interval or (row.mean, row.mean) for _, row in own]
+            ax.errorbar(
+                [row.mean for _, row in own],
+                [y for y, _ in own],
+                xerr=np.array(
+                    [
+                        (row.mean - low, high - row.mean)
+                        for (_, row), (low, high) in zip(own, ends, strict=True)
+                    ]
+                ).T,
+                linestyle="none",
+                capsize=2.5,
+                elinewidth=1.2,
+                label=verdict,
+                **look,
+            )
+    ax.set_ylim(y + 0.8, -0.2)
+    ax.set_yticks([y for y, _ in ticks], [_short(name) for _, name in ticks], fontsize=8)
+    for y, family in heads:  # in the frame's own words, left of the rows' names
+        ax.annotate(
+            textwrap.shorten(family, 60, placeholder="..."),
+            (0.01, y),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8.5,
+            fontweight="bold",
+        )
+    ax.set(xlabel="test accuracy: student minus scratch [points]")
+    figure.legend(loc="outside lower left", ncols=3)
+    return figure
+
+
 @_drawn
 def confusion(student: np.ndarray, teacher: np.ndarray, names: Sequence[str]) -> Figure:
     """Of the examples that the teacher puts in a class, how many % the student puts where.
@@ -300,6 +377,10 @@ def _engineering(value: float) -> str:
         if value >= unit:
             return f"{value / unit:g}{name}"
     return f"{value:g}"
+
+
+def _short(name: str) -> str:
+    return textwrap.shorten(name, 34, placeholder="...")
 
 
 def _wrapped(name: str) -> str:

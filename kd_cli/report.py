@@ -44,7 +44,7 @@ PNGs to FOLDER (DIR/report of the first DIR).
 """
 MAX_SUMMARY = 12
 # Figures that an earlier report may have left in the folder.
-_OURS = re.compile(r"(family|data)-\d+-[a-z0-9-]+\.png")
+_OURS = re.compile(r"effects\.png|(family|data)-\d+-[a-z0-9-]+\.png")
 Block = Heading | Text | Bullets | Table | Picture
 
 
@@ -137,6 +137,8 @@ def build(found: Found, folders: Sequence[str]) -> list[Block]:
     sections = _sections(groups)
     titles = {group.data: section.title for section in sections for group in section.groups}
     blocks.append(Bullets(_summary(families(students), comparisons, titles), lead=True))
+    effects = drawings.effects(groups, comparisons, titles)
+    blocks += [effects] if effects else []
     drawn = drawings.drawn_families(groups)
     number = 0
     for place, section in enumerate(sections, start=1):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd_cli import figures, groups, pages, records, report, tables
+from kd_cli import drawings, figures, groups, pages, records, report, tables
 from kd_cli.groups import DISTILLED, PLAIN, SCRATCH, SELF, TEACHER
 from kd_cli.records import Run
 from tests.conftest import assert_refused
@@ -348,12 +348,13 @@ def test_the_report_of_a_sweep(kd, work, outputs):
     folder = outputs / "report"
     pngs = {path.name for path in folder.glob("*.png")}
     kinds = ("heat-map", "learning-curves", "reliability", "confusion")
-    assert pngs == {f"family-1-{kind}.png" for kind in kinds} | {"data-1-parameters.png"}
+    figures_of_all = {"data-1-parameters.png", "effects.png"}
+    assert pngs == {f"family-1-{kind}.png" for kind in kinds} | figures_of_all
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in folder.glob("*.png"))
 
     text = (folder / "report.html").read_text()
     page = Page(text)
-    assert len(page.links) == 5
+    assert len(page.links) == 6
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not re.search(r"url\(|@import|https?:|<script|<link", text)
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
@@ -411,6 +412,25 @@ def test_calibration_is_paired_by_seed():
     # t of 2 degrees of freedom at 97.5 %: 4.3027, times 0.01 / sqrt(3): 0.0248.
     nll, ece = "+0.030 (0.005 to 0.055)", "-3.00 (-5.48 to -0.52)"
     assert row.cells[1:] == ["3", nll, "+0.010", ece, "–"]
+
+
+def test_the_figure_of_all_verdicts(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "effects", lambda rows: drawn.extend(rows) or b"")
+    made = [*runs("train-student", SCRATCH_TEST), *runs("distill", BETTER_TEST)]
+    long = {"epochs": 9}
+    made += [*runs("train-student", SCRATCH_TEST, **long), *runs("distill", LIKE_TEST, **long)]
+    two = ("hinton", {"alpha": 0.5, "temperature": 4.0, "t_squared": True})
+    made += runs("distill", BETTER_TEST[:2], loss=two)  # too few for an interval
+    found, _ = groups.grouped(made)
+    titles = {group.data: "pets" for group in found}
+    assert drawings.effects(found, groups.compared(found), titles).file == "effects.png"
+    first, second = drawn
+    assert (first.family, first.verdict) == ("pets mlp epochs=5", "better")
+    assert (first.mean, *first.interval) == pytest.approx((3, 0.52, 5.48), abs=5e-3)
+    # Differences 2, -2, 0: mean 0, sd 2, so 4.3027 * 2 / sqrt(3).
+    assert (second.family, second.verdict) == ("pets mlp epochs=9", "inconclusive")
+    assert (second.mean, *second.interval) == pytest.approx((0, -4.97, 4.97), abs=5e-3)
 
 
 def test_two_pairs_have_no_interval():
