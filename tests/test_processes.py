@@ -36,11 +36,17 @@ def test_of_two_that_need_a_teacher_one_trains_it_and_the_other_waits(work, npz)
     assert len({record["teacher"]["weights_sha256"] for record in records}) == 1
 
 
+@pytest.fixture(scope="module")
+def turn():
+    """Processes that have imported TensorFlow, to be forked."""
+    with kills.zygotes() as pair:
+        yield pair
+
+
 @pytest.mark.parametrize("kind", ["run", "joint", "cache"])
-def test_kill_9_and_the_same_command_again(kind, tmp_path):
+def test_kill_9_and_the_same_command_again(kind, tmp_path, turn):
     """One real kill of each kind here; `tests/benchmarks/kills.py` has hundreds."""
-    with kills.zygotes() as turn:
-        report = kills.measure(kind, 1, random.Random(kind).randrange(100), tmp_path, turn)
+    report = kills.measure(kind, 1, random.Random(kind).randrange(100), tmp_path, turn)
     assert report.kills >= 1
     assert report.mismatches == []
 
