@@ -62,7 +62,7 @@ def _import_quietly() -> ModuleType:
             os.dup2(kept, 2)
             os.close(kept)
     # What the import made stays: 370,000 objects over which no collection has to walk again, which
-    # takes half a second, and each point of a sweep collects.
+    # takes 0.2 s, and each point of a sweep collects.
     gc.freeze()
     return tensorflow
 

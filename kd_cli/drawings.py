@@ -102,13 +102,13 @@ def effects(
         result = comparison.result if comparison else None
         if comparison is None or result is None or result.p_value is None:
             continue
-        low, high = result.interval or (None, None)
+        low, high = result.interval or (result.mean, result.mean)
         rows.append(
             figures.Effect(
                 f"{titles[group.data]} {group.family_name}",
                 group.name,
                 100 * result.mean,
-                None if low is None else (100 * low, 100 * high),
+                (100 * low, 100 * high),
                 comparison.verdict,
             )
         )

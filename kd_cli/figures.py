@@ -235,7 +235,7 @@ def trade_off(points: Sequence[Point], cost: str) -> Figure:
     for name, point in tops.items():
         left = point.cost > middle
         ax.annotate(
-            textwrap.shorten(name, 32, placeholder="..."),
+            _short(name, 32),
             (point.cost, point.accuracy),
             textcoords="offset points",
             xytext=(-8 if left else 8, 8),
@@ -261,14 +261,14 @@ class Effect:
         family: Rows of one family follow each other, under its name.
         name: Beside the row.
         mean: Difference in points.
-        interval: Its ends in points; None where there is none.
+        interval: Its ends in points, both the mean where there is none.
         verdict: Of `groups.Comparison`.
     """
 
     family: str
     name: str
     mean: float
-    interval: tuple[float, float] | None
+    interval: tuple[float, float]
     verdict: str
 
 
@@ -298,16 +298,12 @@ def effects(rows: Sequence[Effect]) -> Figure:
     for verdict, look in _VERDICTS.items():
         own = [(y, row) for (y, _), row in zip(ticks, rows, strict=True) if row.verdict == verdict]
         if own:
-            ends = [row.interval or (row.mean, row.mean) for _, row in own]
+            mean = np.array([row.mean for _, row in own])
+            low, high = np.array([row.interval for _, row in own]).T
             ax.errorbar(
-                [row.mean for _, row in own],
+                mean,
                 [y for y, _ in own],
-                xerr=np.array(
-                    [
-                        (row.mean - low, high - row.mean)
-                        for (_, row), (low, high) in zip(own, ends, strict=True)
-                    ]
-                ).T,
+                xerr=(mean - low, high - mean),
                 linestyle="none",
                 capsize=2.5,
                 elinewidth=1.2,
@@ -315,10 +311,10 @@ def effects(rows: Sequence[Effect]) -> Figure:
                 **look,
             )
     ax.set_ylim(y + 0.8, -0.2)
-    ax.set_yticks([y for y, _ in ticks], [_short(name) for _, name in ticks], fontsize=8)
+    ax.set_yticks([y for y, _ in ticks], [_short(name, 34) for _, name in ticks], fontsize=8)
     for y, family in heads:  # over the whole width: long ones name several settings
         head = ax.annotate(
-            textwrap.shorten(family, 62, placeholder="..."),
+            _short(family, 62),
             (0.01, y),
             xycoords=("figure fraction", "data"),
             va="center",
@@ -355,9 +351,7 @@ def confusion(student: np.ndarray, teacher: np.ndarray, names: Sequence[str]) ->
                 color = "white" if value > 35 else "black"
                 _in_cell(ax, row, column, text, color, 8)
     if classes <= 30:
-        short = [
-            textwrap.shorten(str(name), 14, placeholder="...") or str(name)[:14] for name in names
-        ]
+        short = [_short(str(name), 14) or str(name)[:14] for name in names]
         turned = 90 if max(map(len, short)) > 2 else 0
         ax.set_xticks(range(classes), short, rotation=turned, fontsize=8)
         ax.set_yticks(range(classes), short, fontsize=8)
@@ -380,8 +374,8 @@ def _engineering(value: float) -> str:
     return f"{value:g}"
 
 
-def _short(name: str) -> str:
-    return textwrap.shorten(name, 34, placeholder="...")
+def _short(text: str, width: int) -> str:
+    return textwrap.shorten(text, width, placeholder="...")
 
 
 def _wrapped(name: str) -> str:

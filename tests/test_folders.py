@@ -66,14 +66,17 @@ def test_image_folder_with_train_and_test(folder):
     assert (arrays.train[0].dtype, arrays.train[0].shape) == (np.uint8, (9, 4, 4, 3))
 
 
-def test_image_folder_becomes_a_dataset(folder):
-    source = {
+def source_of(folder: Path) -> dict:
+    return {
         "_target_": "kd_cli.sources.image_folder",
         "path": str(folder),
         "image_shape": [4, 4, 3],
         "cache_dir": str(folder.parent / "cache"),
     }
-    dataset = data.load(node(source, (4, 4, 3), 2))
+
+
+def test_image_folder_becomes_a_dataset(folder):
+    dataset = data.load(node(source_of(folder), (4, 4, 3), 2))
     # A quarter of 5 cats and of 4 dogs is 1 each.
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (7, 2, 3)
     assert np.bincount(labels_of(dataset.validation)).tolist() == [1, 1]
@@ -81,14 +84,8 @@ def test_image_folder_becomes_a_dataset(folder):
 
 
 def test_image_folder_with_another_number_of_classes_than_declared(folder):
-    source = {
-        "_target_": "kd_cli.sources.image_folder",
-        "path": str(folder),
-        "image_shape": [4, 4, 3],
-        "cache_dir": str(folder.parent / "cache"),
-    }
     with pytest.raises(ConfigError, match="the data have 2 classes.*num_classes=3"):
-        data.load(node(source, (4, 4, 3), 3))
+        data.load(node(source_of(folder), (4, 4, 3), 3))
 
 
 def test_the_number_of_classes_is_read_from_the_folder(folder):
