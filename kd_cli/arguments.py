@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kd_cli.manual import WORDS
+from kd_cli.commands.help import WORDS
 
 # Hydra's flags, with whether they take a value.
 FLAGS = {

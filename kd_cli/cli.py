@@ -17,8 +17,8 @@ from typing import Any
 
 from kd_cli import __version__
 from kd_cli.arguments import FLAGS, SHOW, arrange, is_sweep, value_of, without_links
-from kd_cli.job import RunFailed, job, outcome
-from kd_cli.manual import AS_DISTILL, COMPOSED, WORDS, page
+from kd_cli.commands.help import AS_DISTILL, COMPOSED, WORDS, page
+from kd_cli.commands.job import RunFailed, job, outcome
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,16 +73,16 @@ def _main(argv: list[str]) -> int:
         print(f"kd {__version__}")
         return 0
     if argv[0] == "cache":
-        from kd_cli import cache
+        from kd_cli.commands import cache
 
         if {"--help", "-h"} & set(argv):
             print(page())
             return 0
         return cache.main(argv[1:])
     if argv[0] == "report":
-        from kd_cli import report
+        from kd_cli.commands.report import main
 
-        return report.main(argv[1:])
+        return main(argv[1:])
     command, overrides, flags = arrange(argv)
     if command not in (*COMPOSED, *AS_DISTILL):
         raise ConfigError(
@@ -100,7 +100,7 @@ def _main(argv: list[str]) -> int:
     for folder in (config_dir, "."):
         if folder and str(Path(folder).resolve()) not in sys.path:
             sys.path.append(str(Path(folder).resolve()))
-    from kd_cli.identity import register_resolvers
+    from kd_cli.runs.resolvers import register_resolvers
 
     register_resolvers()
     if SHOW & set(flags):
@@ -120,8 +120,9 @@ def _compose(command: str, overrides: list[str], config_dir: str | None) -> Any:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from kd_cli.config import compose
-    from kd_cli.errors import ConfigError, explain, explain_hydra, first_line
+    from kd_cli.config.compose import compose
+    from kd_cli.config.messages import explain, explain_hydra
+    from kd_cli.errors import ConfigError, first_line
 
     try:
         return compose(command, overrides, config_dir)
@@ -138,7 +139,8 @@ def _known_keys(command: str, overrides: list[str]) -> list[str]:
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
 
-    from kd_cli.config import compose, conf_dir, override_key
+    from kd_cli.config.compose import compose, conf_dir
+    from kd_cli.config.overrides import override_key
 
     groups = [p.name for p in conf_dir().iterdir() if p.is_dir()]
     try:
@@ -161,9 +163,9 @@ def _known_keys(command: str, overrides: list[str]) -> list[str]:
 
 
 def _single(command: str, overrides: list[str], flags: list[str], config_dir: str | None) -> int:
-    from kd_cli.config import check
-    from kd_cli.identity import run_dir
-    from kd_cli.ownership import check_before_start
+    from kd_cli.config.check import check
+    from kd_cli.runs.identity import run_dir
+    from kd_cli.runs.ownership import check_before_start
 
     plan = check(_compose(command, overrides, config_dir), overrides)
     check_before_start(plan, run_dir(plan))
@@ -172,11 +174,11 @@ def _single(command: str, overrides: list[str], flags: list[str], config_dir: st
 
 def _explain(overrides: list[str], flags: list[str], config_dir: str | None) -> int:
     """The overrides and flags are those of distill; nothing of Hydra's job is needed."""
-    from kd_cli.config import check
+    from kd_cli.commands.explain import explain
+    from kd_cli.config.check import check
     from kd_cli.errors import ConfigError
-    from kd_cli.explain import explain
-    from kd_cli.identity import run_dir
-    from kd_cli.ownership import check_before_start
+    from kd_cli.runs.identity import run_dir
+    from kd_cli.runs.ownership import check_before_start
 
     if is_sweep(flags):
         raise ConfigError("explain tells of one run: leave --multirun out, and type one value each")
@@ -197,10 +199,11 @@ class _Sweep:
 
 
 def _checked_sweep(command: str, overrides: list[str], config_dir: str | None) -> _Sweep:
-    from kd_cli.config import check, override_key
-    from kd_cli.identity import OUTPUTS, point_dir, sweep_id
-    from kd_cli.ownership import check_before_start
-    from kd_cli.sweep import expand
+    from kd_cli.commands.sweep import expand
+    from kd_cli.config.check import check
+    from kd_cli.config.overrides import override_key
+    from kd_cli.runs.identity import OUTPUTS, point_dir, sweep_id
+    from kd_cli.runs.ownership import check_before_start
 
     if any(override_key(o) == "hydra.sweeper" for o in overrides):
         # Another sweeper reads its own ranges and finds its points as it goes.
@@ -221,7 +224,7 @@ def _checked_sweep(command: str, overrides: list[str], config_dir: str | None) -
 
 
 def _sweep(sweep: _Sweep, flags: list[str], table: bool = True) -> int:
-    from kd_cli.sweep import finish
+    from kd_cli.commands.sweep import finish
 
     try:
         code = _hydra(sweep.command, sweep.overrides, flags)
@@ -231,7 +234,7 @@ def _sweep(sweep: _Sweep, flags: list[str], table: bool = True) -> int:
 
 
 def _compare(overrides: list[str], flags: list[str], config_dir: str | None) -> int:
-    from kd_cli import compare
+    from kd_cli.commands import compare
 
     flags = flags if is_sweep(flags) else [*flags, "--multirun"]
     parts = [
@@ -245,9 +248,10 @@ def _compare(overrides: list[str], flags: list[str], config_dir: str | None) -> 
 
 def _evaluate(overrides: list[str], flags: list[str], config_dir: str | None) -> int:
     """Composes as Hydra does, but has no job and so none of its directories."""
-    from kd_cli.config import check, override_key, refuse_unused
+    from kd_cli.config.check import check, refuse_unused
+    from kd_cli.config.overrides import override_key
+    from kd_cli.config.schema import UNUSED
     from kd_cli.errors import ConfigError, first_line
-    from kd_cli.schema import UNUSED
 
     for flag in flags:
         if flag in FLAGS and flag not in ("--config-dir", "-cd"):
@@ -260,7 +264,7 @@ def _evaluate(overrides: list[str], flags: list[str], config_dir: str | None) ->
             "kd evaluate outputs/latest"
         )
     plan = check(_compose("evaluate", overrides, config_dir), overrides)
-    from kd_cli import evaluate
+    from kd_cli.commands import evaluate
 
     try:
         return evaluate.main(plan, overrides)
@@ -277,8 +281,9 @@ def _hydra(command: str, overrides: list[str], flags: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from kd_cli.config import conf_dir
-    from kd_cli.errors import ConfigError, explain, explain_hydra
+    from kd_cli.config.compose import conf_dir
+    from kd_cli.config.messages import explain, explain_hydra
+    from kd_cli.errors import ConfigError
 
     saved = sys.argv
     sys.argv = [saved[0] if saved else "kd", *overrides, *flags]

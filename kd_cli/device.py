@@ -13,8 +13,6 @@ from kd_cli.errors import ConfigError
 
 log = logging.getLogger("kd")
 _chosen: dict[str, str] = {}
-
-
 _request = ["auto"]
 
 

@@ -16,7 +16,8 @@ import absl.logging
 import numpy as np
 import pytest
 
-from kd_cli import cli, metrics
+from kd_cli import cli
+from kd_cli.runs.record import read_record
 
 # absl (of TensorFlow) closes a stream that is not the current stderr when logging is configured
 # again, and while a test runs that stream is pytest's own.
@@ -109,7 +110,7 @@ def small(npz: Path) -> list[str]:
 def only_run(folder: Path) -> tuple[Path, dict]:
     """The single finished run below a folder, and its metrics."""
     (path,) = folder.rglob("metrics.json")
-    return path.parent, metrics.read(path.parent)
+    return path.parent, read_record(path.parent)
 
 
 @pytest.fixture(scope="session")

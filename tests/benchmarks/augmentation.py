@@ -51,8 +51,9 @@ def build(folder: Path) -> dict[str, Callable[[int], None]]:
     """The parts by name: each runs so many steps."""
     import numpy as np
 
-    from kd_cli.config import check, compose
-    from kd_cli.identity import register_resolvers
+    from kd_cli.config.check import check
+    from kd_cli.config.compose import compose
+    from kd_cli.runs.resolvers import register_resolvers
 
     register_resolvers()
     random = np.random.default_rng(0)
@@ -67,19 +68,19 @@ def build(folder: Path) -> dict[str, Callable[[int], None]]:
         words += ["dataset.validation_fraction=0", f"augment={augment}", "device=cpu"]
         return check(compose(command, words), words)
 
-    from kd_cli import data
+    from kd_cli.data.dataset import load_dataset
     from kd_cli.device import request
 
     request("cpu")
-    dataset = data.load(plan("distill", "none").dataset)
+    dataset = load_dataset(plan("distill", "none").dataset)
 
     import keras
     import tensorflow as tf
 
-    from kd_cli import assembly
-    from kd_cli.engine import Engine, Learner
-    from kd_cli.models import build_network
-    from kd_cli.views import Views
+    from kd_cli.data.views import Views
+    from kd_cli.networks.wrap import build_network
+    from kd_cli.training import assembly
+    from kd_cli.training.step import Engine, Learner
 
     made = plan("distill", "none")
     teacher = build_network(made.teacher, (32, 32, 3), 10, "float32", "teacher")

@@ -250,7 +250,7 @@ class Kind:
 
 def kind_of(name: str, folder: Path) -> Kind:
     """The commands of a kind, on data that are written into `folder`."""
-    from kd_cli.manual import conf_dir
+    from kd_cli.config.compose import conf_dir
 
     data = _quarters(folder / "quarters.npz", *((12000, 28) if name == "cache" else (3200, 8)))
     shared = ["dataset=npz", f"dataset.path={data}"]

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_cli.quality import log_softmax
+from kd_cli.runs.quality import log_softmax
 
 
 def kind(record: dict[str, Any]) -> str:

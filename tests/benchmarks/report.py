@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_cli import quality
+from kd_cli.runs import quality
 
 SEEDS, EPOCHS, CLASSES = 10, 20, 10
 SPLITS = {"": 1000, "validation_": 500}
@@ -82,7 +82,7 @@ def make(root: Path, count: int) -> None:
 
 def config(seed: int, point: tuple[float, float] | None) -> dict:
     """A run's configuration: about as many keys as a real one."""
-    network = {"_target_": "kd_cli.models.mlp", "units": [128], "num_classes": CLASSES}
+    network = {"_target_": "kd_cli.networks.mlp", "units": [128], "num_classes": CLASSES}
     shared = {
         "epochs": EPOCHS,
         "batch_size": 256,
@@ -93,13 +93,13 @@ def config(seed: int, point: tuple[float, float] | None) -> dict:
         "precision": "float32",
         "dataset": {"name": "synthetic", "num_classes": CLASSES, "split_seed": 0},
         "student": {"network": network, "input": {"size": None, "scale": 1 / 255}},
-        "schedule": {"_target_": "kd_cli.schedules.constant", "learning_rate": 0.003},
+        "schedule": {"_target_": "kd_cli.training.constant", "learning_rate": 0.003},
         "optimizer": {"_target_": "keras.optimizers.Adam", "amsgrad": False},
     }
     if point is None:
-        loss = {"_target_": "kd_cli.losses.cross_entropy", "label_smoothing": 0.0}
+        loss = {"_target_": "kd_cli.distillation.cross_entropy", "label_smoothing": 0.0}
         return {**shared, "command": "train-student", "loss": loss}
-    loss = {"_target_": "kd_cli.losses.hinton", "alpha": point[0], "temperature": point[1]}
+    loss = {"_target_": "kd_cli.distillation.hinton", "alpha": point[0], "temperature": point[1]}
     return {**shared, "command": "distill", "loss": loss, "teacher": {"network": network}}
 
 

@@ -156,8 +156,9 @@ def prepare(folder: Path, size: Size) -> None:
 
 def checked(command: list[str]) -> Any:
     """The configuration that `kd` would run."""
-    from kd_cli.config import check, compose
-    from kd_cli.identity import register_resolvers
+    from kd_cli.config.check import check
+    from kd_cli.config.compose import compose
+    from kd_cli.runs.resolvers import register_resolvers
 
     register_resolvers()
     return check(compose(command[0], command[1:]), command[1:])
@@ -165,7 +166,7 @@ def checked(command: list[str]) -> Any:
 
 def network(plan: Any, role: str) -> Any:
     """The same network as in `kd`, from pixels 0..255 to logits."""
-    from kd_cli.models import build_network
+    from kd_cli.networks.wrap import build_network
 
     shape = tuple(plan.dataset.image_shape)
     return build_network(plan[role], shape, plan.dataset.num_classes, plan.precision, role)

@@ -1,7 +1,7 @@
-"""The Hydra launcher `hydra/launcher=joint`; what it does is in `kd_cli/joint.py`.
+"""The Hydra launcher `hydra/launcher=joint`; what it does is in `kd_cli/commands/joint.py`.
 
 Hydra takes a launcher only from the namespace package `hydra_plugins`, so this folder is put on
-`sys.path` (`kd_cli/config.py`). Every command scans it: nothing heavy is imported at the top.
+`sys.path` (`kd_cli/config/compose.py`). Every command scans it, so nothing heavy is imported here.
 """
 
 from hydra.plugins.launcher import Launcher
@@ -21,6 +21,6 @@ class JointLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides, initial_job_idx):
-        from kd_cli.joint import launch
+        from kd_cli.commands.joint import launch
 
         return launch(self.context, self.config, job_overrides, initial_job_idx, self.max_points)

@@ -1,0 +1,184 @@
+"""`kd cache list|verify|prune`: looks after the logits and decoded images that runs keep."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from kd_cli.data.dataset import load_dataset
+from kd_cli.device import request, set_up
+from kd_cli.distillation import logits_cache
+from kd_cli.errors import ConfigError, suggest
+from kd_cli.files import file_hash, files_of
+from kd_cli.terminal import print_table
+
+# Action, its options with their defaults, what it does.
+ACTIONS: dict[str, tuple[dict[str, str], str]] = {
+    "list": ({}, "what is kept, for which teacher and data, and how big it is"),
+    "verify": ({"rows": "100", "seed": "0"}, "checksums, and random rows computed again"),
+    "prune": ({"days": "", "all": "false"}, "remove what can't be used, is old, or all"),
+}
+
+
+def main(words: list[str]) -> int:
+    """Runs `kd cache ACTION key=value ...`; returns 0, or 1 when `verify` found a fault.
+
+    Raises:
+        ConfigError: An unknown action or key, or a value that can't be used.
+    """
+    action, *options = words or ["list"]
+    if action not in ACTIONS:
+        raise ConfigError(
+            f"unknown action '{action}'{suggest(action, ACTIONS)} (kd cache {'|'.join(ACTIONS)})"
+        )
+    values = {"cache_dir": os.environ.get("KD_CACHE_DIR", "outputs/cache"), **ACTIONS[action][0]}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or key not in values:
+            raise ConfigError(
+                f"kd cache {action} takes {', '.join(f'{key}=...' for key in values)}; "
+                f"received '{option}'"
+            )
+        values[key] = value
+    root = Path(values["cache_dir"]).expanduser()
+    if action == "verify":
+        return _verify(root, _number(values, "rows", 1), _number(values, "seed"))
+    if action == "prune":
+        if values["all"] not in ("true", "false"):
+            raise ConfigError(f"all={values['all']} must be true or false")
+        return _prune(root, _number(values, "days") if values["days"] else None, values["all"])
+    return _list(root)
+
+
+def _number(values: dict[str, str], key: str, least: int = 0) -> int:
+    if not values[key].isdecimal() or int(values[key]) < least:
+        raise ConfigError(f"{key}={values[key]} must be a whole number, at least {least}")
+    return int(values[key])
+
+
+def _list(root: Path) -> int:
+    rows = []
+    for folder in logits_cache.entries(root):
+        record = logits_cache.read_manifest(folder)
+        if record is None:
+            rows.append([folder.name, "logits, unfinished", "", "", _size(folder), ""])
+            continue
+        shape = f"{record['rows']:,} x {record['classes']:,}"
+        dataset = record["origin"]["dataset"]["name"]
+        what = f"{dataset}: {record['what']}"
+        rows.append([folder.name, what, shape, record["dtype"], _size(folder), record["written"]])
+    for folder in _decoded(root):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        name = manifest["key"].get("tfds", "image folder")
+        rows.append([folder.name, f"decoded images: {name}", "", "", _size(folder), ""])
+    if not rows:
+        print(f"nothing is kept in {root}")
+        return 0
+    print_table(str(root), ["entry", "what", "shape", "type", "size", "written"], rows)
+    return 0
+
+
+def _decoded(root: Path) -> list[Path]:
+    return sorted(p.parent for p in (root / "data").glob("[!.]*/manifest.json"))
+
+
+def _size(folder: Path) -> str:
+    size = float(sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()))
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def _verify(root: Path, count: int, seed: int) -> int:
+    """Checksums first; then `count` random rows of each entry against the teacher's answer now."""
+    faults = 0
+    for folder in logits_cache.entries(root):
+        record = logits_cache.read_manifest(folder)
+        if record is None:
+            print(f"{folder.name}: unfinished; the next run that needs it continues")
+            continue
+        fault = logits_cache.fault(folder) or _difference(folder, record, count, seed)
+        faults += fault is not None
+        right = f"right ({min(count, record['rows'])} random rows compared)"
+        print(f"{folder.name}: {fault or right}")
+    if faults:
+        print(
+            f"{faults} of the entries can't be used: kd cache prune removes those that are damaged "
+            "or without their teacher, all=true everything"
+        )
+    return 1 if faults else 0
+
+
+def _difference(folder: Path, record: dict[str, Any], count: int, seed: int) -> str | None:
+    """How the entry differs from what its teacher says now; None when it doesn't."""
+    request("auto")
+    set_up("auto")
+    from kd_cli.data.dataset import Split
+    from kd_cli.distillation.teacher_outputs import of_origin
+    from kd_cli.networks.predict import predict_rows
+
+    origin = record["origin"]
+    try:
+        dataset = load_dataset(OmegaConf.create(origin["dataset"]))
+        teacher, prepare, hashes = of_origin(origin, dataset)
+    except ConfigError as error:
+        return f"its teacher or data are gone ({error})"
+    for key, value in hashes.items():
+        if record["key"][key] != value:
+            return f"its {key} have changed since ({record['key'][key][:12]}, now {value[:12]})"
+    rows = np.sort(np.random.default_rng(seed).permutation(record["rows"])[:count])
+    split = getattr(dataset, origin["part"])
+    chosen = Split(split.images, split.labels, split.rows[rows])
+    now = predict_rows(teacher.predict, chosen, prepare)
+    table = np.load(folder / "logits.npy", mmap_mode="r", allow_pickle=False)
+    kept = table[rows].astype(np.float32)
+    # Another batch size or device rounds differently, in bfloat16 by some units of 2^-8; a wrong
+    # row is wrong by far more.
+    relative = 1e-3 if teacher.precision == "float32" else 3e-2
+    tolerance = relative * max(1.0, float(np.abs(now).max())) + record["largest_rounding_error"]
+    difference = float(np.abs(kept - now).max())
+    if difference > tolerance:
+        return f"differs from the teacher by up to {difference:.3g} in {len(rows)} random rows"
+    return None
+
+
+def _prune(root: Path, days: int | None, everything: str) -> int:
+    removed = kept = 0
+    for folder in logits_cache.entries(root):
+        record = logits_cache.read_manifest(folder)
+        age = (time.time() - _newest(folder)) / 86400
+        useless = (
+            record is None
+            or not _has_its_teacher(record["origin"]["teacher"])
+            or logits_cache.fault(folder) is not None
+        )
+        old = days is not None and age >= days
+        if (everything == "true" or useless or old) and logits_cache.remove(folder):
+            removed += 1
+        else:
+            kept += 1
+    if everything == "true":
+        for folder in _decoded(root):
+            (folder / "manifest.json").unlink()  # first: a half-removed one counts as none
+            shutil.rmtree(folder)
+            removed += 1
+    print(f"removed {removed}, kept {kept} in {root}")
+    return 0
+
+
+def _has_its_teacher(origin: dict[str, Any]) -> bool:
+    file = Path(origin["file"])
+    return bool(files_of(file)) and file_hash(file) == origin["sha256"]
+
+
+def _newest(folder: Path) -> float:
+    return max((p.stat().st_mtime for p in folder.iterdir()), default=0.0)

@@ -1,0 +1,143 @@
+"""`kd compare`: the same student with and without a teacher, seed by seed, and a verdict.
+
+A comparison is two sweeps into one folder: the scratch student, then the distilled ones, each with
+the seeds 0, 1, ... So a pair starts from the same weights and sees the same batches for as many
+epochs; the teacher is trained once; what is finished is found again, and an interrupted comparison
+continues where it stopped. Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_cli.commands.sweep import expand
+from kd_cli.config.overrides import override_key, scratch_overrides
+from kd_cli.errors import ConfigError
+from kd_cli.files import write_json
+from kd_cli.report import groups
+from kd_cli.report.build import build_report, write_report
+from kd_cli.report.statistics import MAX_SEEDS, MIN_SEEDS, Summary
+from kd_cli.runs import finished
+from kd_cli.runs.identity import sweep_id
+from kd_cli.terminal import print_table, shown
+
+SEEDS = 5
+_SEED_KEYS = ("seed", "init_seed", "data_seed")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One of a comparison's sweeps, as a user could type it."""
+
+    command: str
+    overrides: list[str]
+
+
+def sweeps(overrides: list[str]) -> list[Sweep]:
+    """The sweeps of a comparison: scratch students first, because they cost no teacher.
+
+    Args:
+        overrides: As typed: those of `kd distill`, swept or not, and `seeds=N`.
+
+    Raises:
+        ConfigError: For seeds that can't serve, or keys that would spoil the pairs.
+    """
+    count, kept = SEEDS, []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "seeds":
+            count = _count(value)
+        elif override_key(override) in _SEED_KEYS:
+            raise ConfigError(
+                f"compare runs the seeds 0, 1, ... itself ({override}): leave it out, or type "
+                "seeds=5"
+            )
+        elif override_key(override) == "rerun":
+            raise ConfigError(f"compare pairs what is finished ({override}): leave it out")
+        else:
+            kept.append(override)
+    if not any(override_key(o) == "sweep" for o in kept):
+        swept = expand(kept)[1] if kept else set()
+        unswept = [o for o in kept if override_key(o) not in swept]
+        kept.append(f"sweep=compare-{sweep_id('compare', unswept)}")
+    kept.append(f"seed={','.join(map(str, range(count)))}")
+    return [Sweep("train-student", scratch_overrides(kept)), Sweep("distill", kept)]
+
+
+def _count(value: str) -> int:
+    if not value.isdigit() or not MIN_SEEDS <= int(value) <= MAX_SEEDS:
+        raise ConfigError(
+            f"seeds={value} must be a whole number from {MIN_SEEDS} to {MAX_SEEDS}: the verdict "
+            f"rests on the differences between at least {MIN_SEEDS} pairs"
+        )
+    return int(value)
+
+
+def conclude(folder: Path) -> None:
+    """Prints what all runs of a comparison's folder say, and leaves it there.
+
+    Writes `comparison.json` (each distilled group's differences by seed, interval and verdict) and
+    the report.
+    """
+    found = finished.find([folder])
+    every, _ = groups.grouped(found.runs)
+    verdicts = groups.compared(every)
+    rows, sentences, record = [], [], []
+    for group in every:
+        one = verdicts.get(group.key)
+        result = one.result if one else None
+        rows.append(
+            [
+                group.name,
+                str(len(group.runs)),
+                _spread(group.summary(finished.validation_accuracy)),
+                _spread(group.summary(finished.test_accuracy)),
+                f"{100 * result.mean:+.2f}" if result else "-",
+                one.verdict if one else "baseline",
+            ]
+        )
+        if one:
+            sentences.append(f"{group.name}: {one.sentence}")
+            record.append(_record(group, one))
+    write_json(folder / "comparison.json", {"schema_version": 1, "against_scratch": record})
+    if not rows:
+        return
+    teachers = {
+        (run.record["teacher"]["name"], run.record["teacher"]["test_accuracy"])
+        for run in found.runs
+        if "teacher" in run.record
+    }
+    columns = ["", "seeds", "validation, %", "test, %", "against scratch", "verdict"]
+    for name, accuracy in sorted(teachers):
+        rows.insert(0, [f"teacher {name}", "1", "-", f"{100 * accuracy:.2f}", "-", "-"])
+    print_table(f"{shown(folder)}: mean and standard deviation over seeds", columns, rows)
+    for sentence in sentences:
+        print(sentence)
+    print(
+        "The epoch is chosen on validation, test is read once at a run's end; the verdict is a "
+        "paired t test on test accuracy over seeds."
+    )
+    write_report(folder / "report", build_report(found, [shown(folder)]))
+    print(f"report:            {shown(folder / 'report' / 'report.html')}")
+
+
+def _spread(summary: Summary | None) -> str:
+    if summary is None:
+        return "-"
+    spread = f" ± {100 * summary.sd:.2f}" if summary.sd is not None else ""
+    return f"{100 * summary.mean:.2f}{spread}"
+
+
+def _record(group: groups.Group, one: groups.Comparison) -> dict[str, Any]:
+    result = one.result
+    return {
+        "group": group.name,
+        "settings": dict(group.settings),
+        "runs": [run.folder.name for run in group.runs if run.folder],
+        "verdict": one.verdict,
+        "sentence": one.sentence,
+        **({"paired": dataclasses.asdict(result)} if result else {}),
+    }

@@ -1,0 +1,336 @@
+"""`kd evaluate WHAT`: quality, fidelity and cost of a finished run or of any `.keras` file.
+
+A run is measured on its own data, unless a dataset is typed; a file on the dataset that is typed.
+Nothing of a run is changed: `evaluation.json` is added to it, or written below outputs/evaluate/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.commands.evaluate_target import (
+    Target,
+    check_same,
+    check_shape,
+    find,
+    warn_of_classes,
+    with_data,
+)
+from kd_cli.config.schema import view_shape
+from kd_cli.data.dataset import Dataset, load_dataset
+from kd_cli.device import request, set_up
+from kd_cli.errors import ConfigError
+from kd_cli.files import open_npz, write_json, write_npz
+from kd_cli.runs import identity, quality
+from kd_cli.runs.ownership import is_given
+from kd_cli.runs.record import environment, read_record
+from kd_cli.terminal import messages, print_table, shown
+from kd_cli.training import assembly
+
+if TYPE_CHECKING:
+    import keras
+
+    from kd_cli.networks.predict import Prepare
+
+
+log = logging.getLogger("kd")
+SCHEMA_VERSION = 1
+BATCHES = (1, 64)
+Arrays = dict[str, np.ndarray]
+
+
+def main(plan: DictConfig, typed: list[str]) -> int:
+    """Runs a checked `kd evaluate`; returns 0.
+
+    Raises:
+        ConfigError: What can't be evaluated, or does not fit its data.
+    """
+    with messages():
+        target = find(plan.what)
+        plan, own = with_data(plan, typed, target)
+        out, result, arrays = _measure(plan, target, own, load_dataset(plan.dataset))
+        if arrays is not None:
+            write_npz(out / "predictions.npz", arrays)
+        write_json(out / "evaluation.json", result)
+    _print(result, out)
+    return 0
+
+
+def _measure(
+    plan: DictConfig, target: Target, own: bool, dataset: Dataset
+) -> tuple[Path, dict[str, Any], Arrays | None]:
+    """All that is measured: its folder, evaluation.json, and predictions.npz where it is new."""
+    record = target.record or {}
+    if own:
+        check_same(plan, record, dataset)
+    warn_of_classes(record, dataset)
+    request(plan.device)
+    device = set_up(plan.device)
+    from kd_cli.networks import cost
+    from kd_cli.networks.keras_file import weights_hash
+    from kd_cli.networks.predict import predict_rows, predictor
+
+    views = assembly.augmentation(plan, dataset)
+    prepare = views.evaluate if views is not None else None
+    model = _model(plan, target, dataset)
+    sha = weights_hash(model)
+    if record and sha != record["weights_sha256"]:
+        raise ConfigError(
+            f"{shown(target.file)} was altered after training (weights {sha[:12]}, recorded "
+            f"{record['weights_sha256'][:12]}); evaluate the file itself: kd evaluate "
+            f"{shown(target.file)} dataset={plan.dataset.name}"
+        )
+    predict = predictor(model)
+    arrays: Arrays = {}
+    for prefix, split in dataset.held_out:
+        arrays[f"{prefix}labels"] = split.labels[split.rows]
+        logits = predict_rows(predict, split, prepare)
+        if not np.isfinite(logits).all():
+            raise ConfigError(f"{plan.what}: its logits on {dataset.name} are not finite")
+        arrays[f"{prefix}{target.role}_logits"] = logits
+    warnings: list[str] = []
+    result: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "what": shown(target.run if record else target.file),
+        "command": record.get("command"),
+        "run_id": record.get("run_id"),
+        "network": target.name,
+        "weights_sha256": sha,
+        "own_data": own,
+        "dataset": {
+            "name": dataset.name,
+            "image_shape": list(dataset.image_shape),
+            "class_names": list(dataset.class_names),
+            "validation": len(dataset.validation) if dataset.validation else 0,
+            "test": len(dataset.test),
+            "fingerprint": dataset.fingerprint,
+            "split_fingerprint": dataset.split_fingerprint,
+        },
+        "augment": {key: OmegaConf.to_container(plan.augment)[key] for key in ("evaluate", "size")},
+        "quality": quality.of_splits(arrays, target.role),
+    }
+    accuracy = result["quality"]["test"]["accuracy"]
+    if own and accuracy != record["test"]["accuracy"]:
+        warnings.append(
+            f"test accuracy is {accuracy:.6f} now, the run recorded "
+            f"{record['test']['accuracy']:.6f}; another device or version rounds differently"
+        )
+    if record and dataset.validation and _trained_on(record, dataset):
+        warnings.append(
+            "this split is not the run's: its validation images may be some that the run was "
+            "trained on, so validation, and the temperature fitted on it, say little"
+        )
+    if record.get("command") == "distill":
+        why = _ask_teacher(plan, target, own, dataset, arrays, prepare)
+        if why:
+            warnings.append(f"no fidelity to the teacher: {why}")
+        else:
+            result["fidelity"] = quality.fidelity_of_splits(arrays, record["temperature"])
+            known = {key: record["teacher"][key] for key in ("path", "name", "weights_sha256")}
+            result["teacher"] = known | {"quality": quality.of_splits(arrays, "teacher")}
+    # Of the last minute, before the measurement: other work on the machine makes it slower.
+    load = os.getloadavg()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    shape = view_shape(plan.augment.size, dataset.image_shape)
+    try:
+        operations: int | None = cost.flops(model, shape)
+    except cost.UncountedError as error:
+        operations = None
+        warnings.append(f"FLOPs are not counted: {error}")
+    result |= {
+        "parameters": model.count_params(),
+        "flops": operations,
+        "flops_convention": cost.CONVENTION,
+        "file_bytes": target.file.stat().st_size,
+        "latency": {
+            str(batch): cost.latency(predict, _batch(dataset, batch, prepare)) for batch in BATCHES
+        },
+        "device": device,
+        "cores": cores,
+        "load_average": load,
+        **environment(),
+        "warnings": warnings,
+    }
+    for warning in warnings:
+        log.warning("%s", warning)
+    if own:
+        return target.run, result, None
+    return _folder(result), result, arrays
+
+
+def _trained_on(record: dict[str, Any], dataset: Dataset) -> bool:
+    """Whether these are the images of a run, split in another way."""
+    if record["command"] == "self-train":  # its split counts the pseudo-labels
+        return False
+    then = record["dataset"]
+    same = then["fingerprint"] == dataset.fingerprint
+    return same and then["split_fingerprint"] != dataset.split_fingerprint
+
+
+def _model(plan: DictConfig, target: Target, dataset: Dataset) -> keras.Model:
+    """The network from the pixels of the dataset to its logits, checked."""
+    from kd_cli.networks.keras_file import load_keras
+    from kd_cli.networks.wrap import ADAPTER, check_network, with_adapter
+
+    model = load_keras(target.file, "evaluate")
+    try:
+        expected = model.input_shape
+    except (AttributeError, ValueError):
+        expected = None
+    if not isinstance(expected, tuple) or len(expected) != 4:
+        raise ConfigError(
+            f"{plan.what}: expected a network with one input [batch, height, width, channels], "
+            f"received {expected}"
+        )
+    outputs = model.output_shape
+    if isinstance(outputs, tuple) and outputs[-1] != dataset.num_classes:
+        raise ConfigError(
+            f"{plan.what} has {outputs[-1]} outputs, {dataset.name} has {dataset.num_classes} "
+            "classes; type dataset=OPTION to choose other data"
+        )
+    check_network(model, dataset.num_classes, plan.what)
+    shape = view_shape(plan.augment.size, dataset.image_shape)
+    asked = plan.input.size is not None or (plan.input.scale, plan.input.offset) != (1, 0)
+    if asked and any(layer.name == ADAPTER for layer in model.layers):
+        raise ConfigError(f"{plan.what} takes raw pixels: it has its scale inside; leave input out")
+    check_shape(plan, expected[1:], view_shape(plan.input.size, shape))
+    return with_adapter(model, plan.input, shape, "input") if asked else model
+
+
+def _batch(dataset: Dataset, size: int, prepare: Prepare | None) -> np.ndarray:
+    """Test images [size, H, W, C], as often as it takes, as the network gets them."""
+    import tensorflow as tf
+
+    rows = np.resize(dataset.test.rows, size)
+    images = tf.constant(dataset.test.images[rows])
+    if prepare is not None:
+        images = prepare(images, tf.constant(rows, tf.int64))
+    return np.asarray(images, np.float32)
+
+
+def _ask_teacher(
+    plan: DictConfig,
+    target: Target,
+    own: bool,
+    dataset: Dataset,
+    arrays: Arrays,
+    prepare: Prepare | None,
+) -> str:
+    """Adds the teacher's logits to `arrays`: those that the run kept, or else asked now.
+
+    Returns:
+        Why there are none; empty when they were added.
+    """
+    if own:
+        with (
+            contextlib.suppress(OSError, ValueError),
+            open_npz(target.run / "predictions.npz") as kept,
+        ):
+            names = [f"{prefix}labels" for prefix, _ in dataset.held_out]
+            if all(name in kept and np.array_equal(kept[name], arrays[name]) for name in names):
+                found = {name: kept[name] for name in kept if name.endswith("teacher_logits")}
+                if "teacher_logits" in found:
+                    arrays |= found
+                    return ""
+    from kd_cli.distillation import teacher as teachers
+    from kd_cli.networks.predict import predict_rows
+
+    known, spec = target.record["teacher"], target.record["config"]["teacher"]
+    node = {"checkpoint": None, "weights": None, "precision": None, **spec}
+    path = Path(node["checkpoint"] or node["weights"] or known["path"])
+    if not path.exists():
+        return f"{shown(path)} is gone"
+    asked = OmegaConf.create({"augment": plan.augment, "teacher": node, "teacher_dir": str(path)})
+    try:
+        if is_given(asked.teacher):
+            teacher = teachers.find(asked, dataset)
+        else:
+            record = read_record(path)
+            if record is None:
+                return f"{shown(path)} holds no finished teacher"
+            teacher = teachers.of_run(path, record, asked, dataset)
+    except ConfigError as error:
+        return str(error)
+    if teacher.weights_sha256 != known["weights_sha256"]:
+        return f"{shown(path)} holds another teacher now"
+    for prefix, split in dataset.held_out:
+        arrays[f"{prefix}teacher_logits"] = predict_rows(teacher.predict, split, prepare)
+    return ""
+
+
+def _folder(result: dict[str, Any]) -> Path:
+    """Where the evaluation on other data is written; beside that on data of the same name."""
+    data_of = ("dataset", "augment")
+    sha, dataset = result["weights_sha256"], result["dataset"]["name"]
+    folder = identity.OUTPUTS / "evaluate" / dataset / f"{result['network']}-{sha[:8]}"
+    try:
+        kept = json.loads((folder / "evaluation.json").read_text())
+    except (OSError, ValueError):
+        return folder
+    if all(kept.get(key) == result[key] for key in data_of):
+        return folder
+    return folder.with_name(f"{folder.name}-{identity.digest([result[key] for key in data_of], 8)}")
+
+
+_ROWS = {
+    "accuracy": "accuracy",
+    "top5": "top-5 accuracy",
+    "nll": "NLL, nats",
+    "brier": "Brier score, 0 to 2",
+    "ece": "ECE, 15 bins of equal width",
+    "ece_equal_mass": "ECE, 15 bins of equal mass",
+    "nll_scaled": "NLL, temperature-scaled",
+    "ece_scaled": "ECE, temperature-scaled",
+}
+_FIDELITY_ROWS = {
+    "agreement": "agreement with its teacher",
+    "agreement_teacher_wrong": "agreement where the teacher is wrong",
+    "kl": "KL(teacher || student), nats",
+    "kl_at_temperature": "KL at the training's temperature",
+}
+
+
+def _print(result: dict[str, Any], out: Path) -> None:
+    """The table of `kd evaluate`."""
+    splits = list(result["quality"])
+
+    def row(name: str, values: list[float | None]) -> list[str]:
+        return [name, *("-" if value is None else f"{round(value, 4) + 0:.4f}" for value in values)]
+
+    rows = []
+    for part, names in (("quality", _ROWS), ("fidelity", _FIDELITY_ROWS)):
+        for key, name in names.items():
+            values = [result.get(part, {}).get(split, {}).get(key) for split in splits]
+            if any(value is not None for value in values):
+                rows.append(row(name, values))
+    worst = [min((v, n) for v, n in _per_class(result, split)) for split in splits]
+    rows.append(["worst class", *(f"{name}: {value:.4f}" for value, name in worst)])
+    sizes = [f"{split} ({result['dataset'][split]:,})" for split in splits]
+    print_table(f"{result['network']} on {result['dataset']['name']}", ["", *sizes], rows)
+    operations = result["flops"]
+    print(f"network            {result['what']}")
+    print(f"parameters         {result['parameters']:,}")
+    print(f"FLOPs per image    {'not counted' if operations is None else f'{operations:,}'}")
+    print(f"file               {result['file_bytes']:,} bytes")
+    for batch, taken in result["latency"].items():
+        print(
+            f"latency, batch {batch:<3} {taken['median_ms']:.3g} ms median, {taken['p95_ms']:.3g} "
+            f"ms 95th percentile of {taken['runs']} runs"
+        )
+    cores, load = result["cores"], result["load_average"]
+    print(f"device             {result['device']}, {cores} cores, load average {load:.1f}")
+    print(f"written            {shown(out / 'evaluation.json')}")
+
+
+def _per_class(result: dict[str, Any], split: str) -> list[tuple[float, str]]:
+    names = result["dataset"]["class_names"]
+    found = zip(result["quality"][split]["per_class"], names, strict=True)
+    return [(value, name) for value, name in found if value is not None]

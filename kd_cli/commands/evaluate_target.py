@@ -1,0 +1,214 @@
+"""What `kd evaluate` measures, and on which data: found and checked without TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import json
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.config.instantiate import build
+from kd_cli.config.overrides import override_key
+from kd_cli.config.schema import view_shape
+from kd_cli.data.dataset import Dataset
+from kd_cli.errors import ConfigError, first_line
+from kd_cli.runs import identity
+from kd_cli.runs.record import read_record
+from kd_cli.terminal import shown
+
+log = logging.getLogger("kd")
+_NEEDED = ("command", "config", "dataset", "network", "test", "weights_sha256")
+_FINGERPRINTS = ("fingerprint", "split_fingerprint")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is evaluated.
+
+    Attributes:
+        file: The `.keras` file.
+        record: The content of the run's metrics.json; None for a file by itself.
+        name: Of the network.
+        role: `teacher` or `student`, as the arrays of predictions.npz are called.
+    """
+
+    file: Path
+    record: dict[str, Any] | None
+    name: str
+    role: str
+
+    @property
+    def run(self) -> Path:
+        return self.file.parent
+
+
+def find(what: str) -> Target:
+    """The network that a path means.
+
+    Raises:
+        ConfigError: No such path, no `.keras` file, or no finished run.
+    """
+    path = Path(what).expanduser()
+    expected = "expected the directory of a finished run, or a .keras file"
+    if not path.exists():
+        raise ConfigError(f"{what} does not exist; {expected}")
+    path = path.resolve()  # outputs/latest moves
+    if not path.is_dir():
+        if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+            raise ConfigError(f"{what} is not a .keras file; {expected}")
+        return Target(path, None, path.stem, "student")
+    try:
+        record = read_record(path)
+    except ValueError as error:
+        raise ConfigError(f"{what}/metrics.json can't be read: {first_line(error)}") from error
+    if record is None:
+        raise ConfigError(f"{what} is not a finished run{_why(path)}; {expected}")
+    if not isinstance(record, dict) or not all(key in record for key in _NEEDED):
+        raise ConfigError(f"{what}/metrics.json is not of a run of kd; {expected}")
+    if not zipfile.is_zipfile(path / "model.keras"):
+        raise ConfigError(f"{what}/model.keras is gone or damaged; the run can't be evaluated")
+    role = "teacher" if record["command"] == "train-teacher" else "student"
+    return Target(path / "model.keras", record, record["network"], role)
+
+
+def _why(folder: Path) -> str:
+    """What a directory without metrics.json is instead."""
+    below = itertools.chain.from_iterable(
+        folder.glob(f"{levels}metrics.json") for levels in ("*/", "*/*/", "*/*/*/")
+    )
+    first = next(below, None)
+    if first is not None:
+        return f", but holds some, such as {shown(first.parent)}"
+    if (folder / ".hydra").is_dir():
+        return " (it has no metrics.json yet: the command that began it continues it)"
+    return " (it has no metrics.json)"
+
+
+def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictConfig, bool]:
+    """The plan with the data that count, and whether they are the run's own.
+
+    Raises:
+        ConfigError: Typed keys that don't go together, or data that don't fit the run.
+    """
+    folder = identity.OUTPUTS / "evaluate"
+    for parent in [folder, *folder.parents]:
+        if parent.exists() and not parent.is_dir():
+            raise ConfigError(f"{parent} is a file; kd needs a directory there")
+    plain = OmegaConf.to_container(plan)
+    plain["augment"]["compiled"] = False  # a single pass
+    size, nodes = plan.augment.size, [*plan.augment.train, *plan.augment.evaluate]
+    if size is not None and not nodes:
+        raise ConfigError(f"augment.size={size}: no node of augment brings images to it")
+    if target.record is None:
+        plan = OmegaConf.create(plain)
+        expected = _input_shape(target.file)
+        given = view_shape(plan.input.size or plan.augment.size, plan.dataset.image_shape)
+        if len(expected) == 3:  # (of a network with other inputs Keras tells)
+            check_shape(plan, expected, given)
+        return plan, False
+    keys = [override_key(override) for override in typed]
+    recorded = target.record["config"]
+    for key in keys:
+        if key.startswith("input"):
+            raise ConfigError(f"{key}: a run's model.keras takes raw pixels; leave it out")
+        if key.startswith("dataset.") and "dataset" not in keys:
+            raise ConfigError(
+                f"{key}: the run has its own dataset; type dataset={recorded['dataset']['name']} "
+                f"{key}=... to evaluate it on other data"
+            )
+    if "dataset" not in keys:
+        plain["dataset"] = _recorded(recorded["dataset"], plan, keys, target.run)
+    other_pixels = any(key.split(".")[0] == "augment" for key in keys)
+    if not other_pixels:
+        plain["augment"] |= recorded.get("augment", {})
+    plan = OmegaConf.create(plain)
+    spec = identity.dataset_spec(plan.dataset)
+    own = not other_pixels and identity.digest(spec) == identity.digest(recorded["dataset"])
+    known = target.record["dataset"]
+    if len(known["class_names"]) != plan.dataset.num_classes:
+        raise ConfigError(
+            f"{plan.what} was trained for {len(known['class_names'])} classes "
+            f"({known['name']}), {plan.dataset.name} has {plan.dataset.num_classes}"
+        )
+    trained_on = view_shape(recorded.get("augment", {}).get("size"), known["image_shape"])
+    given = view_shape(plan.augment.size, plan.dataset.image_shape)
+    check_shape(plan, trained_on, given)
+    return plan, own
+
+
+def _input_shape(file: Path) -> list[int | None]:
+    """[H, W, C] that a `.keras` file takes, read without Keras; empty where it is not plain."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            first = json.loads(archive.read("config.json"))["config"]["layers"][0]
+        return list(first["config"]["batch_shape"][1:])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile):
+        return []  # Keras will tell
+
+
+def check_shape(plan: DictConfig, expected: Sequence[int | None], given: Sequence[int]) -> None:
+    """Raises ConfigError when a network takes other images than it would get.
+
+    Args:
+        plan: Names network and data.
+        expected: [H, W, C], None for any.
+        given: [H, W, C].
+    """
+    if any(e not in (None, g) for e, g in zip(expected, given, strict=True)):
+        raise ConfigError(
+            f"{plan.what} takes images of shape {list(expected)}, {plan.dataset.name} would give "
+            f"it {list(given)}; choose other data, or (for a file that kd did not write) "
+            "input.size=..."
+        )
+
+
+def _recorded(spec: dict[str, Any], plan: DictConfig, typed: list[str], run: Path) -> Any:
+    """A run's dataset node, with the places that its record leaves out.
+
+    They are as typed now, or else as typed for the run, or else the defaults.
+    """
+    source = dict(spec["source"])
+    then: dict[str, Any] = {}
+    with contextlib.suppress(OSError):
+        then = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "config.yaml"))
+    function = build({**source, "_partial_": True}, "dataset.source").func
+    for key in ("data_dir", "cache_dir"):
+        if key in inspect.signature(function).parameters:
+            old = then.get(key)
+            of_then = isinstance(old, str) and "$" not in old and key not in typed
+            source[key] = old if of_then else plan[key]
+    return {"labelled_fraction": 1.0, **spec, "source": source}
+
+
+def check_same(plan: DictConfig, record: dict[str, Any], dataset: Dataset) -> None:
+    """Raises ConfigError when the data that a run was made from have changed since."""
+    # (The split of self-training counts the pseudo-labels, which nobody is evaluated on.)
+    keys = ("fingerprint",) if record["command"] == "self-train" else _FINGERPRINTS
+    for key in keys:
+        then, now = record["dataset"][key], getattr(dataset, key)
+        if then != now:
+            raise ConfigError(
+                f"{plan.what}: its data {dataset.name} are others now ({key} {then[:12]}, now "
+                f"{now[:12]}); to evaluate it on them, give its file: {plan.what}/model.keras "
+                f"dataset={dataset.name}"
+            )
+
+
+def warn_of_classes(record: dict[str, Any], dataset: Dataset) -> None:
+    """Says when the classes of the data are not those that a run was trained for."""
+    trained = record.get("dataset", {}).get("class_names")
+    if trained is not None and trained != list(dataset.class_names):
+        log.warning(
+            "the network was trained on the classes %s, in %s they are %s",
+            ", ".join(trained[:3]) + ", ...",
+            dataset.name,
+            ", ".join(dataset.class_names[:3]) + ", ...",
+        )

@@ -1,0 +1,352 @@
+"""`kd explain`: what a distill run would do, and how the terms of its loss pull at the first step.
+
+The run's own engine, teacher and first batch are asked, so what is told is what would happen.
+Nothing is trained and no run directory is made; only the caches fill that any run fills.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.commands.execute import teacher_overrides
+from kd_cli.data.dataset import Dataset, load_dataset
+from kd_cli.device import request, set_up
+from kd_cli.errors import ConfigError
+from kd_cli.runs import quality
+from kd_cli.runs.ownership import is_given
+from kd_cli.runs.record import read_record
+from kd_cli.terminal import messages, print_table, shown
+from kd_cli.training import assembly
+from kd_cli.training.schedules import in_steps
+
+if TYPE_CHECKING:
+    from kd_cli.data.views import Views
+    from kd_cli.distillation.teacher import Teacher
+    from kd_cli.distillation.teacher_outputs import Outputs
+    from kd_cli.training.step import Engine, Learner
+
+
+FAINT = 0.01  # share of the gradient norm below which a term decides nothing
+
+
+@dataclass(frozen=True)
+class Pull:
+    """How the terms of a loss act on a batch.
+
+    Attributes:
+        terms: Their names; a network's own losses come last, as `regularisation`.
+        values: [n] means over the batch, weights included, in nats.
+        norms: [n] L2 norms of each term's own gradient by all trainable weights.
+        cosines: [n, n] between these gradients; NaN where one of them is 0.
+        examples: In the batch.
+    """
+
+    terms: list[str]
+    values: np.ndarray
+    norms: np.ndarray
+    cosines: np.ndarray
+    examples: int
+
+    @property
+    def shares(self) -> np.ndarray:
+        """[n] of the sum of the norms; NaN where all are 0 or one is not finite."""
+        total = self.norms.sum()
+        return self.norms / total if total > 0 else np.full(len(self.norms), np.nan)
+
+
+def explain(plan: DictConfig, typed: list[str]) -> None:
+    """Prints what `kd distill` would do with a checked configuration.
+
+    Args:
+        plan: Of distill, from `config.check`.
+        typed: Its overrides, for the command that trains a missing teacher.
+
+    Raises:
+        ConfigError: The teacher is not trained yet, or anything that a run would refuse.
+    """
+    if not is_given(plan.teacher) and read_record(Path(plan.teacher_dir)) is None:
+        raise ConfigError(
+            f"no finished teacher in {shown(plan.teacher_dir)}, and explain trains none; train it "
+            f"with: {shlex.join(['kd', 'train-teacher', *teacher_overrides(typed)])}"
+        )
+    request(plan.device)
+    with messages():
+        dataset = load_dataset(plan.dataset)
+        assembly.check_labels(plan, dataset)
+        set_up(plan.device)
+        from kd_cli.distillation import teacher as teachers
+        from kd_cli.distillation import teacher_checks, teacher_outputs
+
+        views = assembly.augmentation(plan, dataset)
+        teacher_outputs.why_live(plan, views)
+        teacher = teachers.find(plan, dataset)
+        teacher_checks.refuse(teacher, dataset, views.evaluate if views else None)
+        known = quality.of_splits(
+            teacher_outputs.held_out(teacher, plan, dataset, views), "teacher"
+        )
+        doubts = teacher_checks.warnings(teacher, plan, dataset, known)
+        epochs = assembly.epochs(plan, dataset)
+        outputs = teacher_outputs.outputs(teacher, plan, dataset, views, epochs)
+        engine = assembly.engine_for([plan], dataset, "student", outputs)
+        (learner,) = engine.learners
+        found = pull(learner, *engine.first_batch())
+    for head, text in [
+        ("loss", loss_line(plan)),
+        ("schedule", schedule_line(plan, learner.schedule, *assembly.length(plan, dataset))),
+        ("optimizer", optimizer_line(plan)),
+        *_data_path(plan, dataset, views, engine),
+        ("student", f"{plan.student.name}, {_network(learner.model)}"),
+        ("teacher", _teacher_line(teacher, known)),
+        ("", _network(teacher.model)),
+        ("its logits", _answers_line(outputs, views)),
+        ("first batch", f"{found.examples} images; initial weights of init_seed {plan.init_seed}"),
+    ]:
+        print(f"{head:<12}{text}")
+    print_table(
+        "",
+        ["term", "value", "gradient norm", "share"],
+        [
+            [name, f"{value:.4g}", f"{norm:.4g}", f"{100 * share:.2f} %"]
+            for name, value, norm, share in zip(
+                found.terms, found.values, found.norms, found.shares, strict=True
+            )
+        ],
+    )
+    if len(found.terms) == 2 and np.isfinite(found.cosines[0, 1]):
+        first, second = found.terms
+        print(f"cosine of the gradients of {first} and {second}: {found.cosines[0, 1]:.3f}")
+    for text in [*remarks(found, learner.hyper), *(f"warning: {text}" for text in doubts)]:
+        print(text)
+
+
+def pull(learner: Learner, images: Any, labels: Any, teacher: Mapping[str, Any] | None) -> Pull:
+    """Value and gradient of each term of a loss, of a training step that is not taken.
+
+    Args:
+        learner: At the weights that are asked about.
+        images, labels, teacher: The step's batch, as `Engine.first_batch` gives it.
+    """
+    import tensorflow as tf
+
+    optimizer, variables = learner.optimizer, learner.model.trainable_variables
+
+    @tf.function(autograph=False)
+    def compute() -> tuple[Any, Any]:
+        with tf.GradientTape(persistent=True) as tape:
+            _, means = learner.forward(images, labels, teacher)
+            # As in training: without it a float16 network's small gradients vanish.
+            scaled = [optimizer.scale_loss(mean) for mean in means]
+        each = [tape.gradient(one, variables) for one in scaled]
+        gram = tf.zeros([len(each), len(each)], tf.float64)
+        for variable, *parts in zip(variables, *each, strict=True):
+            flat = [
+                # None where the term does not reach the variable.
+                tf.zeros([math.prod(variable.shape)]) if part is None else tf.reshape(part, [-1])
+                for part in parts
+            ]
+            rows = tf.cast(tf.stack(flat), tf.float64)
+            gram += tf.matmul(rows, rows, transpose_b=True)
+        factor = tf.cast(optimizer.scale_loss(tf.constant(1.0)), tf.float64)
+        return tf.stack(means), gram / factor**2
+
+    values, gram = (np.asarray(part, np.float64) for part in compute())
+    norms = np.sqrt(np.diag(gram))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines = gram / np.outer(norms, norms)
+    return Pull(list(learner.terms), values, norms, cosines, int(images.shape[0]))
+
+
+def remarks(found: Pull, hyper: Mapping[str, Any]) -> list[str]:
+    """What is odd about the balance of the terms, a line each, with what to change.
+
+    Args:
+        found: From `pull`.
+        hyper: The loss's keywords.
+
+    Returns:
+        Warnings for a value or gradient that is not finite, and for a term of the loss below 1 %
+        of the gradient norm (so that another is above 99 %); a note where alpha asks for that.
+    """
+    from kd_cli.training.step import REGULARISATION
+
+    finite = np.isfinite(found.values) & np.isfinite(found.norms)
+    if not finite.all():
+        name = found.terms[int(np.argmin(finite))]
+        return [
+            f"warning: the term '{name}' or its gradient is not finite at the first step; look at "
+            "the images' range (student.input, teacher.input)"
+        ]
+    loss = [name for name in found.terms if name != REGULARISATION]
+    if len(loss) < 2:
+        return []
+    if not found.norms.any():
+        return ["warning: no term has a gradient on this batch: nothing would be learned"]
+    lines = []
+    strongest = found.terms[int(np.argmax(found.shares))]
+    alpha = hyper.get("alpha")
+    for name, share in zip(found.terms, found.shares, strict=True):
+        if name not in loss or share >= FAINT:
+            continue
+        if alpha in (0, 1) and (name == "hard") == (alpha == 0):
+            lines.append(f"note: alpha={alpha:g} switches the term '{name}' off")
+        else:
+            lines.append(
+                f"warning: the term '{name}' has {100 * share:.2f} % of the gradient norm, "
+                f"'{strongest}' {100 * found.shares.max():.2f} %: it decides next to nothing; "
+                f"{_advice(name, found, hyper)}"
+            )
+    return lines
+
+
+def _advice(name: str, found: Pull, hyper: Mapping[str, Any]) -> str:
+    """What to type so that a faint term counts; numbers of this batch."""
+    alpha, temperature = hyper.get("alpha"), hyper.get("temperature")
+    loss = [term for term in found.terms if term in ("hard", "soft", "teacher")]
+    if name not in loss or "hard" not in loss or len(loss) != 2 or alpha in (None, 0, 1):
+        return "give it a larger weight"
+    # Without their weights, which are alpha for the labels and 1 - alpha for the teacher.
+    hard, other = (
+        found.norms[found.terms.index(term)] / weight
+        for term, weight in ((loss[0], alpha), (loss[1], 1 - alpha))
+    )
+    advice = []
+    if name == "soft" and temperature and temperature > 1 and not hyper.get("t_squared"):
+        factor = temperature**2
+        share = (1 - alpha) * other * factor / (alpha * hard + (1 - alpha) * other * factor)
+        advice.append(
+            f"t_squared=true (T^2 = {factor:g}) would give it {100 * share:.0f} % of the two"
+        )
+    balance = other / (hard + other) if hard + other > 0 else 0.0
+    if 0 < float(f"{balance:.4g}") < 1:
+        advice.append(f"alpha={balance:.4g} would balance the two on this batch")
+    return ", ".join(advice) or "give it a larger weight"
+
+
+def loss_line(plan: DictConfig) -> str:
+    """The loss with its weights as numbers, and what T^2 is or would be."""
+    from kd_cli.distillation.losses import formula
+
+    hyper = {k: v for k, v in plan.loss.items() if k not in ("_target_", "_partial_")}
+    text = formula(plan.loss["_target_"], hyper)
+    if "t_squared" in hyper and hyper.get("temperature", 1) != 1:
+        squared = f"{hyper['temperature'] ** 2:g}"
+        text += f" (T^2 = {squared})" if hyper["t_squared"] else f" (without T^2 = {squared})"
+    return text
+
+
+def schedule_line(plan: DictConfig, schedule: Any, total: int, steps_per_epoch: int) -> str:
+    """The name, and the learning rates at the first step, after the warm-up, half-way, at the end.
+
+    Args:
+        plan: Names the schedule.
+        schedule: step -> learning rate; the first step is 0.
+        total: Steps of the training.
+        steps_per_epoch: Of which so many are an epoch.
+    """
+    node = plan.schedule
+    warmup = in_steps(node.get("warmup_steps"), node.get("warmup_epochs"), steps_per_epoch)
+    places = {"first step": 0}
+    if warmup:
+        places[f"end of the warm-up (step {warmup:,})"] = warmup
+    places[f"middle (step {total // 2:,})"] = total // 2
+    places[f"last step ({total - 1:,})"] = total - 1
+    rates = [f"{float(schedule(step)):.4g} at the {name}" for name, step in places.items()]
+    return f"{_short(node['_target_'])}: {', '.join(rates)}"
+
+
+def optimizer_line(plan: DictConfig) -> str:
+    """Name and options of the optimizer; its rate is the schedule's."""
+    return f"{_call(OmegaConf.to_container(plan.optimizer))}, {plan.precision}"
+
+
+def _data_path(
+    plan: DictConfig, dataset: Dataset, views: Views | None, engine: Engine
+) -> list[tuple[str, str]]:
+    """From the stored images to what the networks get, a line each."""
+    from kd_cli.data.batches import InMemory
+
+    total, per_epoch = assembly.length(plan, dataset)
+    held = f"{len(dataset.validation):,} validation" if dataset.validation else "no validation"
+    bare = "" if dataset.train.labelled else " (without labels)"
+    images = dataset.train.images
+    where = "in memory" if isinstance(engine.source, InMemory) else "streamed from the disk"
+    lines = [
+        (
+            "data",
+            f"{dataset.name}: {len(dataset.train):,} training{bare}, {held}, "
+            f"{len(dataset.test):,} test images of {dataset.num_classes} classes",
+        ),
+        (
+            "steps",
+            f"{total:,} of {plan.batch_size} images, {per_epoch:,} an epoch, "
+            f"{math.ceil(total / per_epoch):,} epochs; order by data_seed {plan.data_seed}",
+        ),
+        ("pixels", f"{list(dataset.image_shape)} {images.dtype}, 0..255, {where}"),
+    ]
+    if views is None:
+        return [*lines, ("augment", "none: the same pixels in every epoch, for both networks")]
+    train = ", ".join(_call(node) for node in OmegaConf.to_container(plan.augment.train))
+    evaluation = ", ".join(_call(node) for node in OmegaConf.to_container(plan.augment.evaluate))
+    seen = {
+        "consistent": "teacher and student get the same tensor",
+        "independent": "the teacher gets other crops and flips than the student",
+        "fixed_teacher": "the teacher gets the image as in evaluation",
+    }
+    return [
+        *lines,
+        ("augment", f"{train or 'none'}; in evaluation {evaluation or 'none'}"),
+        ("view", f"{plan.view}: {seen[plan.view]}, {list(views.shape)}"),
+    ]
+
+
+def _teacher_line(teacher: Teacher, known: Mapping[str, Mapping[str, Any]]) -> str:
+    part = "validation" if "validation" in known else "test"
+    training = f", {teacher.training}" if teacher.training else ""
+    accuracy = f"{part} {known[part]['accuracy']:.4f}"
+    return f"{teacher.name}{training}, {accuracy} ({shown(teacher.path)})"
+
+
+def _answers_line(outputs: Outputs, views: Views | None) -> str:
+    """Cached or live, and why."""
+    if outputs.live is not None:
+        return outputs.how
+    if outputs.repeats is not None:
+        return f"{outputs.how}: they come again every {outputs.repeats} epochs"
+    same = "the pixels are" if views is None else "the teacher's pixels are"
+    return f"{outputs.how}: {same} the same in every epoch"
+
+
+def _network(model: Any) -> str:
+    """Parameters and input adapter of a network behind `models.with_adapter`."""
+    from kd_cli.networks.wrap import ADAPTER
+
+    found = {layer.name: layer for layer in model.layers}
+    words = [f"{model.count_params():,} parameters"]
+    if f"{ADAPTER}_size" in found:
+        size = found[f"{ADAPTER}_size"]
+        words.append(f"resized to {size.height}x{size.width}")
+    if ADAPTER in found:
+        scale, offset = found[ADAPTER].scale, found[ADAPTER].offset
+        words.append(
+            f"pixels * {scale:.6g} {'-' if offset < 0 else '+'} {abs(offset):g} (0..255 becomes "
+            f"{offset:.4g}..{255 * scale + offset:.4g})"
+        )
+    return ", ".join(words)
+
+
+def _short(target: str) -> str:
+    return target.rsplit(".", 1)[-1]
+
+
+def _call(node: Mapping[str, Any]) -> str:
+    """`random_crop(size=128)` of a node."""
+    options = [f"{k}={v}" for k, v in node.items() if k not in ("_target_", "_partial_", "name")]
+    return _short(node["_target_"]) + (f"({', '.join(options)})" if options else "")

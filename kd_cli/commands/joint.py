@@ -1,0 +1,167 @@
+"""Joint sweeps: the points that can share one graph train together, the others one after another.
+
+One pass over the data and one teacher serve all points of a group. Each point leaves what a single
+run leaves; Hydra's own `run_job` then hands over the finished result, so `.hydra/` and failures
+are those of any sweep (callbacks see each job after its training).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kd_cli.commands.execute import execute_together, finished
+from kd_cli.commands.job import concluded
+from kd_cli.config.check import check
+from kd_cli.errors import ConfigError
+from kd_cli.runs.identity import digest, point_dir, run_id, run_spec
+from kd_cli.runs.resolvers import register_resolvers
+from kd_cli.terminal import ConsoleHandler, log_file
+from kd_cli.training.train import Result, Run
+
+log = logging.getLogger("kd")
+
+
+@dataclass(frozen=True)
+class Point:
+    number: int
+    config: DictConfig
+    run: Run
+
+
+def launch(
+    context: HydraContext,
+    config: DictConfig,
+    job_overrides: Sequence[Sequence[str]],
+    first: int,
+    max_points: int,
+) -> list[JobReturn]:
+    """Trains all points, group by group; returns what Hydra expects of a launcher, in order.
+
+    Raises:
+        ConfigError: When `max_points` is no number above 0.
+    """
+    if not isinstance(max_points, int) or max_points < 1:
+        raise ConfigError(f"hydra.launcher.max_points={max_points} must be at least 1")
+    setup_globals()
+    register_resolvers()
+    points = [
+        _point(context, config, overrides, first + number)
+        for number, overrides in enumerate(job_overrides)
+    ]
+    returned: dict[int, JobReturn] = {}
+    for group in groups([point.run for point in points], max_points):
+        members = [points[number] for number in group]
+        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+        results = _train([member.run for member in members])
+        for number, member, result in zip(group, members, results, strict=True):
+            returned[number] = run_job(
+                hydra_context=context,
+                task_function=_handing_over(result),
+                config=member.config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    return [returned[number] for number in range(len(points))]
+
+
+def groups(runs: list[Run], max_points: int) -> list[list[int]]:
+    """Numbers of the runs that can train together, in groups of at most `max_points`."""
+    found: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        found.setdefault(_shared(run.plan), []).append(number)
+    return [
+        group[start : start + max_points]
+        for group in found.values()
+        for start in range(0, len(group), max_points)
+    ]
+
+
+def _shared(plan: DictConfig) -> str:
+    """Equal for runs that see the same batches and the same teacher, with the same kind of step.
+
+    They may differ in initial weights, loss with its options, learning rate and epochs.
+    """
+    if plan.command == "self-train":
+        return run_id(plan)  # its rounds are trainings of their own
+    spec = run_spec(plan)
+    spec["schedule"].pop("learning_rate", None)
+    for key in ("init_seed", "loss", "learning_rate", "epochs"):
+        spec.pop(key, None)
+    return digest([spec, plan.device, plan.memory_gib], 32)
+
+
+def _point(
+    context: HydraContext, config: DictConfig, overrides: Sequence[str], number: int
+) -> Point:
+    composed = context.config_loader.load_sweep_config(config, list(overrides))
+    with open_dict(composed):
+        composed.hydra.job.id = composed.hydra.job.num = number
+    typed = list(composed.hydra.overrides.task)
+    plan = check(composed, typed)
+    return Point(number, composed, Run(plan, point_dir(plan), typed))
+
+
+def _train(runs: list[Run]) -> list[Result]:
+    unfinished = {run.out: run for run in runs if finished(run) is None}
+    for run in unfinished.values():
+        (run.out / ".hydra").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(run.typed), run.out / ".hydra" / "overrides.yaml")
+        (run.out / "error.json").unlink(missing_ok=True)
+    try:
+        with _logging_to(list(unfinished)):
+            if len(unfinished) > 1:
+                log.info("%d points train together", len(unfinished))
+            return execute_together(runs)
+    except Exception as error:  # raised again by each point that it concerns: by all
+        return [error] * len(runs)
+
+
+def _handing_over(result: Result) -> Any:
+    def produce() -> dict[str, Any]:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return lambda cfg: concluded(produce)
+
+
+@contextlib.contextmanager
+def _logging_to(folders: list[Path]) -> Iterator[None]:
+    """Messages go to the terminal and each point's log, a point's epochs to its own log alone."""
+    console = ConsoleHandler()
+    if len(folders) > 1:
+        console.addFilter(lambda record: not getattr(record, "out", None))
+    handlers: list[logging.Handler] = [console]
+    for folder in folders:
+        handler = log_file(folder / "kd.log")
+        own = os.path.abspath(folder)
+        handler.addFilter(lambda record, own=own: _concerns(record, own))
+        handlers.append(handler)
+    level, log.propagate = log.level, False
+    log.setLevel(logging.INFO)
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+        log.setLevel(level)
+        log.propagate = True
+
+
+def _concerns(record: logging.LogRecord, folder: str) -> bool:
+    out = getattr(record, "out", None)
+    return out is None or os.path.abspath(out) == folder

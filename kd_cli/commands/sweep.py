@@ -1,0 +1,122 @@
+"""A sweep's points before it starts, and its table, `sweep.csv` and `sweep.json` at its end."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from kd_cli.config.compose import conf_dir
+from kd_cli.config.keys import ROOT_NAMES, flat
+from kd_cli.config.messages import explain_hydra
+from kd_cli.errors import ConfigError
+from kd_cli.files import atomic, write_json
+from kd_cli.runs.record import read_record
+from kd_cli.terminal import console, print_table, shown
+
+
+def expand(overrides: list[str]) -> tuple[list[list[str]], set[str]]:
+    """All points of a sweep as overrides, and the keys that are swept.
+
+    Raises:
+        ConfigError: When an override can't be read.
+    """
+    import hydra
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()  # lists a group's options for glob(*)
+            parsed = OverridesParser.create(loader).parse_overrides(overrides)
+        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise ConfigError(explain_hydra(error, [])) from error
+    swept = {str(o.key_or_group) for o in parsed if o.is_sweep_override()}
+    return [list(point) for batch in batches for point in batch], swept
+
+
+def finish(folder: Path, names: set[str], table: bool = True) -> int:
+    """Prints the sweep's table, best validation accuracy first, and writes it beside the points.
+
+    Args:
+        folder: The sweep's directory, with the points of earlier commands too.
+        names: The points of this command.
+        table: Whether to print the table.
+
+    Returns:
+        How many points of this command failed.
+    """
+    if not folder.is_dir():
+        return 0
+    rows, failures = [], []
+    for directory in sorted(p for p in folder.iterdir() if p.is_dir()):
+        record = read_record(directory)
+        if record is not None:
+            rows.append({**_summary(record), "directory": directory.name})
+        elif (directory / "error.json").exists():
+            error = json.loads((directory / "error.json").read_text())
+            failures.append({"directory": directory.name, "message": error["message"]})
+    settings = _varying([row.pop("settings") for row in rows])
+    rows = [{**varied, **row} for varied, row in zip(settings, rows, strict=True)]
+    columns = dict.fromkeys(key for row in rows for key in row)  # a folder may mix commands
+    rows = [{key: row.get(key) for key in columns} for row in rows]
+    rows.sort(
+        key=lambda row: (row["validation_accuracy"] is None, -(row["validation_accuracy"] or 0))
+    )
+    write_json(folder / "sweep.json", {"points": rows, "failures": failures})
+    if rows:
+        with atomic(folder / "sweep.csv") as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        columns = [name for name in rows[0] if name != "directory"]
+        order = "sorted by validation accuracy"
+        if all(row["validation_accuracy"] is None for row in rows):  # test must not choose a point
+            order = "not sorted: there is no validation split, each reports its last epoch"
+        title = f"{shown(folder)}: {len(rows)} points, {order}"
+        if table:
+            print_table(title, columns, [[_cell(row[name]) for name in columns] for row in rows])
+    for failure in failures:
+        console.print(
+            f"kd: failed: {failure['directory']}: {failure['message'].splitlines()[0]}",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
+    return sum(failure["directory"] in names for failure in failures)
+
+
+def _summary(record: dict[str, Any]) -> dict[str, Any]:
+    best = record.get("validation", {}).get("best", {})
+    return {
+        "settings": {"seed": record["seed"], **flat(record["config"])},
+        "validation_accuracy": best.get("accuracy"),
+        "validation_nll": best.get("nll"),
+        "best_epoch": best.get("epoch"),
+        **({"round_0_test": record["rounds"][0]["test"]["accuracy"]} if "rounds" in record else {}),
+        "test_accuracy": record["test"]["accuracy"],
+        "test_nll": record["test"]["nll"],
+        "seconds": record["timings"]["total_seconds"],
+    }
+
+
+def _varying(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The settings that differ between the points, under the names that a user types."""
+    keys = sorted({key for one in settings for key in one})
+    differing = [key for key in keys if len({str(one.get(key)) for one in settings}) > 1]
+    # seed implies both of these; a root learning_rate reappears in the nodes that use it.
+    if "seed" in differing:
+        differing = [key for key in differing if key not in ("init_seed", "data_seed")]
+    short = {key: key.rsplit(".", 1)[-1] for key in differing}
+    names = {key: name if name in ROOT_NAMES else key for key, name in short.items()}
+    return [{names[key]: one.get(key) for key in differing} for one in settings]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,96 @@
+"""Errors of Hydra and OmegaConf in one line of the user's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from kd_cli.config.keys import LOSS_KEYS, ROUND_KEYS
+from kd_cli.errors import suggest
+
+_TYPES = {
+    "Float": "a number",
+    "Integer": "a whole number",
+    "Boolean": "true or false",
+    "String": "a text",
+}
+
+
+def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
+    """An OmegaConf error in one line of the user's words."""
+    text = str(error).splitlines()[0]
+    key = getattr(error, "full_key", None) or ""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} is missing: type {key}=..."
+    if isinstance(error, InterpolationKeyError):
+        return f"{key}: {text}"
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return unknown_key(key, known)
+    found = re.search(r"(\w+) raised while resolving interpolation: (.*)", text)
+    if found:
+        return found[2] if found[1] == "ConfigError" else f"{key}: {found[2]}"
+    found = re.search(r"Value '(.*?)'(?: of type '\w+')? could not be converted to (\w+)", text)
+    if isinstance(error, ValidationError) and found:
+        value, kind = found.groups()
+        return f"{key}={value} must be {_TYPES.get(kind, kind)}"
+    found = re.search(r"Value '(.*?)' is not a valid bool", text)
+    if found:
+        return f"{key}={found[1]} must be true or false"
+    return f"{key}: {text}" if key else text
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    if key in LOSS_KEYS:
+        return f"the chosen loss does not use '{key}'; leave it out, or choose another loss="
+    if key.split(".")[0] in ROUND_KEYS and key.split(".")[0] not in known:
+        return f"'{key}' belongs to self-train: leave it out, or type kd self-train"
+    return f"unknown key '{key}'{suggest(key, known)} (all keys: kd distill --cfg job)"
+
+
+def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
+    """A Hydra error while composing, in one line of the user's words.
+
+    Args:
+        error: From Hydra.
+        keys: All dotted keys that exist, to suggest one.
+    """
+    text = str(error)
+    found = re.search(r"Could not override '([^']+)'", text)
+    if found:
+        detail = str(error.__cause__ or "").splitlines()
+        if detail and "not in struct" not in detail[0] and "not in '" not in detail[0]:
+            return f"{found[1]}: {detail[0]}"
+        return unknown_key(found[1], keys)
+    found = re.search(r"(?:Could not find|Could not load) '([^']+)'", text)
+    if found:
+        group, _, option = found[1].rpartition("/")
+        listed = text.partition("Available options")[2].partition("Config search path")[0]
+        available = re.findall(r"^\t(\S+)", listed, flags=re.MULTILINE)
+        if group and available:
+            return (
+                f"no option '{option}' in group '{group}'{suggest(option, available)} "
+                f"(available: {', '.join(available)})"
+            )
+        return f"no config '{found[1]}'{suggest(found[1], available)}"
+    found = re.search(r"Could not override '?([^'\s]+)'?\. No match in the defaults list", text)
+    if found:
+        return unknown_key(found[1], keys)
+    found = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if found:
+        return (
+            f"{found[1]} is a list of values: add --multirun to sweep over them, or quote it "
+            f"('{found[1].split('=')[0]}=[...]') for a list"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and lines[0].startswith(("Error parsing override", "mismatched", "no viable")):
+        return f"can't read the override: {' '.join(lines[:2])}"
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,36 @@
+"""Datasets, from a source to the batches of a training step.
+
+    dataset       `Dataset`: splits, shapes and classes that were checked
+    arrays        `Arrays`, what a source returns; decoded images on the disk
+    sources       digits and tensorflow-datasets
+    npz_file      `.npz` files
+    folders       folders of images
+    splits        random samples that keep the classes' shares
+    augment       augmentation nodes
+    views         which pixels student and teacher get
+    batches       where a step's batch comes from
+
+To add a dataset: write a function that returns `Arrays`, and a file in conf/dataset/ whose
+`source._target_` names it. To add an augmentation node: write a function in `augment` and name it
+in a file of conf/augment/.
+"""
+
+from kd_cli import public_names
+
+__getattr__ = public_names(
+    __name__,
+    {
+        "Arrays": "arrays",
+        "digits": "sources",
+        "tfds": "sources",
+        "npz": "npz_file",
+        "image_folder": "folders",
+        "central_crop": "augment",
+        "horizontal_flip": "augment",
+        "inception_crop": "augment",
+        "mixup": "augment",
+        "pad_and_crop": "augment",
+        "random_crop": "augment",
+        "resize": "augment",
+    },
+)

@@ -1,0 +1,181 @@
+"""One `Dataset` from any source: splits, shapes and classes that were checked, a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from kd_cli.config.instantiate import build
+from kd_cli.data.arrays import Arrays, fingerprint
+from kd_cli.data.splits import labelled, limited, stratified
+from kd_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a pool of images. Training and validation rows may point into one pool.
+
+    Attributes:
+        images: The pool, [N, H, W, C], pixels 0..255, uint8 or float32, possibly memory-mapped.
+        labels: [N] class numbers of the pool; all -1 where the images have no labels.
+        rows: [n] the rows of the pool that belong to this split.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self.labels[self.rows] >= 0).all())
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and labels with their three splits.
+
+    Attributes:
+        name: For messages.
+        image_shape: (H, W, C).
+        class_names: One per label; the class numbers where the source names none.
+        train: Images to be trained on with their labels, or without any.
+        validation, test: The other splits; validation is None with validation_fraction=0, and where
+            nothing can be held out because the training images have no labels.
+        unlabelled: Training images whose labels labelled_fraction hides, None where it is 1. Their
+            labels are in the arrays all the same, and never to be trained on.
+        pseudo_labelled: Training rows, the last ones, whose labels are a network's.
+        fingerprint: SHA-256 of the source's images, labels and class names.
+        split_fingerprint: SHA-256 of the rows of all splits.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    train: Split
+    validation: Split | None
+    test: Split
+    fingerprint: str
+    split_fingerprint: str
+    unlabelled: Split | None = None
+    pseudo_labelled: int = 0
+
+    @property
+    def held_out(self) -> list[tuple[str, Split]]:
+        """The splits that are not trained on, each after the prefix of its arrays on disk."""
+        validation = [] if self.validation is None else [("validation_", self.validation)]
+        return [*validation, ("", self.test)]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def labelled(self) -> int:
+        """How many training rows have a label of the source."""
+        return len(self.train) - self.pseudo_labelled if self.train.labelled else 0
+
+
+def load_dataset(cfg: DictConfig) -> Dataset:
+    """Reads the dataset that a checked `dataset` node describes.
+
+    Raises:
+        ConfigError: When the data can't be read, or are not what the node declares.
+    """
+    arrays = build(cfg.source, "dataset.source")
+    _check(arrays, cfg)
+    names = tuple(arrays.class_names) or tuple(str(n) for n in range(cfg.num_classes))
+    pool, test = arrays.train, arrays.test
+    rows = np.arange(len(pool[1]))
+    if cfg.limit is not None and cfg.limit < len(rows):
+        rows = limited(pool[1], cfg.limit, cfg.split_seed)
+    test_rows = np.arange(len(test[1]))
+    if cfg.limit is not None and cfg.limit < len(test_rows):
+        test_rows = limited(test[1], cfg.limit, cfg.split_seed)
+    validation = None
+    if arrays.validation is not None:
+        official = arrays.validation
+        validation_rows = np.arange(len(official[1]))
+        if cfg.limit is not None and cfg.limit < len(validation_rows):
+            validation_rows = limited(official[1], cfg.limit, cfg.split_seed)
+        validation = Split(*official, validation_rows)
+    elif cfg.validation_fraction > 0 and pool[1].min() >= 0:
+        held_out = rows[stratified(pool[1][rows], cfg.validation_fraction, cfg.split_seed)]
+        rows = np.setdiff1d(rows, held_out)
+        validation = Split(*pool, held_out)
+    hidden = rows[:0]
+    fraction = cfg.get("labelled_fraction", 1.0)  # (the record of an older cache has no such key)
+    if fraction < 1:
+        if pool[1].min() < 0:
+            raise ConfigError(
+                f"dataset.labelled_fraction={fraction}: the training images have no labels; "
+                "leave it out"
+            )
+        kept = rows[labelled(pool[1][rows], fraction, cfg.split_seed)]
+        rows, hidden = kept, np.setdiff1d(rows, kept)
+    train = Split(*pool, rows)
+    if not len(train) or (validation is not None and not len(validation)):
+        raise ConfigError(
+            f"dataset.limit={cfg.limit} with dataset.validation_fraction="
+            f"{cfg.validation_fraction} leaves {len(train)} training and "
+            f"{len(validation) if validation else 0} validation images; raise one of them"
+        )
+    sha = hashlib.sha256()
+    parts = [train.rows, validation.rows if validation else test_rows[:0], test_rows]
+    for split in (*parts, hidden) if len(hidden) else parts:
+        sha.update(np.ascontiguousarray(split, dtype=np.int64).data)
+        sha.update(b"|")
+    return Dataset(
+        cfg.name,
+        tuple(cfg.image_shape),
+        names,
+        train,
+        validation,
+        Split(*test, test_rows),
+        arrays.fingerprint or fingerprint(arrays),
+        sha.hexdigest(),
+        Split(*pool, hidden) if len(hidden) else None,
+    )
+
+
+def _check(arrays: Any, cfg: DictConfig) -> None:
+    """Compares the data with what the configuration declares."""
+    target = cfg.source["_target_"]
+    if not isinstance(arrays, Arrays):
+        raise ConfigError(
+            f"dataset.source: {target} returned {type(arrays).__name__}; "
+            "expected kd_cli.data.Arrays"
+        )
+    declared = tuple(cfg.image_shape)
+    for part in ("train", "validation", "test"):
+        split = getattr(arrays, part)
+        if split is None:
+            continue
+        images, labels = split
+        if len(images) == 0:
+            raise ConfigError(f"{cfg.name}: the {part} split is empty")
+        if tuple(images.shape[1:]) != declared:
+            raise ConfigError(
+                f"{cfg.name}: the {part} images have shape {list(images.shape[1:])}, declared is "
+                f"dataset.image_shape={list(declared)}"
+            )
+        unlabelled = part == "train" and (labels == -1).all()
+        if not unlabelled and (labels.min() < 0 or labels.max() >= cfg.num_classes):
+            raise ConfigError(
+                f"{cfg.name}: the {part} labels run from {labels.min()} to {labels.max()}, "
+                f"declared is dataset.num_classes={cfg.num_classes} (labels 0 to "
+                f"{cfg.num_classes - 1})"
+            )
+        if images.dtype != np.uint8 and not np.isfinite(images).all():
+            raise ConfigError(f"{cfg.name}: the {part} images hold NaN or infinite pixels")
+    if arrays.class_names and len(arrays.class_names) != cfg.num_classes:
+        raise ConfigError(
+            f"{cfg.name}: the data have {len(arrays.class_names)} classes, declared is "
+            f"dataset.num_classes={cfg.num_classes}"
+        )

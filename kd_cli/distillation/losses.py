@@ -1,0 +1,135 @@
+"""Losses: `(labels, student, teacher, *, hyper) -> {term: one weighted value per example}`.
+
+`student` and `teacher` are mappings with `logits` [B, K] in float32. The terms sum to the loss;
+their names appear in the progress line, the history and the message about a value that is not
+finite. A user's own loss may return one array [B] instead. The caller takes the batch mean.
+`labels` are class numbers [B], or after mixup the classes' shares [B, K], or None where
+the training images have none: a loss that needs them fails or is not finite.
+`alpha`, `temperature` and `t_squared` may be tensors: changing them does not trace again.
+
+`alpha` weights the hard labels, `1 - alpha` the teacher: always.
+KL(p || q) = sum over classes of p * (log p - log q), from log-softmax, so that logits of any size
+stay finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+Outputs = Mapping[str, tf.Tensor]
+
+
+def cross_entropy(
+    labels: tf.Tensor, student: Outputs, teacher: Outputs | None, *, label_smoothing: Any = 0.0
+) -> dict[str, tf.Tensor]:
+    """Cross-entropy to the labels; with smoothing s the target is (1 - s) * one-hot + s / K.
+
+    Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
+    """
+    log_q = tf.nn.log_softmax(student["logits"])
+    labels = tf.convert_to_tensor(labels)
+    if len(labels.shape) == 2:
+        hard = -tf.reduce_sum(labels * log_q, axis=-1)
+    else:
+        hard = -tf.gather(log_q, labels, batch_dims=1)
+    return {"hard": (1 - label_smoothing) * hard - label_smoothing * tf.reduce_mean(log_q, axis=-1)}
+
+
+def soft_cross_entropy(
+    labels: tf.Tensor | None, student: Outputs, teacher: Outputs
+) -> dict[str, tf.Tensor]:
+    """Cross-entropy to softmax(teacher): -sum p * log q. Labels are not used.
+
+    Source: Xie et al. 2020, "Self-training with Noisy Student", algorithm 1.
+    """
+    p = tf.nn.softmax(teacher["logits"])
+    return {"soft": -tf.reduce_sum(p * tf.nn.log_softmax(student["logits"]), axis=-1)}
+
+
+def hinton(
+    labels: tf.Tensor | None,
+    student: Outputs,
+    teacher: Outputs,
+    *,
+    alpha: Any,
+    temperature: Any,
+    t_squared: Any = True,
+) -> dict[str, tf.Tensor]:
+    """alpha * CE(labels, student) + (1 - alpha) * T^2 * KL(teacher || student) at temperature T.
+
+    T^2 keeps the size of the soft term's gradient as T changes; `t_squared=false` leaves it out.
+    Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", section 2.
+    """
+    soft = _soft(student, teacher, temperature, t_squared)
+    return {"hard": _labels_share(alpha, labels, student), "soft": (1 - alpha) * soft}
+
+
+def function_matching(
+    labels: tf.Tensor | None,
+    student: Outputs,
+    teacher: Outputs,
+    *,
+    temperature: Any,
+    t_squared: Any = False,
+) -> dict[str, tf.Tensor]:
+    """KL(teacher || student) at temperature T; labels are not used and may be None.
+
+    Source: Beyer et al. 2021, "Knowledge distillation: A good teacher is patient and consistent".
+    """
+    return {"soft": _soft(student, teacher, temperature, t_squared)}
+
+
+def hard(
+    labels: tf.Tensor | None, student: Outputs, teacher: Outputs, *, alpha: Any
+) -> dict[str, tf.Tensor]:
+    """alpha * CE(labels, student) + (1 - alpha) * CE(arg-max of the teacher, student).
+
+    Source: Touvron et al. 2021, "Training data-efficient image transformers", equation 3.
+    """
+    decision = tf.argmax(teacher["logits"], axis=-1)
+    return {
+        "hard": _labels_share(alpha, labels, student),
+        "teacher": (1 - alpha) * cross_entropy(decision, student, None)["hard"],
+    }
+
+
+def _labels_share(alpha: Any, labels: tf.Tensor | None, student: Outputs) -> tf.Tensor:
+    """alpha * CE(labels, student); without labels 0 for alpha = 0 and else NaN.
+
+    alpha may be a variable, whose value is not known when the step is traced.
+    """
+    if labels is not None:
+        return alpha * cross_entropy(labels, student, None)["hard"]
+    share = tf.where(tf.cast(alpha, tf.float32) > 0, float("nan"), 0.0)
+    return tf.fill(tf.shape(student["logits"])[:1], share)
+
+
+def _soft(student: Outputs, teacher: Outputs, temperature: Any, t_squared: Any) -> tf.Tensor:
+    temperature = tf.cast(temperature, tf.float32)
+    log_p = tf.nn.log_softmax(teacher["logits"] / temperature)
+    log_q = tf.nn.log_softmax(student["logits"] / temperature)
+    divergence = tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
+    return divergence * tf.where(t_squared, temperature * temperature, 1.0)
+
+
+def formula(target: str, hyper: Mapping[str, Any]) -> str:
+    """The loss in one line, for people: with its weights and the T^2 factor spelled out."""
+    name = target.removeprefix("kd_cli.distillation.")
+    alpha, temperature = hyper.get("alpha"), hyper.get("temperature")
+    factor = "T^2 * " if hyper.get("t_squared") else ""
+    soft = f"{factor}KL(teacher/T || student/T), T = {temperature}"
+    if name == "cross_entropy":
+        smoothing = hyper.get("label_smoothing", 0)
+        return "CE(labels, student)" + (f", label smoothing {smoothing:g}" if smoothing else "")
+    if name == "soft_cross_entropy":
+        return "CE(labels, student) where they are known, elsewhere CE(teacher, student)"
+    if name == "hinton":
+        return f"{alpha:g} * CE(labels, student) + {1 - alpha:g} * {soft}"
+    if name == "function_matching":
+        return soft
+    if name == "hard":
+        return f"{alpha:g} * CE(labels, student) + {1 - alpha:g} * CE(argmax teacher, student)"
+    return f"{target}({', '.join(f'{key}={value}' for key, value in hyper.items())})"

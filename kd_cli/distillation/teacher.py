@@ -1,0 +1,235 @@
+"""The teacher: found in its directory or given as a file, checked, asked for its logits once.
+
+A teacher is a function from images to logits, never trained and never saved with the student. This
+is the one place that turns a run directory, a `.keras` file, published weights or a SavedModel into
+it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.config.schema import view_shape
+from kd_cli.data.dataset import Dataset
+from kd_cli.errors import ConfigError
+from kd_cli.files import file_hash, files_of
+from kd_cli.networks.bit import load_published
+from kd_cli.networks.keras_file import load_keras, weights_hash
+from kd_cli.networks.predict import predictor
+from kd_cli.networks.saved_model import load_saved_model
+from kd_cli.networks.wrap import ADAPTER, build_network, check_network, with_adapter, with_precision
+from kd_cli.runs.identity import network_spec, teacher_spec
+from kd_cli.runs.record import read_record
+from kd_cli.terminal import shown
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network that is only asked.
+
+    Attributes:
+        model: Raw pixels to logits.
+        path: Its directory or file, for people.
+        origin: How to load it again: `file`, `input` (or None), `precision`, `image_shape` and
+            `classes`, and the `network` of a file that holds weights alone.
+        name: Its network.
+        training: How it was trained, in words; empty when unknown.
+        weights_sha256: Hash of its weights.
+    """
+
+    model: keras.Model
+    path: Path
+    origin: dict[str, Any]
+    name: str
+    training: str
+    weights_sha256: str
+
+    @functools.cached_property
+    def predict(self) -> Callable[[Any], Any]:
+        return predictor(self.model)
+
+    @functools.cached_property
+    def file_sha256(self) -> str:
+        """Hash of the file that it was loaded from."""
+        return file_hash(Path(self.origin["file"]))
+
+    @functools.cached_property
+    def network_sha256(self) -> str:
+        """Hash of its layers, with their settings, precision and preprocessing."""
+        return hashlib.sha256(self.model.to_json().encode()).hexdigest()
+
+    @property
+    def precision(self) -> str:
+        """The dtype policy of its layers (the last, which gives the logits, is always float32)."""
+        network = self.model
+        while isinstance(network.layers[-1], keras.Model):
+            network = network.layers[-1]
+        return next((x for x in network.layers if x.weights), network.layers[-1]).dtype_policy.name
+
+    @functools.cached_property
+    def kept(self) -> dict[str, np.ndarray]:
+        """Logits by data and split, for runs that keep none on disk."""
+        return {}
+
+
+# The last teacher that was loaded: the points of a sweep share it.
+_loaded: dict[str, Teacher] = {}
+
+
+def load(origin: dict[str, Any], path: Path, name: str, training: str) -> Teacher:
+    """The model of a file, behind the adapter `origin["input"]` and in `origin["precision"]`."""
+    marks = [file.stat() for file in files_of(Path(origin["file"]))]
+    stamp = [[mark.st_size, mark.st_mtime_ns, mark.st_ino] for mark in marks]
+    key = json.dumps([origin, stamp, str(path), name, training])
+    if key not in _loaded:
+        _loaded.clear()  # first: a large teacher may not fit in memory twice
+        model = _with_weights(origin) if origin.get("network") else _read(origin)
+        _loaded[key] = Teacher(model, path, origin, name, training, weights_hash(model))
+    return _loaded[key]
+
+
+def _read(origin: dict[str, Any]) -> keras.Model:
+    """The model of a `.keras` file or a SavedModel."""
+    file = Path(origin["file"])
+    if file.is_dir():
+        model = load_saved_model(file, "teacher.checkpoint")
+    else:
+        model = load_keras(file, "teacher")
+    check_network(model, origin["classes"], f"the teacher {shown(file)}")
+    if origin["input"] is not None:
+        adapter = OmegaConf.create(origin["input"])
+        model = with_adapter(model, adapter, tuple(origin["image_shape"]), "teacher")
+    return with_precision(model, origin["precision"]) if origin["precision"] else model
+
+
+def _with_weights(origin: dict[str, Any]) -> keras.Model:
+    """The network of `teacher.network` with the weights of a published file."""
+    # The same layer names whatever was built before: they count in the network's hash.
+    keras.utils.clear_session(free_memory=False)
+    node = OmegaConf.create({"network": origin["network"], "input": origin["input"]})
+    precision = origin["precision"] or "float32"
+    shape = tuple(origin["image_shape"])
+    model = build_network(node, shape, origin["classes"], precision, "teacher")
+    load_published(model, Path(origin["file"]), "teacher.weights")
+    return model
+
+
+def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
+    """The teacher that a distill run asks for, or None when it has to be trained first.
+
+    Raises:
+        ConfigError: When a given file can't serve, or `teacher_dir` holds a foreign teacher.
+    """
+    if plan.teacher.weights is not None:
+        path = Path(plan.teacher.weights).expanduser()
+        origin = _origin(path, plan, dataset) | network_spec(plan.teacher)
+        return load(origin, path, path.stem, "")
+    if plan.teacher.checkpoint is not None:
+        return _from_file(plan, dataset)
+    directory = Path(plan.teacher_dir)
+    record = read_record(directory)
+    if record is None:
+        return None
+    _refuse_foreign(plan, dataset, directory, record)
+    return of_run(directory, record, plan, dataset)
+
+
+def of_run(directory: Path, record: dict[str, Any], plan: DictConfig, dataset: Dataset) -> Teacher:
+    """The network that a finished run left, as its `record` says.
+
+    Raises:
+        ConfigError: When its weights are others now.
+    """
+    origin = _origin(directory / "model.keras", plan, dataset)
+    teacher = load(origin, directory, record["network"], describe(record))
+    sha = teacher.weights_sha256
+    if sha != record["weights_sha256"]:
+        raise ConfigError(
+            f"{shown(directory / 'model.keras')} was altered after training (weights {sha[:12]}, "
+            f"recorded {record['weights_sha256'][:12]}); remove {shown(directory)} to train it "
+            "again, or give the file as teacher.checkpoint"
+        )
+    return teacher
+
+
+def describe(record: dict[str, Any]) -> str:
+    """How a teacher was trained, in a few words."""
+    return f"{record['epochs_done']} epochs, seed {record['seed']}"
+
+
+def _from_file(plan: DictConfig, dataset: Dataset) -> Teacher:
+    path = Path(plan.teacher.checkpoint).expanduser()
+    origin = _origin(path, plan, dataset)
+    behind = {**origin, "input": OmegaConf.to_container(plan.teacher.input)}
+    if path.is_dir():
+        return load(behind, path, path.name, "")
+    bare = load_keras(path, "teacher.checkpoint")
+    check_network(bare, dataset.num_classes, "teacher.checkpoint")
+    if not any(layer.name == ADAPTER for layer in bare.layers):
+        return load(behind, path, path.stem, "")
+    if list(bare.input_shape[1:]) != origin["image_shape"]:
+        raise ConfigError(
+            f"teacher.checkpoint={path} takes images of shape {list(bare.input_shape[1:])}, "
+            f"it would get {origin['image_shape']}"
+        )
+    return load(origin, path, path.stem, "")
+
+
+def _origin(file: Path, plan: DictConfig, dataset: Dataset) -> dict[str, Any]:
+    """How a file becomes a teacher that brings its own input adapter."""
+    return {
+        "file": str(file.resolve()),
+        "input": None,
+        "precision": plan.teacher.precision if "teacher" in plan else None,
+        "image_shape": list(view_shape(plan.augment.size, dataset.image_shape)),
+        "classes": dataset.num_classes,
+    }
+
+
+def _refuse_foreign(
+    plan: DictConfig, dataset: Dataset, directory: Path, record: dict[str, Any]
+) -> None:
+    """A teacher must have been trained on the same data and split, with the same network."""
+
+    def refuse(what: str, theirs: Any, ours: Any) -> None:
+        raise ConfigError(
+            f"the teacher in {shown(directory)} was trained with another {what} ({theirs}, "
+            f"this run has {ours}); choose another teacher_dir, or train one there with: "
+            "kd train-teacher teacher_dir=..."
+        )
+
+    if record["command"] != "train-teacher":
+        raise ConfigError(
+            f"teacher_dir={shown(directory)} holds a run of {record['command']}; expected one of "
+            "train-teacher (any .keras file can be given as teacher.checkpoint)"
+        )
+    theirs, ours = record["config"]["dataset"], teacher_spec(plan)["dataset"]
+    if record["dataset"]["name"] != dataset.name:
+        refuse("dataset", record["dataset"]["name"], dataset.name)
+    if record["dataset"]["fingerprint"] != dataset.fingerprint:
+        refuse(
+            "version of the data", record["dataset"]["fingerprint"][:12], dataset.fingerprint[:12]
+        )
+    if record["dataset"]["class_names"] != list(dataset.class_names):
+        refuse("order of classes", record["dataset"]["class_names"], list(dataset.class_names))
+    if record["dataset"]["split_fingerprint"] != dataset.split_fingerprint:
+        keys = ("validation_fraction", "split_seed", "limit", "labelled_fraction")
+        refuse(
+            "split",
+            ", ".join(f"{key} {theirs.get(key, 1)}" for key in keys),
+            ", ".join(f"{key} {ours.get(key, 1)}" for key in keys),
+        )
+    spec = teacher_spec(plan)
+    for key in ("network", "input"):
+        if record["config"]["teacher"][key] != spec[key]:
+            refuse(key, record["config"]["teacher"][key], spec[key])

@@ -1,0 +1,227 @@
+"""What the teacher answers to the images of a run: its logits, from the cache or live.
+
+The cache serves wherever the teacher sees pixels that can be made again: the stored images, those
+of evaluation, and the first K views of an augmentation of single images. Mixed images and the
+teacher's own crops are new in every step, so they take a live teacher.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.data.dataset import Dataset, Split
+from kd_cli.data.views import Views
+from kd_cli.device import set_up
+from kd_cli.distillation.logits_cache import Request, obtain
+from kd_cli.distillation.teacher import Teacher, load
+from kd_cli.errors import ConfigError
+from kd_cli.networks.predict import LiveTeacher, Prepare, predict_batches
+from kd_cli.terminal import CountProgress
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a training gets of its teacher.
+
+    Attributes:
+        key: All that decides the values; equal keys give equal training steps.
+        how: In words: `cached as float32`, or `live` and why.
+        logits: [n, K] of the training rows for each view, memory-mapped; empty for a live teacher.
+        live: images -> logits; None for a cached teacher.
+        repeats: How many views of an image there are; None for a new one in every epoch.
+        seconds: Spent on computing or reading them now.
+    """
+
+    key: str
+    how: str
+    logits: list[np.ndarray]
+    live: LiveTeacher | None
+    repeats: int | None
+    seconds: float
+
+
+def outputs(
+    teacher: Teacher, plan: DictConfig, dataset: Dataset, views: Views | None, epochs: int
+) -> Outputs:
+    """The teacher's answers to the training rows, by the cheapest way that gives the right ones.
+
+    Args:
+        teacher: Whom to ask.
+        plan: Its `view` and `cache` choose.
+        dataset: Its training split is asked about.
+        views: The run's augmentation, or None.
+        epochs: No more views than these are used.
+    """
+    started = time.monotonic()
+    key = f"{teacher.weights_sha256} {teacher.network_sha256}"
+    why = why_live(plan, views)
+    if why:
+
+        def live(images: Any) -> Any:
+            return keras.ops.cast(teacher.model(images, training=False), "float32")
+
+        how = f"live ({why})"
+        return Outputs(f"{key} {how}", how, [], live, None, time.monotonic() - started)
+    how = f"cached as {plan.cache.logits}"
+    if views is None or plan.view == "fixed_teacher":
+        repeats, tables = None, [logits(teacher, plan, dataset, "train", views)]
+    else:
+        repeats = min(plan.cache.views or 1, epochs)
+        tables = [logits(teacher, plan, dataset, "train", views, view) for view in range(repeats)]
+        how += f", {repeats} view{'s' if repeats > 1 else ''} per image"
+        key += f" of seed {views.seed}"
+    return Outputs(f"{key} {how}", how, tables, None, repeats, time.monotonic() - started)
+
+
+def why_live(plan: DictConfig, views: Views | None) -> str:
+    """Why the teacher must be asked at every step; empty when the cache serves.
+
+    Raises:
+        ConfigError: `cache.views` is set where no cache of views can serve.
+    """
+    why = ""
+    if views is not None and views.mixes:
+        why = "mixup makes pixels that the teacher has not seen"
+    elif views is not None and plan.view == "independent":
+        why = "view=independent: the teacher has crops of its own"
+    if plan.cache.views is not None:
+        if not why and (views is None or not views.nodes):
+            why = "nothing is augmented, and the plain cache serves"
+        if not why and plan.view == "fixed_teacher":
+            why = "view=fixed_teacher: the teacher has one view, and the plain cache serves"
+        if not why and plan.cache.logits == "none":
+            why = "cache.logits=none keeps nothing"
+        if why:
+            raise ConfigError(f"cache.views={plan.cache.views} is of no use ({why}): leave it out")
+    elif not why and views is not None and views.nodes and plan.view == "consistent":
+        why = "every epoch has new views; cache.views=K keeps K of them"
+    return why or ("cache.logits=none" if plan.cache.logits == "none" else "")
+
+
+def logits(
+    teacher: Teacher,
+    plan: DictConfig,
+    dataset: Dataset,
+    part: str,
+    views: Views | None,
+    view: int | None = None,
+) -> np.ndarray:
+    """The teacher's logits [n, K] of a split's rows, from the cache on disk where there is one.
+
+    Args:
+        teacher: Whom to ask.
+        plan: Names the cache, and whether and how it is kept.
+        dataset: Where the rows are.
+        part: `train`, `validation` or `test`.
+        views: The run's augmentation; its evaluation decides what the teacher sees.
+        view: Number of a view of the training images, to see that instead.
+    """
+    split: Split = getattr(dataset, part)
+    what = f"teacher on {part}" + ("" if view is None else f", view {view + 1}")
+    pixels = _pixels(plan.augment, view)
+
+    def compute(first: int = 0) -> Iterator[np.ndarray]:
+        prepare = _prepare(views, view)
+        with CountProgress(what, len(split)) as progress:
+            done = first
+            for batch in predict_batches(teacher.predict, split, prepare, first):
+                yield batch
+                done += len(batch)
+                progress.done(done)
+
+    if plan.cache.logits == "none":
+        key = f"{dataset.fingerprint} {dataset.split_fingerprint} {part} {pixels}"
+        if key not in teacher.kept:
+            teacher.kept[key] = np.concatenate(list(compute()))
+        return teacher.kept[key]
+    wanted = Request(
+        key={
+            "weights": teacher.weights_sha256,
+            "network": teacher.network_sha256,
+            "data": dataset.fingerprint,
+            "split": dataset.split_fingerprint,
+            "part": part,
+            # Another device or version rounds differently.
+            "device": set_up(plan.device),
+            "tensorflow": tf.__version__,
+            **({"pixels": pixels} if pixels else {}),
+        },
+        rows=len(split),
+        classes=dataset.num_classes,
+        dtype=plan.cache.logits,
+        origin={
+            "teacher": {**teacher.origin, "sha256": teacher.file_sha256},
+            "dataset": OmegaConf.to_container(plan.dataset),
+            "part": part,
+            "augment": OmegaConf.to_container(plan.augment),
+            "view": view,
+        },
+    )
+    name = teacher.name + what.removeprefix("teacher")
+    return obtain(Path(plan.cache_dir), wanted, compute, name)
+
+
+def held_out(
+    teacher: Teacher, plan: DictConfig, dataset: Dataset, views: Views | None
+) -> dict[str, np.ndarray]:
+    """What `predictions.npz` holds of the teacher: labels and its logits on test and validation.
+
+    They are asked through the same input path as the distillation's.
+    """
+    arrays = {}
+    for prefix, split in dataset.held_out:
+        part = "validation" if prefix else "test"
+        arrays[f"{prefix}labels"] = split.labels[split.rows]
+        found = logits(teacher, plan, dataset, part, views)
+        arrays[f"{prefix}teacher_logits"] = np.asarray(found)
+    return arrays
+
+
+def _pixels(augment: DictConfig, view: int | None) -> dict[str, Any]:
+    """What decides the pixels that the teacher sees; empty for the stored ones."""
+    plain = OmegaConf.to_container(augment)
+    if view is not None:
+        return {**{key: plain[key] for key in ("train", "size", "seed")}, "view": view}
+    return {key: plain[key] for key in ("evaluate", "size")} if plain["evaluate"] else {}
+
+
+def _prepare(views: Views | None, view: int | None) -> Prepare | None:
+    if views is None:
+        return None
+    if view is None:
+        return views.evaluate
+    views.start(view)
+    return views.pixels
+
+
+def of_origin(
+    origin: dict[str, Any], dataset: Dataset
+) -> tuple[Teacher, Prepare | None, dict[str, str]]:
+    """The teacher of a cache's manifest, what it saw, and the hashes that its key must have."""
+    file = Path(origin["teacher"]["file"])
+    # (The record of an older cache has neither shape nor augmentation.)
+    shape = {"image_shape": list(dataset.image_shape), "classes": dataset.num_classes}
+    teacher = load({**shape, **origin["teacher"]}, file, "", "")
+    augment = OmegaConf.create(origin.get("augment", {"train": [], "evaluate": []}))
+    views = None
+    if augment.train or augment.evaluate:
+        views = Views(augment, "consistent", dataset, compiled=set_up("auto") == "cpu")
+    return (
+        teacher,
+        _prepare(views, origin.get("view")),
+        {
+            "weights": teacher.weights_sha256,
+            "network": teacher.network_sha256,
+            "data": dataset.fingerprint,
+            "split": dataset.split_fingerprint,
+        },
+    )

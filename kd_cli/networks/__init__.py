@@ -1,0 +1,26 @@
+"""Networks, how they are read from files, wrapped, asked and measured.
+
+    simple            mlp and cnn
+    bit               BiT ResNets, with their published weights
+    wrap              what is put around a network: pixels in, logits out, checked
+    keras_file        `.keras` files
+    saved_model       SavedModel directories
+    predict           logits of a network in inference mode
+    fused_batch_norm  a faster BatchNormalization for training
+    cost              FLOPs and latency
+
+To add a network: write a function `(image_shape, num_classes, *, ...) -> keras.Model` that ends in
+logits, and a file in conf/network/ whose `_target_` names it; then use it in a file of
+conf/student/ or conf/teacher/.
+"""
+
+from kd_cli import public_names
+
+__getattr__ = public_names(
+    __name__,
+    {
+        "cnn": "simple",
+        "mlp": "simple",
+        "bit_resnet": "bit",
+    },
+)

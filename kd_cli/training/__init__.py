@@ -1,0 +1,26 @@
+"""Training networks, with a teacher or without.
+
+    step        the traced training step of one or several students
+    loop        epochs around it: validation, the best epoch, early stopping, resume
+    assembly    a checked plan becomes a step that is ready to train
+    train       a run from its data to what it leaves
+    schedules   learning rates
+    optimizers  optimizers that Keras lacks
+    trackers    who gets every epoch's row
+
+To add a schedule, an optimizer or a tracker: write it in the file of that name, and a file in
+conf/schedule/, conf/optimizer/ or conf/tracker/ whose `_target_` names it.
+"""
+
+from kd_cli import public_names
+
+__getattr__ = public_names(
+    __name__,
+    {
+        "constant": "schedules",
+        "cosine": "schedules",
+        "warmup_cosine": "schedules",
+        "AdamW": "optimizers",
+        "TensorBoard": "trackers",
+    },
+)

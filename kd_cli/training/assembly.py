@@ -1,0 +1,261 @@
+"""From checked configurations to an engine that is ready to train.
+
+The last engine is kept: the points of a sweep that differ in alpha, temperature, seeds and the like
+put their values into its variables instead of tracing the step again.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.config.instantiate import build
+from kd_cli.config.keys import LOSS_KEYS
+from kd_cli.config.schema import view_shape
+from kd_cli.data.dataset import Dataset
+from kd_cli.device import set_up
+from kd_cli.errors import ConfigError, first_line
+from kd_cli.runs.identity import digest, network_spec
+from kd_cli.runs.ownership import is_given
+
+if TYPE_CHECKING:
+    from kd_cli.data.views import Views
+    from kd_cli.distillation.teacher_outputs import Outputs
+    from kd_cli.training.step import Engine
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a learner is made of, with the initial values of `init_seed`."""
+
+    model: Any
+    optimizer: Any
+    loss: Any
+    schedule: Any
+
+
+def length(plan: DictConfig, dataset: Dataset) -> tuple[int, int]:
+    """The steps of the whole training and of an epoch."""
+    steps_per_epoch = -(-len(dataset.train) // plan.batch_size)
+    return plan.steps or plan.epochs * steps_per_epoch, steps_per_epoch
+
+
+def epochs(plan: DictConfig, dataset: Dataset) -> int:
+    """How many epochs the training has; with `steps` the last one may end early."""
+    total_steps, steps_per_epoch = length(plan, dataset)
+    return -(-total_steps // steps_per_epoch)
+
+
+def check_labels(plan: DictConfig, dataset: Dataset) -> None:
+    """Refuses what can't be done with training images that have no labels, or all have one.
+
+    Raises:
+        ConfigError: Without labels: another command than distill, no given teacher, a loss that
+            can't do without them, or early stopping without a validation split. With all of
+            them: self-train.
+    """
+    if dataset.train.labelled:
+        if plan.command == "self-train" and dataset.unlabelled is None:
+            raise ConfigError(
+                f"{dataset.name}: all training images have labels, so self-train finds none to "
+                "label; type dataset.labelled_fraction=0.1 to keep the labels of a tenth"
+            )
+        return
+    bare = f"{dataset.name}: the training images have no labels"
+    if plan.command != "distill":
+        raise ConfigError(
+            f"{bare}, which {plan.command} needs; they serve to distill with a given teacher: "
+            "kd distill loss=function_matching teacher.checkpoint=FILE"
+        )
+    if not is_given(plan.teacher):
+        raise ConfigError(
+            f"{bare}, so no teacher can be trained on them; give one: teacher.checkpoint=FILE"
+        )
+    if plan.early_stopping.patience is not None and dataset.validation is None:
+        raise ConfigError(
+            f"early_stopping.patience={plan.early_stopping.patience}: {bare}, so none can be held "
+            "out to watch; put labelled ones into validation/<class>/, or leave it out"
+        )
+    set_up(plan.device)
+    import tensorflow as tf
+
+    loss = build(plan.loss, "loss")
+    blank = {"logits": tf.zeros([2, dataset.num_classes])}
+    try:  # with plain numbers, so that a loss may look at alpha
+        terms = tf.nest.flatten(loss(None, blank, blank))
+        finite = all(bool(tf.reduce_all(tf.math.is_finite(term))) for term in terms)
+        why = "" if finite else "not finite without"
+    except Exception as error:  # whatever a loss does with labels=None
+        why = first_line(error)
+    if why:
+        raise ConfigError(
+            f"{bare}, and the loss {plan.loss['_target_']} needs them ({why}); use "
+            "loss=function_matching, or alpha=0"
+        )
+
+
+def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
+    """Builds what the configuration names; the schedule first, because it needs no Keras."""
+    schedule = build(plan.schedule, "schedule")(*length(plan, dataset))
+    set_up(plan.device)
+    import keras
+
+    from kd_cli.networks.wrap import build_network
+
+    # The same layer names in every run, alone or not. (It forgets names, not models.)
+    keras.utils.clear_session(free_memory=False)
+    # Set just before the network is built, so that training a teacher first changes nothing.
+    keras.utils.set_random_seed(plan.init_seed)
+    node = plan[role]
+    shape = view_shape(plan.augment.size, dataset.image_shape)
+    model = build_network(node, shape, dataset.num_classes, plan.precision, role)
+    if role == "student" and node.checkpoint is not None:
+        _warm_start(model, node.checkpoint)
+    if role == "teacher" and node.weights is not None:
+        from kd_cli.networks.bit import load_published
+
+        path = Path(node.weights).expanduser()
+        load_published(model, path, "teacher.weights", new_head=True)
+    # The rate of every step comes from the schedule; Keras refuses a whole number here.
+    optimizer = build(plan.optimizer, "optimizer", learning_rate=float(plan.learning_rate))
+    if plan.precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    return Parts(model, optimizer, build(plan.loss, "loss"), schedule)
+
+
+_kept: dict[str, Engine] = {}
+_kept_views: dict[str, Views] = {}
+
+
+def augmentation(plan: DictConfig, dataset: Dataset) -> Views | None:
+    """The views that a plan asks for, or None where the images stay as they are stored."""
+    node = plan.augment
+    if not node.train and not node.evaluate:
+        return None
+    device = set_up(plan.device)
+    from kd_cli.data.views import Views
+
+    key = digest([_views_spec(plan), dataset.fingerprint, dataset.split_fingerprint, device], 32)
+    if key not in _kept_views:
+        _kept_views.clear()
+        # XLA on a CPU fuses what would be many passes over small tensors; not tried on GPUs.
+        _kept_views[key] = Views(node, plan.get("view", "consistent"), dataset, device == "cpu")
+    views = _kept_views[key]
+    views.seed = plan.augment.seed
+    return views
+
+
+def _views_spec(plan: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(plan.augment)
+    kept = {key: plain[key] for key in ("train", "evaluate", "size", "compiled")}
+    return {**kept, "view": plan.get("view")}
+
+
+def engine_for(
+    plans: list[DictConfig], dataset: Dataset, role: str, outputs: Outputs | None
+) -> Engine:
+    """An engine whose learners stand at the beginning of the trainings that `plans` describe.
+
+    Args:
+        plans: They share data, batches and teacher.
+        dataset: Its training split is trained on.
+        role: `teacher` or `student`.
+        outputs: The teacher's logits, cached or live; None without a teacher.
+    """
+    set_up(plans[0].device)
+    import keras
+
+    from kd_cli.training.step import Engine, Learner
+
+    first = plans[0]
+    key = digest(
+        {
+            "learners": [[_graph(plan, role), length(plan, dataset)] for plan in plans],
+            "batch_size": first.batch_size,
+            "data": [dataset.fingerprint, dataset.split_fingerprint],
+            "teacher": outputs.key if outputs else "",
+            "views": _views_spec(first),
+            "memory": first.memory_gib,
+        },
+        32,
+    )
+    if key not in _kept:
+        _kept.clear()
+        keras.utils.clear_session()
+        gc.collect()
+    engine = _kept.get(key)
+    if engine is not None:
+        for learner, plan in zip(engine.learners, plans, strict=True):
+            new = parts(plan, dataset, role)
+            learner.begin_again(new.model, new.optimizer, new.loss.keywords)
+            del new
+            gc.collect()  # a Keras model is a cycle: one at a time, not one per point
+        engine.data_seed = first.data_seed
+        if engine.views is not None:
+            engine.views.seed = first.augment.seed
+        return engine
+    learners = []
+    for plan in plans:
+        new = parts(plan, dataset, role)
+        learners.append(
+            Learner(
+                new.model,
+                new.optimizer,
+                new.loss.func,
+                new.loss.keywords,
+                new.schedule,
+                dataset.train.labelled,
+            )
+        )
+    engine = _kept[key] = Engine(
+        learners,
+        dataset.train,
+        first.batch_size,
+        first.data_seed,
+        logits=outputs.logits if outputs else (),
+        teacher=outputs.live if outputs else None,
+        views=augmentation(first, dataset),
+        repeats=outputs.repeats if outputs else None,
+        budget=first.memory_gib * 2**30,
+    )
+    return engine
+
+
+def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
+    """What the traced step of a learner depends on, beside data and teacher."""
+    plain = OmegaConf.to_container(plan)
+    # Their values are variables; a loss that leaves one out traces its default.
+    loss = {key: "variable" if key in LOSS_KEYS else value for key, value in plain["loss"].items()}
+    return {
+        "network": network_spec(plan[role]),
+        "precision": plan.precision,
+        "optimizer": plain["optimizer"],
+        "schedule": plain["schedule"],
+        "loss": loss,
+    }
+
+
+def _warm_start(model: Any, checkpoint: str) -> None:
+    """Copies the weights of a `.keras` file with the same network into `model`."""
+    from kd_cli.networks.keras_file import load_keras
+
+    path = Path(checkpoint).expanduser()
+    source = load_keras(path, "student.checkpoint")
+    theirs, ours = source.get_weights(), model.get_weights()
+    if [w.shape for w in theirs] != [w.shape for w in ours]:
+        first = next(
+            (
+                f"{a.shape} against {b.shape}"
+                for a, b in zip(theirs, ours, strict=False)
+                if a.shape != b.shape
+            ),
+            f"{len(theirs)} weights against {len(ours)}",
+        )
+        raise ConfigError(
+            f"student.checkpoint={path} holds another network than student.network: {first}"
+        )
+    model.set_weights(theirs)

@@ -1,0 +1,371 @@
+"""Epochs around the engine: validation, the best epoch, early stopping, resume, non-finite stop.
+
+The trainer knows nothing of distillation: a teacher, a scratch student, a distilled student and the
+students of a joint sweep are trained by the same function.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kd_cli.data.dataset import Split
+from kd_cli.files import append_row, read_rows, rewrite_rows
+from kd_cli.networks.predict import Prepare, predict_rows
+from kd_cli.networks.wrap import dead_layers
+from kd_cli.runs.record import chance, score
+from kd_cli.runs.state import State
+from kd_cli.terminal import TrainingProgress
+from kd_cli.training.step import Engine, Learner
+from kd_cli.training.trackers import Tracker
+
+log = logging.getLogger("kd")
+CHUNK_SECONDS = 0.5  # so that progress moves and Ctrl-C is heard
+_NEVER = 2**62  # a step that does not come
+
+
+class NonFiniteError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass
+class Fit:
+    """Where a training stands. It is saved with the state.
+
+    Attributes:
+        epoch, step: Finished epochs, and steps.
+        best_epoch: The epoch chosen on validation; without a validation split the last one.
+        best, last: Validation `accuracy` and `nll` of those epochs; empty without a split.
+        stopped: `finished` or `early stopping`; empty while training goes on.
+        train_seconds, seconds: Training steps of the finished epochs alone, and everything.
+        epoch_seconds: Training steps of the unfinished epoch.
+        examples: Trained on in the finished epochs.
+        learners: Trainings that shared the seconds, at most.
+        warnings: What there is to warn about at present, by what it is about.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    stopped: str = ""
+    train_seconds: float = 0.0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    examples: int = 0
+    learners: int = 1
+    warnings: dict[str, str] = field(default_factory=dict)
+
+
+def better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:
+    """Whether a validation result beats another; equal accuracies are told apart by the NLL."""
+    if not old:
+        return True
+    if monitor == "nll" or new["accuracy"] == old["accuracy"]:
+        return new["nll"] < old["nll"]
+    return new["accuracy"] > old["accuracy"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a learner's training writes, how it is named, and where it ends.
+
+    Attributes:
+        out: The run's directory; `history.jsonl` and `state/` are written there.
+        owner: Kept with the state, to tell whose it is.
+        label: Short name for the progress.
+        tracker: Gets every epoch's row.
+        epochs: At most so many.
+        total_steps: At most so many steps; ends inside the last epoch.
+    """
+
+    out: Path
+    owner: dict[str, Any]
+    label: str
+    tracker: Tracker
+    epochs: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the learners of an engine share.
+
+    Attributes:
+        patience: Epochs without a better result before stopping; None never stops.
+        monitor: `accuracy` or `nll`.
+        minutes: Longest time without a saved state.
+        prepare: What becomes of stored images in evaluation; None leaves them.
+    """
+
+    patience: int | None
+    monitor: str
+    minutes: float
+    prepare: Prepare | None = None
+
+
+class Training:
+    """One learner's training: it continues from `place.out/state` where there is one.
+
+    Attributes:
+        now: Where it stands.
+        best_weights: Weights of the best epoch so far.
+        error: Why it was given up, or None.
+    """
+
+    def __init__(self, learner: Learner, place: Place, plan: Plan) -> None:
+        self.learner = learner
+        self.place = place
+        self.plan = plan
+        self.error: Exception | None = None
+        self.state = State(place.out / "state")
+        for folder in (place.out, self.state.folder):  # what a kill left of a write
+            for left in folder.glob(".tmp-*"):
+                left.unlink()
+        saved = self.state.load(learner.variables)
+        self.now = Fit(**saved) if saved else Fit()
+        self.best_weights = learner.model.get_weights()
+        if self.now.best_epoch:
+            self.best_weights = self.state.best_weights(self.now.best_epoch)
+        if saved:
+            log.info(
+                "%s: continuing after epoch %d (step %d)",
+                place.label,
+                self.now.epoch,
+                self.now.step,
+            )
+        self.history = place.out / "history.jsonl"
+        rows = [row for row in read_rows(self.history) if row["epoch"] <= self.now.epoch]
+        rewrite_rows(self.history, rows)
+        self.before = self.now.seconds
+        self.started = self.saved = time.monotonic()
+
+    @property
+    def goes_on(self) -> bool:
+        now, place = self.now, self.place
+        ended = now.stopped or now.epoch >= place.epochs or now.step >= place.total_steps
+        return self.error is None and not ended
+
+    def check_terms(self, epoch: int) -> None:
+        """Gives up when a term of the loss was not finite."""
+        broken = self.learner.first_broken()
+        if broken:
+            step, term = broken
+            self._give_up(
+                f"the term '{term}' of the loss is not finite at epoch {epoch}, step {step + 1}; "
+                "lower learning_rate, or look at the images' range (input.scale)"
+            )
+
+    def attempt(self, act: Callable[..., Any], *args: Any) -> Any:
+        """Calls `act`; its failure ends this training and no other."""
+        try:
+            return act(*args)
+        except Exception as error:
+            self.error = error
+            return None
+
+    def _give_up(self, why: str) -> None:
+        self.error = NonFiniteError(f"{self.place.label}: {why}")
+
+    def save_inside_epoch(self, step: int, seconds: float) -> None:
+        """Keeps the state when the last one is older than `plan.minutes`."""
+        if time.monotonic() - self.saved < 60 * self.plan.minutes:
+            return
+        counters = dict(vars(self.now), step=step, epoch_seconds=seconds)
+        counters["seconds"] = self.before + time.monotonic() - self.started
+        self.state.save(self.learner.variables, self.place.owner, counters, None)
+        self.saved = time.monotonic()
+
+    def end_epoch(
+        self, step: int, seconds: float, examples: int, validation: Split | None, rest: Split
+    ) -> dict[str, Any] | None:
+        """Validates, keeps what is best, saves; returns the row of the history.
+
+        None when the logits on the validation split are not finite: the training is given up.
+        """
+        now, plan, model = self.now, self.plan, self.learner.model
+        epoch = now.epoch + 1
+        row = {
+            "epoch": epoch,
+            "step": step,
+            "learning_rate": float(self.learner.learning_rate),
+            "train": self.learner.means(examples),
+            "validation": None,
+            "seconds": seconds,
+            "examples_per_second": examples / seconds,
+        }
+        if validation is not None:
+            logits = predict_rows(self.learner.predict, validation, plan.prepare)
+            if not np.isfinite(logits).all():
+                self._give_up(
+                    f"the logits on the validation split are not finite after epoch {epoch}, "
+                    "though every loss was; the last update broke the weights; lower learning_rate"
+                )
+                return None
+            row["validation"] = now.last = score(logits, validation.labels[validation.rows])
+        now.epoch, now.step = epoch, step
+        now.train_seconds += seconds
+        now.epoch_seconds = 0.0
+        now.examples += examples
+        is_best = validation is None or better(now.last, now.best, plan.monitor)
+        if is_best:
+            now.best_epoch, now.best = epoch, now.last
+            self.best_weights = model.get_weights()
+        if plan.patience is not None and validation is not None:
+            now.stopped = "early stopping" if epoch - now.best_epoch >= plan.patience else ""
+        if not self.goes_on or epoch & (epoch - 1) == 0:  # epochs 1, 2, 4, 8, ... and the last
+            _check_health(now, self.learner, validation or rest, plan.prepare, self.place.label)
+        now.seconds = self.before + time.monotonic() - self.started
+        append_row(self.history, row)
+        best = self.best_weights if is_best else None
+        self.state.save(self.learner.variables, self.place.owner, vars(now), best)
+        self.saved = time.monotonic()
+        self.place.tracker.epoch(row, model)
+        return row
+
+
+def fit(
+    engine: Engine, validation: Split | None, places: list[Place], plan: Plan
+) -> Iterator[Training]:
+    """Trains the engine's learners to their ends, each continuing from its own saved state.
+
+    Args:
+        engine: Its learners belong to `places`, one each.
+        validation: Chooses the best epoch and stops early; None trains to the end.
+        places: Where each writes.
+        plan: What they share.
+
+    Yields:
+        Each as it ends, while those that train longer wait. Its model holds the weights of its
+        last step, and may be given others.
+    """
+    trainings = [
+        Training(learner, place, plan)
+        for learner, place in zip(engine.learners, places, strict=True)
+    ]
+    label = places[0].label if len(places) == 1 else f"{len(places)} students"
+    for training in trainings:
+        training.now.learners = max(training.now.learners, len(trainings))
+    waiting, chunk = list(trainings), 1
+    longest, done = max(place.epochs for place in places), trainings[0].now.epoch
+    with TrainingProgress(label, longest, engine.size, done) as progress:
+        while any(training.goes_on for training in trainings):
+            epoch = 1 + min(t.now.epoch for t in trainings if t.goes_on)
+            active = [t for t in trainings if t.goes_on and t.now.epoch == epoch - 1]
+            chunk = _run_epoch(engine, trainings, active, epoch, chunk, progress, validation)
+            if any(training.goes_on for training in trainings):
+                yield from _ended(waiting)
+    yield from _ended(waiting)
+
+
+def _ended(waiting: list[Training]) -> Iterator[Training]:
+    """Takes those that have ended out of the list."""
+    for training in [one for one in waiting if not one.goes_on]:
+        waiting.remove(training)
+        training.now.stopped = training.now.stopped or "finished"
+        yield training
+
+
+def _run_epoch(
+    engine: Engine,
+    trainings: list[Training],
+    active: list[Training],
+    epoch: int,
+    chunk: int,
+    progress: TrainingProgress,
+    validation: Split | None,
+) -> int:
+    """One epoch of those that have not done it yet; returns the chunk's length for the next one."""
+    first_step = (epoch - 1) * engine.steps_per_epoch
+    # Alike for all that are active: those of an engine end after whole epochs, or all together.
+    steps = min(engine.steps_per_epoch, active[0].place.total_steps - first_step)
+    for training in trainings:
+        training.learner.from_step.assign(training.now.step if training in active else _NEVER)
+        if training in active and training.now.step == first_step:
+            training.learner.clear_sums()
+    done = begun_at = min(training.now.step for training in active) - first_step
+    before = max(training.now.epoch_seconds for training in active)
+    engine.start_epoch(epoch, done)
+    begun = time.monotonic()
+    while done < steps and any(training.error is None for training in active):
+        chunk_begun = time.monotonic()
+        stop = min(done + chunk, steps)
+        engine.run(first_step, done, stop)
+        for training in active:
+            training.check_terms(epoch)
+        took = time.monotonic() - chunk_begun
+        if done > begun_at:  # the first chunk may trace
+            chunk = max(1, min(2 * chunk, round((stop - done) * CHUNK_SECONDS / max(took, 1e-6))))
+        done = stop
+        examples = min(done * engine.batch_size, engine.size)
+        spent = time.monotonic() - begun
+        going = [training for training in active if training.error is None]
+        if going:
+            values = _mean([training.learner.means(examples) for training in going])
+            trained = examples - begun_at * engine.batch_size
+            progress.step(epoch, examples, values, trained / spent)
+        if done < steps:
+            for training in going:
+                if first_step + done > training.now.step:
+                    training.attempt(training.save_inside_epoch, first_step + done, before + spent)
+    seconds = before + time.monotonic() - begun
+    rows = []
+    for training in active:
+        if training.error is None:
+            row = training.attempt(
+                training.end_epoch, first_step + steps, seconds, examples, validation, engine.split
+            )
+            if row is not None:
+                place = training.place
+                progress.epoch(place.label, row, place.epochs, place.out)
+                rows.append(row)
+    if len(trainings) > 1 and rows:
+        parts = ("train",) if validation is None else ("train", "validation")
+        means = {part: _mean([row[part] for row in rows]) for part in parts}
+        progress.epoch(f"mean of {len(rows)}", {**rows[0], **means}, progress.epochs, None)
+    return chunk
+
+
+def _mean(values: list[dict[str, float]]) -> dict[str, float]:
+    """Means over learners, of what they all have."""
+    shared = [key for key in values[0] if all(key in one for one in values)]
+    return {key: sum(one[key] for one in values) / len(values) for key in shared}
+
+
+def _check_health(
+    now: Fit, learner: Learner, split: Split, prepare: Prepare | None, label: str
+) -> None:
+    """Warns of dead hidden layers and of an accuracy at chance; takes back what no longer holds.
+
+    A layer that dropout or BatchNormalization feeds can come back to life.
+    """
+    found = {}
+    # Spread over the rows: a folder's images come class by class.
+    rows = split.rows[:: -(-len(split) // 256)]
+    images = split.images[rows]
+    images = images.astype(np.float32) if prepare is None else prepare(images, rows)
+    for layer, units in dead_layers(learner.model, images).items():
+        found[f"layer '{layer}'"] = (
+            f"all {units} hidden units of layer '{layer}' are dead (never above 0 on "
+            f"{len(rows)} images) after epoch {now.epoch}; what lies before it learns nothing"
+        )
+    if now.last:
+        share, limit = chance(split.labels[split.rows])
+        if now.last["accuracy"] <= limit:
+            found["validation accuracy"] = (
+                f"validation accuracy {now.last['accuracy']:.4f} after epoch {now.epoch} "
+                f"is at chance ({share:.4f}, the most frequent class)"
+            )
+    for mark, text in found.items():
+        if mark not in now.warnings:
+            log.warning("%s: %s", label, text)
+    for mark in now.warnings.keys() - found.keys():
+        log.info("%s: after epoch %d no longer: %s", label, now.epoch, now.warnings[mark])
+    now.warnings = found

@@ -1,0 +1,290 @@
+"""The training step: one `tf.function` that runs a chunk of steps for k >= 1 learners.
+
+For each step it takes the batch (`batches.py`) and the teacher's logits, cached or live, and
+updates each learner with its own Keras optimizer. Start and stop are tensors, so a chunk can last
+a fraction of a second and costs no retrace; what differs between the points of a sweep (alpha,
+temperature, initial weights, order) are variables, for the same reason.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kd_cli.config.keys import LOSS_KEYS
+from kd_cli.data.batches import source
+from kd_cli.data.dataset import Split
+from kd_cli.data.views import Views
+from kd_cli.networks.fused_batch_norm import fuse_batch_norm
+from kd_cli.networks.predict import LiveTeacher, predictor
+
+REGULARISATION = "regularisation"  # a network's own losses, as a term
+
+
+class Learner:
+    """A network in training with all that its steps need.
+
+    Args:
+        model: Takes raw pixels 0..255 and gives logits.
+        optimizer: A Keras optimizer; its learning rate is set at every step from `schedule`.
+        loss: `(labels, student, teacher, *, hyper) -> {term: [B]}`, or one array [B].
+        hyper: Keywords of the loss; alpha and the like become variables, so that a new value does
+            not trace again.
+        schedule: step -> learning rate.
+        labelled: Whether the training images have labels. Without them the loss gets None, and
+            there is no training accuracy.
+
+    Attributes:
+        terms: Names of the loss's terms.
+        sums: Over the epoch so far: each term times the examples, then the number of right answers.
+        broken: (step, term) of the first value that was not finite; -1 for none.
+        from_step: First step in which the learner takes part.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        loss: Callable[..., Any],
+        hyper: Mapping[str, Any],
+        schedule: Callable[[Any], Any],
+        labelled: bool = True,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.loss = loss
+        self.hyper = hyper
+        self.schedule = schedule
+        self.labelled = labelled
+        fuse_batch_norm(model)
+        optimizer.build(model.trainable_variables)
+        # Only those whose losses are known to take tensors: a user's loss may want a plain number.
+        self.keywords = {
+            key: tf.Variable(value, dtype=tf.bool if isinstance(value, bool) else tf.float32)
+            if key in LOSS_KEYS
+            else value
+            for key, value in hyper.items()
+        }
+        blank = {"logits": tf.zeros([1, model.output_shape[-1]])}
+        # Traced, as in training, so that a loss that only works eagerly is found now.
+        traced = tf.function(lambda *batch: self.evaluate_loss(*batch), autograph=False)
+        self.terms = list(traced(tf.zeros([1], tf.int64) if labelled else None, blank, blank))
+        # (A network's own losses may appear only when it is called: one column is theirs.)
+        self.sums = tf.Variable(tf.zeros([len(self.terms) + 2], tf.float64), trainable=False)
+        self.broken = tf.Variable([-1, -1], dtype=tf.int64, trainable=False)
+        self.from_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    @property
+    def learning_rate(self) -> Any:
+        """The optimizer's variable."""
+        return self.optimizer.learning_rate
+
+    @property
+    def variables(self) -> list[Any]:
+        """All that a training changes: weights, statistics, dropout's seeds, moments, sums."""
+        return [*self.model.variables, *self.optimizer.variables, self.sums]
+
+    def begin_again(
+        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, hyper: Mapping[str, Any]
+    ) -> None:
+        """Takes over the initial values of a fresh model and optimizer, and new loss keywords.
+
+        The traced step, which holds this learner's variables, stays as it is.
+        """
+        optimizer.build(model.trainable_variables)
+        fresh = [*model.variables, *optimizer.variables]
+        for mine, theirs in zip(self.variables[:-1], fresh, strict=True):
+            mine.assign(theirs)
+        self.hyper = hyper
+        for key in self.keywords.keys() & set(LOSS_KEYS):
+            self.keywords[key].assign(hyper[key])
+        self.clear_sums()
+        self.broken.assign([-1, -1])
+        self.from_step.assign(0)
+
+    def clear_sums(self) -> None:
+        self.sums.assign(tf.zeros_like(self.sums))
+
+    def means(self, examples: int) -> dict[str, float]:
+        """Means over the epoch so far: `loss`, each of its terms, and with labels `accuracy`."""
+        row = self.sums.numpy() / max(examples, 1)
+        values = {"loss": float(row[: len(self.terms)].sum())}
+        if len(self.terms) > 1:
+            values |= {name: float(row[number]) for number, name in enumerate(self.terms)}
+        if self.labelled:
+            values["accuracy"] = float(row[-1])
+        return values
+
+    def first_broken(self) -> tuple[int, str] | None:
+        """(step, term) of the first value that was not finite, or None."""
+        step, term = (int(value) for value in self.broken.numpy())
+        return None if step < 0 else (step, self.terms[term])
+
+    def evaluate_loss(self, labels: Any, student: Any, teacher: Any) -> dict[str, tf.Tensor]:
+        value = self.loss(labels, student, teacher, **self.keywords)
+        return dict(value) if isinstance(value, Mapping) else {"loss": value}
+
+    def step_if_active(self, step: tf.Tensor, *batch: Any) -> None:
+        """One training step, left out before `from_step` and after a broken one."""
+
+        def train() -> tf.Tensor:
+            self._step(step, *batch)
+            return tf.zeros([])
+
+        active = (step >= self.from_step) & (self.broken[0] < 0)
+        tf.cond(active, train, lambda: tf.zeros([]))
+
+    def forward(
+        self, images: tf.Tensor, labels: tf.Tensor, teacher: Mapping[str, tf.Tensor] | None
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """The logits [B, K] of a training step, and the batch mean of each of `terms`.
+
+        A network's own losses are the last term, which appears when the network is called.
+        """
+        logits = tf.cast(self.model(images, training=True), tf.float32)
+        known = labels if self.labelled else None
+        terms = self.evaluate_loss(known, {"logits": logits}, teacher)
+        means = [tf.reduce_mean(value) for value in terms.values()]
+        if self.model.losses:
+            means.append(tf.add_n([tf.cast(v, tf.float32) for v in self.model.losses]))
+            if REGULARISATION not in self.terms:
+                self.terms.append(REGULARISATION)
+        return logits, means
+
+    def _step(
+        self,
+        step: tf.Tensor,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        teacher: Mapping[str, tf.Tensor] | None,
+    ) -> None:
+        with tf.GradientTape() as tape:
+            logits, means = self.forward(images, labels, teacher)
+            loss = self.optimizer.scale_loss(tf.add_n(means))
+        variables = self.model.trainable_variables
+        gradients = tape.gradient(loss, variables)
+        self.learning_rate.assign(tf.cast(self.schedule(step), tf.float32))
+        self.optimizer.apply(gradients, variables)
+
+        count = tf.cast(tf.shape(labels)[0], tf.float64)
+        # Mixed labels are shares [B, K]: the larger counts.
+        classes = labels if len(labels.shape) == 1 else tf.argmax(labels, -1)
+        right = tf.reduce_sum(tf.cast(tf.argmax(logits, -1) == classes, tf.float64))
+        padding = tf.zeros([self.sums.shape[0] - len(means) - 1], tf.float64)
+        values = tf.cast(tf.stack(means), tf.float64) * count
+        self.sums.assign_add(tf.concat([values, padding, [right]], axis=0))
+        bad = tf.logical_not(tf.math.is_finite(tf.stack(means)))
+        found = tf.stack([step, tf.argmax(tf.cast(bad, tf.int32))])
+        self.broken.assign(tf.where(tf.reduce_any(bad), found, self.broken))
+
+    @functools.cached_property
+    def predict(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        return predictor(self.model)
+
+
+class Engine:
+    """Trains learners on one split: one graph, one pass over the data.
+
+    A learner takes part in the steps from its `from_step` on, until a term of its loss is not
+    finite; so learners may start, stop and continue at different steps.
+
+    Args:
+        learners: They all see the same batches and the same teacher.
+        split: Training rows of a pool of images.
+        batch_size: Examples per step; the last batch of an epoch is as small as it comes.
+        data_seed: With the epoch it fixes the order of the examples.
+        logits: The teacher's logits [n, K] of the split's rows, in its order; one array per view.
+        teacher: A teacher to be asked at every step instead.
+        views: The augmentation; None trains on the images as they are stored.
+        repeats: After so many epochs the views come again, because only of these the teacher's
+            logits are known; None has new ones in every epoch.
+        budget: Bytes of images and logits that may be held in memory; more are streamed.
+    """
+
+    def __init__(
+        self,
+        learners: list[Learner],
+        split: Split,
+        batch_size: int,
+        data_seed: int,
+        *,
+        logits: Sequence[np.ndarray] = (),
+        teacher: LiveTeacher | None = None,
+        views: Views | None = None,
+        repeats: int | None = None,
+        budget: float = float("inf"),
+    ) -> None:
+        self.learners = learners
+        self.split = split
+        self.batch_size = batch_size
+        self.data_seed = data_seed
+        self.teacher = teacher
+        self.views = views
+        self.repeats = repeats
+        self.size = len(split)
+        self.steps_per_epoch = -(-self.size // batch_size)
+        self.source = source(split, logits, batch_size, budget)
+        self.rows = tf.constant(split.rows, dtype=tf.int64)
+        self._stream: tuple[Any, ...] = ()
+
+    def start_epoch(self, epoch: int, first: int = 0) -> None:
+        """Draws the examples' order, a function of (data_seed, epoch).
+
+        Args:
+            epoch: From 1.
+            first: Step of the epoch from which `run` will be called.
+        """
+        seed = [self.data_seed, epoch]
+        order = tf.random.experimental.stateless_shuffle(self.rows, seed=seed)
+        view = (epoch - 1) % self.repeats if self.repeats else epoch - 1
+        if self.views is not None:
+            self.views.start(view)
+        self._stream = self.source.start(order, first, view if self.repeats else 0)
+
+    def run(self, first_step: int, start: int, stop: int) -> None:
+        """Runs the steps [start, stop) of the epoch whose first step is number `first_step`."""
+        numbers = (tf.constant(value, tf.int64) for value in (first_step, start, stop))
+        self._chunk(*numbers, *self._stream)
+
+    def first_batch(self) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor] | None]:
+        """What the learners get at the first step of a training: images, labels, the teacher's."""
+        self.start_epoch(1)
+        start = tf.constant(0, tf.int64)
+        return self._batch(start, start, *self._stream)
+
+    def _batch(
+        self, first_step: tf.Tensor, step: tf.Tensor, *stream: Any
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor] | None]:
+        images, labels, rows, logits = self.source.batch(step, *stream)
+        if self.views is None:
+            images = for_teacher = tf.cast(images, tf.float32)
+        else:
+            images, labels, for_teacher = self.views(images, rows, labels, first_step + step)
+        if self.teacher is not None:
+            logits = self.teacher(for_teacher)
+        return images, labels, None if logits is None else {"logits": logits}
+
+    @functools.cached_property
+    def _chunk(self) -> Callable[..., None]:
+        return tf.function(self._steps, autograph=False)
+
+    def _steps(
+        self, first_step: tf.Tensor, start: tf.Tensor, stop: tf.Tensor, *stream: Any
+    ) -> None:
+        def body(step: tf.Tensor) -> tf.Tensor:
+            batch = self._batch(first_step, step, *stream)
+            for learner in self.learners:
+                learner.step_if_active(first_step + step, *batch)
+            return step + 1
+
+        def goes_on(step: tf.Tensor) -> tf.Tensor:
+            return (step < stop) & tf.reduce_any(
+                tf.stack([learner.broken[0] < 0 for learner in self.learners])
+            )
+
+        tf.while_loop(goes_on, body, [start], parallel_iterations=1)

@@ -1,0 +1,264 @@
+"""A run, from its data to what it leaves: trained networks, predictions, metrics."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.data.dataset import Dataset
+from kd_cli.device import set_up
+from kd_cli.errors import ConfigError
+from kd_cli.files import save_model, write_json, write_npz
+from kd_cli.runs import identity, quality
+from kd_cli.runs.ownership import inputs, refuse_other_inputs
+from kd_cli.runs.record import SCHEMA_VERSION, environment, read_record, score
+from kd_cli.runs.state import State
+from kd_cli.terminal import log_file
+from kd_cli.training import assembly
+
+if TYPE_CHECKING:
+    from kd_cli.distillation.teacher_outputs import Outputs
+    from kd_cli.training.loop import Training
+
+
+log = logging.getLogger("kd")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was asked for.
+
+    Attributes:
+        plan: Its checked configuration, from `config.check`.
+        out: Its directory.
+        typed: The overrides that the user typed, for the teacher that may have to be trained.
+    """
+
+    plan: DictConfig
+    out: Path
+    typed: list[str]
+
+
+# What a run ended with: the content of its metrics.json, or why it failed.
+Result = dict[str, Any] | Exception
+Results = dict[Path, Result]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What the run of a network that another one teaches needs to know.
+
+    Attributes:
+        outputs: The teacher's, for the training; None where its labels stand in the data.
+        seconds: Spent on asking the teacher before the training.
+        record: For `metrics.json`.
+        arrays: For `predictions.npz`.
+        warnings: For `metrics.json`, by the run's directory.
+    """
+
+    outputs: Outputs | None
+    seconds: float
+    record: dict[str, Any]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    warnings: dict[Path, list[str]] = field(default_factory=dict)
+
+
+def train_inside(
+    run: Run, dataset: Dataset, started: float, role: str, taught: Taught | None = None
+) -> dict[str, Any]:
+    """One run inside another: with its own log, and its configuration as Hydra leaves it.
+
+    Returns:
+        The content of its `metrics.json`; its failure is raised.
+    """
+    (run.out / ".hydra").mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(run.plan, run.out / ".hydra" / "config.yaml")
+    OmegaConf.save(OmegaConf.create(run.typed), run.out / ".hydra" / "overrides.yaml")
+    handler = log_file(run.out / "kd.log")
+    log.addHandler(handler)
+    try:
+        result = train([run], dataset, started, role, taught)[run.out]
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _refuse_other_state(run: Run, dataset: Dataset) -> None:
+    state = State(run.out / "state").owner()
+    if state is not None:
+        refuse_other_inputs(state["inputs"], inputs(run.plan, dataset), run.out)
+
+
+def train(
+    runs: list[Run],
+    dataset: Dataset,
+    started: float,
+    role: str,
+    taught: Taught | None = None,
+) -> Results:
+    """Trains the runs' networks, and leaves everything that a run leaves in their directories."""
+    results: Results = {}
+    for run in runs:
+        try:
+            _refuse_other_state(run, dataset)
+        except ConfigError as error:
+            results[run.out] = error
+    runs = [run for run in runs if run.out not in results]
+    if not runs:
+        return results
+    plans = [run.plan for run in runs]
+    engine = assembly.engine_for(plans, dataset, role, taught.outputs if taught else None)
+    from kd_cli.training.loop import Place, Plan, fit
+    from kd_cli.training.trackers import tracker
+
+    places = [
+        Place(
+            run.out,
+            {"run_id": identity.run_id(run.plan), "inputs": inputs(run.plan, dataset)},
+            role if len(runs) == 1 else run.out.name,
+            tracker(run.plan.get("tracker"), run.out),
+            epochs=assembly.epochs(run.plan, dataset),
+            total_steps=assembly.length(run.plan, dataset)[0],
+        )
+        for run in runs
+    ]
+    shared = Plan(
+        patience=plans[0].early_stopping.patience,
+        monitor=plans[0].early_stopping.monitor,
+        minutes=plans[0].checkpoint.minutes,
+        prepare=engine.views.evaluate if engine.views else None,
+    )
+    for run in runs:
+        if engine.views is not None and run.plan.augment.preview:
+            from kd_cli.data.views import preview
+
+            preview(engine.views, dataset.train, run.out / "augment.png")
+    if not dataset.train.labelled and dataset.validation is None:
+        log.info(
+            "the training images have no labels and there is no validation/: training goes to its "
+            "end, and the last epoch is kept"
+        )
+    of = {run.out: run for run in runs}
+    for training in fit(engine, dataset.validation, places, shared):
+        run = of[training.place.out]
+        if training.error is None:
+            training.attempt(_finish, run, training, dataset, role, started, taught)
+        results[run.out] = training.error or read_record(run.out)
+    return results
+
+
+def _finish(
+    run: Run,
+    training: Training,
+    dataset: Dataset,
+    role: str,
+    started: float,
+    taught: Taught | None,
+) -> None:
+    """Reads the test split, once; writes model, predictions, and metrics last."""
+    from kd_cli.distillation.losses import formula
+    from kd_cli.networks.keras_file import weights_hash
+    from kd_cli.networks.predict import predict_rows
+    from kd_cli.training.loop import NonFiniteError
+
+    plan, out, ended, learner = run.plan, run.out, training.now, training.learner
+    labels = dataset.test.labels[dataset.test.rows]
+    model = learner.model
+    prepare = training.plan.prepare
+    test_last = score(predict_rows(learner.predict, dataset.test, prepare), labels)
+    model.set_weights(training.best_weights)
+    test_logits = predict_rows(learner.predict, dataset.test, prepare)
+    if not np.isfinite(test_logits).all():
+        raise NonFiniteError("the logits on the test split are not finite; lower learning_rate")
+    save_model(out / "model.keras", model)
+    arrays = {"labels": labels, f"{role}_logits": test_logits}
+    if dataset.validation is not None:
+        arrays["validation_labels"] = dataset.validation.labels[dataset.validation.rows]
+        arrays[f"validation_{role}_logits"] = predict_rows(
+            learner.predict, dataset.validation, prepare
+        )
+    arrays |= taught.arrays if taught else {}
+    write_npz(out / "predictions.npz", arrays)
+
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "command": plan.command,
+        "run_id": training.place.owner["run_id"],
+        "config": identity.run_spec(plan),
+        "inputs": training.place.owner["inputs"],
+        "seed": plan.seed,
+        **environment(),
+        "device": set_up(plan.device),
+        "precision": plan.precision,
+        "dataset": {
+            "name": dataset.name,
+            "image_shape": list(dataset.image_shape),
+            "class_names": list(dataset.class_names),
+            "train": len(dataset.train),
+            "labelled": dataset.labelled,
+            "validation": len(dataset.validation) if dataset.validation else 0,
+            "test": len(dataset.test),
+            "fingerprint": dataset.fingerprint,
+            "split_fingerprint": dataset.split_fingerprint,
+        },
+        "input": f"pixels 0..255, [batch, {', '.join(map(str, model.input_shape[1:]))}]",
+        "network": plan[role].name,
+        "parameters": model.count_params(),
+        "loss": formula(plan.loss["_target_"], learner.hyper),
+        "alpha": plan.get("alpha"),
+        "temperature": plan.get("temperature"),
+        "epochs_done": ended.epoch,
+        "steps_done": ended.step,
+        "stopped": ended.stopped,
+        "warnings": [*(taught.warnings.get(out, []) if taught else []), *ended.warnings.values()],
+        "selection": (
+            "the last epoch: without a validation split none can be chosen but by test"
+            if dataset.validation is None
+            else f"the best epoch by validation {training.plan.monitor}"
+        ),
+        "test": score(test_logits, labels),
+        "test_last": test_last,
+        "quality": quality.of_splits(arrays, role),
+        "weights_sha256": weights_hash(model),
+        "timings": {
+            "learners": ended.learners,
+            "total_seconds": max(time.monotonic() - started, ended.seconds),
+            "train_seconds": ended.train_seconds,
+            "seconds_per_epoch": ended.train_seconds / max(ended.epoch, 1),
+            "examples_per_second": ended.examples / max(ended.train_seconds, 1e-9),
+            "teacher_forward_seconds": taught.seconds if taught else 0.0,
+        },
+    }
+    if dataset.validation is not None:
+        record["validation"] = {
+            "best": {"epoch": ended.best_epoch, **ended.best},
+            "last": {"epoch": ended.epoch, **ended.last},
+        }
+    if taught:
+        record |= taught.record
+        if "teacher_logits" in arrays:
+            record["fidelity"] = quality.fidelity_of_splits(arrays, plan.get("temperature"))
+    write_json(out / "metrics.json", record)
+    point_latest(out)
+
+
+def point_latest(out: Path) -> None:
+    """`outputs/latest` is a link to the last finished run; a convenience that may fail."""
+    link = identity.OUTPUTS / "latest"
+    temporary = link.with_name(f".tmp-{os.getpid()}-latest")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(out, link.parent))
+        os.replace(temporary, link)
+    except OSError as error:
+        log.warning("%s does not point to this run: %s", link, error.strerror)

@@ -1,0 +1,133 @@
+"""`kd cache list|verify|prune` on what real runs keep."""
+
+import re
+
+import numpy as np
+import pytest
+
+from kd_cli.distillation import logits_cache
+from kd_cli.files import file_hash
+from kd_cli.runs.record import read_record
+
+
+@pytest.fixture
+def kept(kd, work, small):
+    """A finished run, with the logits of its teacher on train and test."""
+    assert kd("distill", *small).code == 0
+    entries = {}
+    for folder in logits_cache.entries(work / "outputs" / "cache"):
+        entries[logits_cache.read_manifest(folder)["origin"]["part"]] = folder
+    assert set(entries) == {"train", "validation", "test"}
+    return entries
+
+
+def test_a_run_keeps_its_teacher_s_logits_in_its_rows_order(kd, work, small, kept):
+    import keras
+
+    (teacher,) = (work / "outputs" / "teachers").glob("*/model.keras")
+    model = keras.saving.load_model(teacher, compile=False)
+    with np.load(work / "quarters.npz") as data:
+        pixels = data["x_test"].astype(np.float32)
+    table = np.load(kept["test"] / "logits.npy")
+    np.testing.assert_allclose(table, model.predict(pixels, verbose=0), rtol=1e-4, atol=1e-5)
+    assert np.load(kept["train"] / "logits.npy").shape == (144, 4)
+
+
+def test_list_names_what_is_kept(kd, work, kept):
+    done = kd("cache", "list")
+    assert done.code == 0 and done.err == ""
+    for part, rows in (("train", "144 x 4"), ("test", "40 x 4")):
+        line = next(line for line in done.out.splitlines() if kept[part].name in line)
+        assert f"npz: mlp on {part}" in line and rows in line and "float32" in line
+    assert kd("cache").out == done.out
+    assert kd("cache", "list", f"cache_dir={work}/none").out == f"nothing is kept in {work}/none\n"
+
+
+def test_verify_computes_rows_again(kd, work, kept):
+    done = kd("cache", "verify", "rows=7")
+    assert done.code == 0
+    assert done.out.count("right (7 random rows compared)") == 3
+    # A row that is wrong although its checksum is right (it was wrong from the beginning).
+    folder = kept["test"]
+    table = np.load(folder / "logits.npy")
+    table[3] += 1
+    np.save(folder / "logits.npy", table)
+    manifest = (folder / "manifest.json").read_text()
+    sha = file_hash(folder / "logits.npy")
+    manifest = re.sub(r'"sha256": "\w+"', f'"sha256": "{sha}"', manifest)
+    (folder / "manifest.json").write_text(manifest)
+    logits_cache._checked.clear()
+    done = kd("cache", "verify")
+    assert done.code == 1 and "differs from the teacher by up to 1 in 40 random rows" in done.out
+    (folder / "logits.npy").write_bytes(b"short")
+    done = kd("cache", "verify")
+    assert done.code == 1 and f"{folder.name}: damaged (the checksum is wrong)" in done.out
+
+
+@pytest.mark.slow
+def test_verify_notices_another_teacher_and_a_missing_one(kd, work, small, kept):
+    (teacher,) = (work / "outputs" / "teachers").glob("*")
+    teacher.rename(work / "elsewhere")
+    done = kd("cache", "verify")
+    assert done.code == 1 and done.out.count("its teacher or data are gone") == 3
+    assert kd("train-teacher", *small[:4], "epochs=1").code == 0
+    done = kd("cache", "verify")
+    assert done.code == 1 and done.out.count("its weights have changed since") == 3
+
+
+@pytest.mark.slow
+def test_prune_removes_what_cannot_be_used(kd, work, kept):
+    assert kd("cache", "prune").out == "removed 0, kept 3 in outputs/cache\n"
+    (kept["train"] / "manifest.json").unlink()
+    assert kd("cache", "prune").out == "removed 1, kept 2 in outputs/cache\n"
+    assert not kept["train"].exists() and kept["test"].exists()
+    assert kd("cache", "prune", "days=1").out == "removed 0, kept 2 in outputs/cache\n"
+    assert kd("cache", "prune", "days=0").out == "removed 2, kept 0 in outputs/cache\n"
+
+
+@pytest.mark.slow
+def test_prune_all_removes_the_decoded_images_too(kd, work, kept):
+    folder = work / "outputs" / "cache" / "data" / "ab"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"key": {"tfds": "cifar10"}}')
+    assert "decoded images: cifar10" in kd("cache", "list").out
+    assert kd("cache", "prune").out == "removed 0, kept 3 in outputs/cache\n"
+    assert kd("cache", "prune", "all=true").out == "removed 4, kept 0 in outputs/cache\n"
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["lst"], "unknown action 'lst'; did you mean 'list'? (kd cache list|verify|prune)"),
+        (["verify", "row=3"], "kd cache verify takes cache_dir=..., rows=..., seed=...;"),
+        (["verify", "rows=-1"], "rows=-1 must be a whole number"),
+        (["prune", "all=yes"], "all=yes must be true or false"),
+        (["prune", "days"], "received 'days'"),
+    ],
+)
+def test_mistakes_are_one_line(kd, work, words, expected):
+    done = kd("cache", *words)
+    assert done.code == 2 and expected in done.error
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_teacher_s_precision_is_its_own(kd, work, small, kept):
+    done = kd("distill", *small, "teacher.precision=mixed_bfloat16")
+    assert done.code == 0, done.err
+    records = [read_record(p.parent) for p in (work / "outputs/distill").rglob("metrics.json")]
+    by = {record["teacher"]["precision"]: record for record in records}
+    assert set(by) == {"float32", "mixed_bfloat16"}
+    assert {record["precision"] for record in records} == {"float32"}  # the student's
+    assert len({record["teacher"]["weights_sha256"] for record in records}) == 1
+    # bfloat16 has 8 bits: the logits differ, by little, and have entries of their own.
+    folders = logits_cache.entries(work / "outputs" / "cache")
+    tables = {}
+    for folder in folders:
+        origin = logits_cache.read_manifest(folder)["origin"]
+        if origin["part"] == "train":
+            tables[origin["teacher"]["precision"]] = np.load(folder / "logits.npy")
+    difference = np.abs(tables[None] - tables["mixed_bfloat16"]).max()
+    assert 0 < difference < 0.05 * np.abs(tables[None]).max()
+    assert kd("cache", "verify").code == 0

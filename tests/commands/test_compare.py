@@ -1,0 +1,100 @@
+"""`kd compare`: pairs by seed, what is reused, and the verdict that it leaves."""
+
+import json
+
+import pytest
+
+from kd_cli.commands.compare import sweeps
+from kd_cli.errors import ConfigError
+
+
+def runs(work):
+    """Test accuracy by command, alpha and seed, of all points of all sweeps."""
+    found = {}
+    for path in (work / "outputs" / "sweeps").glob("*/*/metrics.json"):
+        record = json.loads(path.read_text())
+        found[record["command"], record["alpha"], record["seed"]] = record
+    return found
+
+
+def test_a_comparison_is_two_sweeps_over_the_same_seeds():
+    scratch, distilled = sweeps(["alpha=0.1,0.5", "dataset=mnist", "seeds=3", "teacher=mlp"])
+    assert scratch.command == "train-student" and distilled.command == "distill"
+    assert distilled.overrides[:3] == ["alpha=0.1,0.5", "dataset=mnist", "teacher=mlp"]
+    assert scratch.overrides[0] == "dataset=mnist" and len(scratch.overrides) == 3
+    for one in (scratch, distilled):
+        assert one.overrides[-1] == "seed=0,1,2"
+        assert one.overrides[-2] == distilled.overrides[-2]  # the folder
+        assert one.overrides[-2].startswith("sweep=compare-")
+
+
+def test_the_folder_is_the_same_for_more_seeds_and_other_points():
+    def folder(*typed):
+        return sweeps(list(typed))[0].overrides[-2]
+
+    assert folder("alpha=0.1,0.5") == folder("alpha=0.9,1", "seeds=9")
+    assert folder("epochs=3") != folder("epochs=4")
+    assert folder("sweep=mine") == "sweep=mine"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("seeds=2", "seeds=2 must be a whole number from 3 to 1000"),
+        ("seeds=many", "seeds=many must be a whole number"),
+        ("seed=3", "compare runs the seeds 0, 1, ... itself (seed=3)"),
+        ("init_seed=1,2", "compare runs the seeds 0, 1, ... itself"),
+        ("rerun=true", "compare pairs what is finished (rerun=true)"),
+    ],
+)
+def test_mistakes_are_one_line(kd, work, typed, expected):
+    with pytest.raises(ConfigError, match="."):
+        sweeps([typed])
+    done = kd("compare", typed)
+    assert done.code == 2 and expected in done.error
+    assert list(work.iterdir()) == []
+
+
+def test_a_mistake_in_the_distilled_half_is_told_before_the_scratch_half_trains(kd, work, small):
+    done = kd("compare", *small, "alpha=0.1,7", "seeds=3")
+    assert done.code == 2 and "alpha=7.0 must be between 0 and 1" in done.error
+    assert not (work / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_a_verdict_over_seeds(kd, work, small):
+    """With alpha=1 the teacher does not count: the pairs start and end alike."""
+    done = kd("compare", *small, "alpha=1,0.1", "seeds=3")
+    assert done.code == 0, done.err
+    found = runs(work)
+    assert len(found) == 9
+    for seed in range(3):
+        alone, taught = found["train-student", None, seed], found["distill", 1.0, seed]
+        assert taught["test"] == pytest.approx(alone["test"], abs=1e-6)
+        assert taught["validation"]["best"] == pytest.approx(alone["validation"]["best"], abs=1e-6)
+    (path,) = (work / "outputs" / "sweeps").glob("*/comparison.json")
+    rows = {
+        row["settings"]["alpha"]: row for row in json.loads(path.read_text())["against_scratch"]
+    }
+    assert set(rows) == {1.0, 0.1}
+    assert rows[1.0]["verdict"] == "inconclusive"
+    assert rows[1.0]["paired"]["differences"] == [0, 0, 0]
+    expected = [
+        found["distill", 0.1, seed]["test"]["accuracy"]
+        - found["train-student", None, seed]["test"]["accuracy"]
+        for seed in range(3)
+    ]
+    assert rows[0.1]["paired"]["differences"] == pytest.approx(expected, abs=1e-12)
+    assert rows[0.1]["paired"]["points"] == 2
+    assert "no difference on any of 3 seeds" in done.out
+    for name in ("report.html", "report.md"):
+        assert (path.parent / "report" / name).is_file()
+    teachers = list((work / "outputs" / "teachers").glob("*/metrics.json"))
+    assert len(teachers) == 1
+
+    # More seeds: what is finished is found again.
+    more = kd("compare", *small, "alpha=1,0.1", "seeds=4", "--multirun")
+    assert more.code == 0 and more.err.count("is finished") == 9
+    assert len(runs(work)) == 12
+    rows = json.loads(path.read_text())["against_scratch"]
+    assert all(len(row["paired"]["differences"]) == 4 for row in rows)

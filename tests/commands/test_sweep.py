@@ -1,0 +1,161 @@
+"""A sweep: checked before it starts, equal starts, failing points, repeats, its table and files."""
+
+import csv
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+
+from kd_cli.commands import execute
+from kd_cli.commands.sweep import expand
+from kd_cli.files import open_npz
+from kd_cli.runs.record import read_record
+
+
+def points(work):
+    return sorted(p.parent for p in (work / "outputs" / "sweeps").rglob("metrics.json"))
+
+
+def test_expand_gives_every_point_and_the_swept_keys():
+    expanded, swept = expand(["alpha=0.1,0.2", "seed=0,1", "epochs=3"])
+    assert expanded == [
+        ["alpha=0.1", "seed=0", "epochs=3"], ["alpha=0.1", "seed=1", "epochs=3"],
+        ["alpha=0.2", "seed=0", "epochs=3"], ["alpha=0.2", "seed=1", "epochs=3"],
+    ]  # fmt: skip
+    assert swept == {"alpha", "seed"}
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_its_teacher_once_and_writes_its_table(kd, work, small):
+    done = kd("--multirun", *small, "alpha=0.1,0.9", "temperature=1,4")
+    assert done.code == 0, done.err
+    assert done.err.count("training it first") == 1
+    assert len(points(work)) == 4
+    (folder,) = (work / "outputs" / "sweeps").iterdir()
+    rows = list(csv.DictReader(open(folder / "sweep.csv")))
+    accuracies = [float(row["validation_accuracy"]) for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert {(row["alpha"], row["temperature"]) for row in rows} == {
+        ("0.1", "1"), ("0.1", "4"), ("0.9", "1"), ("0.9", "4"),
+    }  # fmt: skip
+    assert "seed" not in rows[0] and "epochs" not in rows[0]  # they do not vary
+    saved = json.loads((folder / "sweep.json").read_text())
+    assert len(saved["points"]) == 4 and saved["failures"] == []
+    for row in saved["points"]:
+        record = read_record(folder / row["directory"])
+        assert row["test_accuracy"] == record["test"]["accuracy"]
+        assert record["alpha"] == row["alpha"]
+    assert "4 points, sorted by validation accuracy" in done.out
+
+
+@pytest.mark.slow
+def test_points_of_one_seed_start_from_the_same_weights(kd, work, small):
+    """After one step of no length each student is where it began."""
+    words = ["steps=1", "learning_rate=1e-30", "optimizer=sgd"]
+    done = kd("--multirun", *small, *words, "alpha=0.1,0.5,0.9", "seed=0,1")
+    assert done.code == 0, done.err
+    weights = {0: [], 1: []}
+    for point in points(work):
+        model = keras.saving.load_model(point / "model.keras")
+        weights[read_record(point)["seed"]].append(
+            np.concatenate([w.ravel() for w in model.get_weights()])
+        )
+    for seed in (0, 1):
+        assert len(weights[seed]) == 3
+        for other in weights[seed][1:]:
+            np.testing.assert_allclose(other, weights[seed][0], rtol=0, atol=1e-20)
+    assert np.abs(weights[0][0] - weights[1][0]).max() > 0.1
+
+
+@pytest.mark.slow
+def test_a_point_equals_the_single_run(kd, work, small):
+    assert kd("--multirun", *small, "alpha=0.9,0.1").code == 0
+    assert kd("distill", *small, "alpha=0.1").code == 0
+    single = next((work / "outputs" / "distill").rglob("metrics.json")).parent
+    twin = next(point for point in points(work) if "alpha0.1" in point.name)
+    assert read_record(single)["weights_sha256"] == read_record(twin)["weights_sha256"]
+    with open_npz(single / "predictions.npz") as a, open_npz(twin / "predictions.npz") as b:
+        np.testing.assert_array_equal(a["student_logits"], b["student_logits"])
+
+
+@pytest.mark.slow
+def test_a_failing_point_does_not_stop_the_others_and_a_repeat_only_runs_it(kd, work, small):
+    words = ("--multirun", *small, "optimizer=sgd", "learning_rate=0.1,1e30,0.2")
+    done = kd(*words)
+    assert done.code == 1
+    (failed,) = [line for line in done.err.splitlines() if line.startswith("kd: failed: ")]
+    assert "not finite" in failed
+    finished = points(work)
+    assert len(finished) == 2
+    (folder,) = (work / "outputs" / "sweeps").iterdir()
+    (failure,) = json.loads((folder / "sweep.json").read_text())["failures"]
+    assert (folder / failure["directory"] / "error.json").exists()
+    before = [(point / "metrics.json").stat().st_mtime_ns for point in finished]
+    again = kd(*words)
+    assert again.code == 1 and again.err.count("is finished") == 2
+    good = kd(
+        "--multirun", *small, "optimizer=sgd", f"sweep={folder.name}", "learning_rate=0.3,0.4"
+    )
+    assert good.code == 0  # the old failure is not this command's
+    assert [(point / "metrics.json").stat().st_mtime_ns for point in finished] == before
+
+
+@pytest.mark.slow
+def test_a_mistake_at_a_point_fails_that_point_alone(kd, work, small):
+    done = kd("--multirun", *small, "student.network.units=[8],3", "epochs=1")
+    assert done.code == 1
+    assert len(points(work)) == 1 and "not iterable" in done.err
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_sweep_and_the_repeat_continues(kd, work, small, monkeypatch):
+    genuine, calls = execute.distill, []
+
+    def distill(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return genuine(*arguments)
+
+    monkeypatch.setitem(execute._COMMANDS, "distill", distill)
+    words = ("--multirun", *small, "alpha=0.1,0.5,0.9")
+    assert kd(*words).code == 130
+    assert len(points(work)) == 1
+    assert kd(*words).code == 0
+    assert len(points(work)) == 3 and len(calls) == 4
+
+
+@pytest.mark.slow
+def test_a_sweep_of_scratch_students(kd, work, small):
+    done = kd("train-student", "--multirun", *small[:2], "epochs=1", "label_smoothing=0,0.1")
+    assert done.code == 0, done.err
+    assert {read_record(point)["loss"] for point in points(work)} == {
+        "CE(labels, student)", "CE(labels, student), label smoothing 0.1",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_sweep_may_be_named_and_extended(kd, work, small):
+    assert kd("--multirun", *small, "sweep=mine", "alpha=0.1,0.2").code == 0
+    done = kd("--multirun", *small, "sweep=mine", "alpha=0.2,0.3")
+    assert done.code == 0 and done.err.count("is finished") == 1
+    assert sorted(os.listdir(work / "outputs" / "sweeps")) == ["mine"]
+    assert "3 points" in done.out
+
+
+@pytest.mark.slow
+def test_groups_can_be_swept(kd, work, small):
+    words = [word for word in small if not word.startswith("student")]
+    done = kd("--multirun", *words, "loss=glob(*)")
+    assert done.code == 0, done.err
+    found = {read_record(point)["loss"].split("(")[0] for point in points(work)}
+    assert found == {"0.1 * CE", "0.5 * CE", "KL"}
+
+
+@pytest.mark.parametrize("bad", ["alpha=0.1,2", "student=mlp,resnet", "epochs=1,two"])
+def test_all_points_are_checked_before_the_first_starts(kd, work, small, bad):
+    done = kd("--multirun", *small, bad)
+    assert done.code == 2 and done.error
+    assert not (work / "outputs").exists()

@@ -1,0 +1,174 @@
+"""Every option composes and checks; identities; what commands have no use for."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from kd_cli.commands.help import COMMANDS, GROUPS
+from kd_cli.config.check import check
+from kd_cli.config.compose import compose, conf_dir
+from kd_cli.config.overrides import override_key
+from kd_cli.config.schema import UNUSED
+from kd_cli.runs.identity import run_dir, run_id, run_name, run_spec, teacher_spec
+from kd_cli.runs.resolvers import register_resolvers
+
+register_resolvers()
+
+
+def plan(command="distill", *overrides):
+    return check(compose(command, list(overrides)), overrides)
+
+
+OPTIONS = [
+    f"{group}={path.stem}"
+    for group in GROUPS
+    for path in sorted((conf_dir() / group).glob("*.yaml"))
+]
+NEEDS_PATH = {
+    "dataset=npz": ["dataset.path={npz}"],
+    "dataset=image_folder": ["dataset.path={dir}"],
+    "experiment=flowers12_function_matching": ["dataset.path={dir}"],
+}
+
+
+@pytest.fixture
+def extra(npz, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+
+    def for_option(option):
+        return [
+            text.format(npz=npz, dir=tmp_path / "images") for text in NEEDS_PATH.get(option, [])
+        ]
+
+    return for_option
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_for_every_command_that_uses_it(option, extra):
+    for command in COMMANDS:
+        if override_key(option) in UNUSED[command]:
+            continue
+        made = plan(command, option, *extra(option))
+        assert not OmegaConf.missing_keys(made)
+        assert made.command == command
+
+
+def test_the_manual_names_every_group():
+    folders = {p.name for p in conf_dir().iterdir() if p.is_dir()} - {"hydra"}
+    assert folders == set(GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "teacher", "student"),
+    [  # epochs, batch size, learning rate: RECIPES
+        ("cifar10_bn_cnn", (40, 32, 1e-3), (5, 32, 1e-3)),
+        ("cifar10_bn_cnn_mended", (40, 32, 1e-3), (5, 32, 1e-3)),
+        ("cifar10_cnn", (20, 64, 1e-3), (20, 64, 1e-3)),
+        ("mnist_cnn", (5, 64, 1e-3), (3, 64, 1e-3)),
+        ("fashion_mnist_mlp", (50, 256, 1e-3), (50, 256, 1e-3)),
+    ],
+)
+def test_a_recipe_gives_each_command_its_own_numbers(experiment, teacher, student):
+    for command, expected in zip(COMMANDS, (teacher, student, student, student), strict=True):
+        made = plan(command, f"experiment={experiment}")
+        assert (made.epochs, made.batch_size, made.learning_rate) == expected
+
+
+@pytest.mark.parametrize(
+    ("experiment", "alpha", "temperature", "t_squared"),
+    [
+        ("cifar10_bn_cnn", 0.1, 10, True),
+        ("cifar10_cnn", 0.1, 10, False),
+        ("mnist_cnn", 0.1, 10, True),
+        ("fashion_mnist_mlp", 0.9, 2, False),
+    ],
+)
+def test_a_recipe_sets_the_published_loss(experiment, alpha, temperature, t_squared):
+    loss = plan("distill", f"experiment={experiment}").loss
+    assert (loss.alpha, loss.temperature, loss.t_squared) == (alpha, temperature, t_squared)
+
+
+def test_fashion_recipe_has_a_floor_for_each_role():
+    floors = [plan(c, "experiment=fashion_mnist_mlp").schedule.floor for c in COMMANDS]
+    assert floors == [0.01, 0.1, 0.1, 0.1]
+
+
+def test_epochs_on_the_command_line_are_the_role_s(tmp_path):
+    assert plan("distill", "experiment=mnist_cnn", "epochs=9").epochs == 9
+    assert plan("train-teacher", "experiment=mnist_cnn").epochs == 5
+
+
+def test_a_loss_may_replace_the_recipe_s():
+    made = plan("distill", "experiment=cifar10_cnn", "loss=hard")
+    assert OmegaConf.to_container(made.loss) == {
+        "_target_": "kd_cli.distillation.hard",
+        "_partial_": True,
+        "alpha": 0.1,
+    }
+    assert "temperature" not in made
+
+
+def test_equal_numbers_are_the_same_run():
+    assert run_id(plan("distill", "temperature=10")) == run_id(plan("distill", "temperature=10.0"))
+    assert run_id(plan("distill", "temperature=10")) != run_id(plan("distill", "temperature=9"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data_dir=/x", "cache_dir=/x", "device=cpu", "sweep=s", "tracker=tensorboard", "rerun=true"],
+)
+def test_places_do_not_count(override):
+    assert run_id(plan("distill", override)) == run_id(plan("distill"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["alpha=0.2", "seed=1", "init_seed=1", "data_seed=1", "epochs=3", "batch_size=7", "loss=hard",
+     "learning_rate=0.1", "student.network.units=[3]", "teacher=mlp", "dataset.limit=9",
+     "precision=mixed_bfloat16", "optimizer=sgd", "t_squared=false", "schedule=cosine",
+     "early_stopping.patience=3", "steps=5", "dataset.split_seed=1", "student.input.scale=1",
+     "dataset.labelled_fraction=0.5"],
+)  # fmt: skip
+def test_what_can_change_the_result_counts(override):
+    assert run_id(plan("distill", override)) != run_id(plan("distill"))
+
+
+def test_all_labels_make_the_same_run_and_teacher_as_before_there_was_a_choice():
+    for made in (plan("distill"), plan("distill", "dataset.labelled_fraction=1")):
+        assert "labelled_fraction" not in run_spec(made)["dataset"]
+    assert plan("distill", "dataset.labelled_fraction=0.1").teacher_dir != made.teacher_dir
+
+
+def test_keys_that_a_command_does_not_use_do_not_count():
+    scratch = plan("train-student", "experiment=mnist_cnn")
+    assert "teacher" not in scratch and "alpha" not in scratch
+    assert scratch.loss["_target_"] == "kd_cli.distillation.cross_entropy"
+
+
+def test_seeds_do_not_move_the_split_or_the_teacher():
+    a, b = plan("distill", "seed=0"), plan("distill", "seed=1")
+    assert a.dataset.split_seed == b.dataset.split_seed == 0
+    assert teacher_spec(a) == teacher_spec(b) and a.teacher_dir == b.teacher_dir
+
+
+def test_teacher_directory_follows_dataset_split_and_network():
+    base = plan("distill").teacher_dir
+    for override in ("dataset.split_seed=1", "dataset.limit=50", "teacher.network.units=[3]"):
+        assert plan("distill", override).teacher_dir != base
+    assert plan("train-teacher", "epochs=3").teacher_dir == base
+    assert Path(base).name.startswith("digits-cnn-")
+
+
+def test_directories_are_readable():
+    made = plan("distill", "alpha=0.5", "temperature=10.0", "seed=3")
+    assert run_name(made).startswith("mlp_hinton_alpha0.5_temperature10_epochs40_seed3-")
+    assert run_dir(made).parts[:3] == ("outputs", "distill", "digits")
+
+
+def test_input_size_gives_the_network_its_shape():
+    made = plan("distill", "student.input.size=16")
+    assert list(made.student.network.image_shape) == [16, 16, 1]
+    assert list(made.teacher.network.image_shape) == [8, 8, 1]

@@ -1,0 +1,272 @@
+"""Mistakes of the user: one line that names what was received and what to type, exit code 2,
+nothing left behind. Failures of a run: exit code 1, with the traceback in its log."""
+
+import errno
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+
+from kd_cli import files
+from tests.conftest import assert_refused, only_run
+
+# What is typed, and what the one line must say.
+MISTAKES = {
+    "unknown command": (["distil"], ["'distil'", "did you mean 'distill'"]),
+    "two commands": (["distill", "train-teacher"], ["'train-teacher'", "one command"]),
+    "unknown flag": (["--mutirun"], ["'--mutirun'", "did you mean '--multirun'"]),
+    "flag without value": (["--config-dir"], ["--config-dir needs a value"]),
+    "unknown key": (["distill", "alpa=1"], ["'alpa'", "did you mean 'alpha'"]),
+    "unknown nested key": (
+        ["distill", "student.network.unit=[3]"],
+        ["'student.network.unit'", "did you mean 'student.network.units'"],
+    ),
+    "added key": (["distill", "+typo=1"], ["unknown key 'typo'"]),
+    "unknown option": (
+        ["distill", "dataset=minst"],
+        ["no option 'minst' in group 'dataset'", "did you mean 'mnist'", "available: cifar10"],
+    ),
+    "text for a number": (["distill", "alpha=abc"], ["alpha=abc must be a number"]),
+    "half an epoch": (["distill", "epochs=1.5"], ["epochs=1.5 must be a whole number"]),
+    "number for a switch": (["distill", "rerun=maybe"], ["rerun=maybe must be true or false"]),
+    "no value": (["distill", "alpha=???"], ["alpha is missing"]),
+    "missing path": (["distill", "dataset=npz"], ["dataset.path is missing", "dataset.path=..."]),
+    "alpha out of range": (["distill", "alpha=1.5"], ["alpha=1.5", "between 0 and 1"]),
+    "temperature": (["distill", "temperature=0"], ["temperature=0", "above 0"]),
+    "epochs": (["distill", "epochs=0"], ["epochs=0", "at least 1"]),
+    "batch size": (["distill", "batch_size=0"], ["batch_size=0", "at least 1"]),
+    "learning rate": (["distill", "learning_rate=-1"], ["learning_rate=-1", "above 0"]),
+    "fraction": (
+        ["distill", "dataset.validation_fraction=1"],
+        ["dataset.validation_fraction=1", "below 1"],
+    ),
+    "labelled fraction": (
+        ["distill", "dataset.labelled_fraction=0"],
+        ["dataset.labelled_fraction=0", "above 0 and at most 1"],
+    ),
+    "smoothing": (["train-student", "label_smoothing=1"], ["label_smoothing=1", "below 1"]),
+    "patience": (["distill", "early_stopping.patience=0"], ["patience=0", "null"]),
+    "monitor": (["distill", "early_stopping.monitor=loss"], ["monitor=loss", "accuracy or nll"]),
+    "precision": (["distill", "precision=float8"], ["precision=float8", "mixed_bfloat16"]),
+    "device": (["distill", "device=tpu"], ["device=tpu", "auto, cpu, gpu"]),
+    "shape": (["distill", "dataset.image_shape=3"], ["image_shape=3", "[32,32,3]"]),
+    "channels": (["distill", "dataset.image_shape=[8,8,2]"], ["[8, 8, 2]", "1 or 3 channels"]),
+    "useless alpha": (
+        ["train-student", "alpha=0.3"],
+        ["no use for 'alpha'", "without a teacher", "kd distill alpha=0.3"],
+    ),
+    "useless student": (["train-teacher", "student=cnn"], ["no use for 'student'"]),
+    "useless smoothing": (["distill", "label_smoothing=0.1"], ["no use for 'label_smoothing'"]),
+    "loss without temperature": (
+        ["distill", "loss=hard", "temperature=3"],
+        ["does not use 'temperature'"],
+    ),
+    "command as a key": (["distill", "command=train-student"], ["the command is a word"]),
+    "list without multirun": (
+        ["distill", "alpha=0.1,0.2"],
+        ["alpha=0.1,0.2 is a list", "add --multirun"],
+    ),
+    "warm-up as long as the training": (
+        ["distill", "schedule=warmup_cosine", "schedule.warmup_epochs=40"],
+        ["schedule.warmup_epochs=40", "below epochs=40"],
+    ),
+    "warm-up of as many steps as the training": (
+        ["distill", "schedule=warmup_cosine", "schedule.warmup_steps=1992", "steps=1992"],
+        ["schedule.warmup_steps=1992", "below steps=1992"],
+    ),
+    "warm-up of more steps than the epochs have": (
+        ["train-student", "schedule=warmup_cosine", "schedule.warmup_steps=1500", "epochs=30"],
+        ["warm-up of 1500 steps", "below the training's 1170 steps"],  # 39 batches of 32
+    ),
+    "negative weight decay": (
+        ["train-student", "optimizer=adamw", "optimizer.weight_decay=-1"],
+        ["optimizer.weight_decay=-1", "at least 0"],
+    ),
+    "weight decay of a whole weight": (
+        [
+            "train-student",
+            "optimizer=adamw",
+            "optimizer.weight_decay=1",
+            "optimizer.decoupled=true",
+        ],
+        ["optimizer.weight_decay=1", "below 1"],
+    ),
+    "missing file": (
+        ["distill", "dataset=npz", "dataset.path=no.npz"],
+        ["dataset.path=no.npz is not a file"],
+    ),
+    "missing folder": (
+        ["distill", "dataset=image_folder", "dataset.path=no"],
+        ["dataset.path=no is not a folder"],
+    ),
+    "empty word": (["distill", ""], ["'' is neither key=value nor a flag"]),
+    "no student": (["distill", "student=null"], ["group override must be"]),
+    "no loss": (["distill", "~loss"], ["distill needs a loss", "loss=OPTION"]),
+    "no network": (["distill", "student.network=null"], ["student.network._target_=..."]),
+    "no teacher directory": (["distill", "teacher_dir=null"], ["teacher_dir=FOLDER"]),
+    "checkpoint for a teacher to be": (
+        ["train-teacher", "teacher.checkpoint=x"],
+        ["no use for 'teacher.checkpoint'"],
+    ),
+    "optimizer's own rate": (
+        ["distill", "optimizer.learning_rate=0.5"],
+        ["unknown key 'optimizer.learning_rate'", "did you mean 'learning_rate'"],
+    ),
+    "patience without validation": (
+        ["distill", "early_stopping.patience=2", "dataset.validation_fraction=0"],
+        ["nothing to watch"],
+    ),
+    "no teacher file": (["distill", "teacher.checkpoint=no.keras"], ["no.keras is not a file"]),
+    "no student file": (
+        ["train-student", "student.checkpoint=no.keras"],
+        ["student.checkpoint=no.keras is not a file"],
+    ),
+    "missing teacher": (
+        ["distill", "teacher.train_if_missing=false"],
+        ["no finished teacher in outputs/teachers/digits-cnn-", "kd train-teacher dataset=digits"],
+    ),
+    "interval": (["--multirun", "alpha=interval(0,1)"], ["INTERVAL_SWEEP"]),
+    "what to show": (["distill", "--cfg", "foo"], ["expected job, hydra or all"]),
+    "config dir": (["distill", "--config-dir", "no"], ["--config-dir no is not a folder"]),
+    "a bad point of a sweep": (["--multirun", "alpha=0.1,0.2,7"], ["alpha=7", "between 0 and 1"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(kd, work, name):
+    words, expected = MISTAKES[name]
+    assert_refused(kd, work, words, *expected)
+
+
+# The same, when only data or networks can tell: these follow overrides for a small run.
+LATE_MISTAKES = {
+    "class mismatch": (["distill", "dataset.num_classes=3"], ["run from 0 to 3", "num_classes=3"]),
+    "shape mismatch": (["distill", "dataset.image_shape=[5,5,1]"], ["[6, 6, 1]", "[5, 5, 1]"]),
+    "softmax head": (
+        ["train-student", "student=mobilenet_v3_small", "student.network.classes=4",
+         "student.network.input_shape=[32,32,3]", "dataset.image_shape=[32,32,3]",
+         "student.network.classifier_activation=softmax"],
+        ["ends in a softmax", "classifier_activation: null"],
+    ),
+    "unknown target": (
+        ["train-student", "student.network._target_=kd_cli.networks.mpl"],
+        ["student.network", "kd_cli.networks.mpl"],
+    ),
+    "unknown argument": (
+        ["train-student", "+student.network.depth=3"],
+        ["student.network", "'depth'"],
+    ),
+    "schedule argument": (["train-student", "+schedule.floor=3"], ["takes no 'floor'"]),
+    "GPU that is not there": (["train-student", "device=gpu:7"], ["device=gpu:7", "device=cpu"]),
+    "warm-up in steps": (
+        ["train-student", "schedule=warmup_cosine", "schedule.warmup_steps=999"],
+        ["warm-up of 999 steps", "6 steps"],
+    ),
+    "bad teacher network": (
+        ["distill", "teacher.network._target_=kd_cli.networks.nope"],
+        ["teacher.network", "kd_cli.networks.nope"],
+    ),
+    "limit too small": (["train-student", "dataset.limit=1"], ["dataset.limit=1", "raise one"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LATE_MISTAKES)
+def test_a_late_mistake_is_one_line_and_leaves_nothing(kd, work, small, npz, name):
+    words, expected = LATE_MISTAKES[name]
+    if name == "softmax head":
+        images = np.zeros((20, 32, 32, 3), np.uint8)
+        labels = np.arange(20) % 4
+        np.savez(npz, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    teacher = [w for w in small if words[0] == "distill" or "teacher" not in w.split("=")[0]]
+    done = kd(words[0], *teacher, *words[1:])
+    assert done.code == 2
+    for text in expected:
+        assert text in done.error
+    assert [p.name for p in work.iterdir()] == [npz.name]
+
+
+def test_a_lambda_layer_is_not_executed(kd, work, small):
+    inputs = keras.Input((6, 6, 1))
+    x = keras.layers.Lambda(lambda t: t * 2)(inputs)
+    outputs = keras.layers.Dense(4)(keras.layers.Flatten()(x))
+    keras.Model(inputs, outputs).save(work / "lambda.keras")
+    done = kd("distill", *small, "teacher.checkpoint=lambda.keras")
+    assert done.code == 2 and "Lambda layer" in done.error
+    assert not (work / "outputs").exists()
+
+
+def test_a_pickle_is_not_executed(kd, work, npz):
+    objects = np.array([{"a": 1}] * 4, dtype=object)
+    labels = np.arange(4)
+    np.savez(npz, x_train=objects, y_train=labels, x_test=objects, y_test=labels)
+    done = kd("distill", "dataset=npz", f"dataset.path={npz}", "dataset.image_shape=[1,1,1]")
+    assert done.code == 2 and "allow_pickle=False" in done.error
+
+
+def test_foreign_files_in_the_run_directory(kd, work, small):
+    assert kd("train-student", *small[:2], "epochs=2").code == 0
+    run, _ = only_run(work / "outputs")
+    (run / "metrics.json").unlink()
+    (run / "thesis.tex").write_text("mine")
+    done = kd("train-student", *small[:2], "epochs=2")
+    assert done.code == 2 and "thesis.tex" in done.error
+    assert (run / "thesis.tex").read_text() == "mine"
+
+
+def test_a_file_where_the_output_directory_should_be(kd, work, small):
+    (work / "outputs").write_text("a file")
+    done = kd("train-student", *small[:2], "epochs=1")
+    assert done.code == 2 and "outputs is a file" in done.error
+    assert (work / "outputs").read_text() == "a file"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "victim"),
+    [
+        (errno.ENOSPC, "metrics.json"),
+        (errno.EROFS, "last.npz"),
+        pytest.param(errno.ENOSPC, "model.keras", marks=pytest.mark.slow),
+        pytest.param(errno.EROFS, "predictions.npz", marks=pytest.mark.slow),
+    ],
+)
+def test_a_disk_that_takes_no_more(kd, work, small, monkeypatch, number, victim):
+    """The write of one file fails: one line, exit 1, and the run continues once there is room."""
+    words = ["train-student", *small[:2], "epochs=2"]
+    genuine = os.replace
+
+    def replace(source, target):
+        if os.path.basename(target) == victim:
+            raise OSError(number, os.strerror(number), str(target))
+        genuine(source, target)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    done = kd(*words)
+    assert done.code == 1
+    assert os.strerror(number) in done.err and "Traceback" not in done.err
+    (run,) = (work / "outputs" / "train-student" / "npz").iterdir()
+    assert not (run / "metrics.json").exists()
+    assert [p for p in run.rglob(".tmp-*")] == []
+    monkeypatch.setattr(files.os, "replace", genuine)
+    assert kd(*words).code == 0
+    assert (run / "metrics.json").exists() and not (run / "error.json").exists()
+
+
+def test_a_loss_that_is_not_finite_names_epoch_step_and_term(kd, work, small):
+    done = kd("train-student", *small[:2], "learning_rate=1e30", "optimizer=sgd")
+    assert done.code == 1
+    (line,) = [text for text in done.err.splitlines() if text.startswith("kd: failed")]
+    assert "'hard'" in line and "epoch 1, step 2" in line and "kd.log" in line
+    (run,) = (work / "outputs" / "train-student" / "npz").iterdir()
+    assert "Traceback" in (run / "kd.log").read_text()
+    error = json.loads((run / "error.json").read_text())
+    assert error["error"] == "NonFiniteError"
+    assert not (run / "metrics.json").exists()
+
+
+def test_full_error_shows_the_traceback(kd, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    done = kd("distill", "alpha=7")
+    assert done.code == 2 and "Traceback" in done.err

@@ -1,0 +1,182 @@
+"""tensorflow-datasets, and the real images."""
+
+import io
+import socket
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets
+
+from kd_cli.data.arrays import Arrays
+from kd_cli.data.dataset import load_dataset
+from kd_cli.data.sources import tfds
+from kd_cli.errors import ConfigError
+from tests.data.test_dataset import labels_of, node, plan
+
+
+def tfds_source(name: str, shape: list[int], folder: Path, **keywords) -> dict:
+    return {
+        "_target_": "kd_cli.data.tfds",
+        "name": name,
+        "data_dir": str(folder),
+        "cache_dir": str(folder / "cache"),
+        "image_shape": shape,
+        **keywords,
+    }
+
+
+@pytest.fixture
+def online(monkeypatch) -> None:
+    """Every host answers, with nothing."""
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO())
+
+
+def test_cifar100_through_tfds(tmp_path, online):
+    with tensorflow_datasets.testing.mock_data(num_examples=60):
+        source = tfds_source("cifar100", [32, 32, 3], tmp_path)
+        dataset = load_dataset(node(source, (32, 32, 3), 100, validation_fraction=0.1))
+    assert len(dataset.train) + len(dataset.validation) == 60
+    assert len(dataset.test) == 60
+    assert dataset.train.images.shape == (60, 32, 32, 3)
+    assert dataset.train.images.dtype == np.uint8
+    assert dataset.num_classes == 100
+
+
+def test_flowers102_is_resized_and_keeps_its_official_validation_split(tmp_path, online):
+    with tensorflow_datasets.testing.mock_data(num_examples=7):
+        cfg = plan(
+            "dataset=oxford_flowers102",
+            f"data_dir={tmp_path}",
+            f"cache_dir={tmp_path}",
+            "dataset.image_shape=[20,30,3]",
+        )
+        dataset = load_dataset(cfg.dataset)
+    # All 7 train: none is held out for validation.
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (7, 7, 7)
+    assert dataset.validation.images is not dataset.train.images
+    for split in (dataset.train, dataset.validation, dataset.test):
+        assert split.images.shape == (7, 20, 30, 3)
+        assert split.images.dtype == np.uint8
+    assert dataset.num_classes == 102
+    assert dataset.class_names[0] == "pink primrose"
+
+
+def test_a_limit_holds_for_the_official_validation_split(tmp_path, online):
+    with tensorflow_datasets.testing.mock_data(num_examples=7):
+        source = tfds_source(
+            "oxford_flowers102", [8, 8, 3], tmp_path, validation_split="validation"
+        )
+        dataset = load_dataset(node(source, (8, 8, 3), 102, limit=5))
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (5, 5, 5)
+
+
+def test_tfds_images_of_other_channels_than_declared_are_refused(tmp_path, online):
+    with tensorflow_datasets.testing.mock_data(num_examples=3):
+        with pytest.raises(ConfigError, match=r"shape \[28, 28, 1\], declared .*\[28, 28, 3\]"):
+            source = tfds_source("mnist", [28, 28, 3], tmp_path)
+            load_dataset(node(source, (28, 28, 3), 10))
+
+
+def test_the_cache_tells_official_validation_splits_apart(tmp_path, monkeypatch):
+    folder = tmp_path / "toy" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{}")
+    part = (np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1]))
+
+    def decode(name, folder, shape, validation_split):
+        return Arrays(part, part, part if validation_split else None, ("a", "b"))
+
+    monkeypatch.setattr("kd_cli.data.sources._decode_tfds", decode)
+    keywords = {"data_dir": str(tmp_path), "cache_dir": str(tmp_path), "image_shape": [1, 1, 1]}
+    assert tfds("toy", **keywords).validation is None
+    assert tfds("toy", **keywords, validation_split="validation").validation is not None
+
+
+def test_an_unknown_tfds_name_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="tensorflow-datasets knows no dataset 'cifar1000'"):
+        tfds("cifar1000", str(tmp_path), str(tmp_path), [32, 32, 3])
+
+
+@pytest.fixture
+def waited(monkeypatch) -> list[float]:
+    """Takes the network away; lists the seconds that the downloader would wait between attempts."""
+    from urllib3.util.retry import Retry
+
+    seconds = []
+
+    def unreachable(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    monkeypatch.setattr(
+        Retry, "sleep", lambda self, response=None: seconds.append(self.get_backoff_time())
+    )
+    return seconds
+
+
+def test_missing_tfds_data_name_the_folder_and_the_remedy(tmp_path, waited):
+    empty = tmp_path / "empty"
+    with pytest.raises(ConfigError) as told:
+        tfds("cifar100", str(empty), str(tmp_path), [32, 32, 3])
+    message = str(told.value)
+    assert message.startswith(f"cifar100 is not in {empty} and could not be downloaded")
+    assert "data_dir=FOLDER" in message
+    assert "\n" not in message
+
+
+def test_missing_tfds_data_without_a_network_fail_fast(tmp_path, waited):
+    with pytest.raises(ConfigError):
+        tfds("cifar100", str(tmp_path / "empty"), str(tmp_path), [32, 32, 3])
+    assert sum(waited) < 10
+
+
+def test_missing_tfds_data_leave_nothing_behind(tmp_path, waited):
+    with pytest.raises(ConfigError):
+        tfds("cifar100", str(tmp_path / "empty"), str(tmp_path / "cache"), [32, 32, 3])
+    assert not list(tmp_path.iterdir())
+
+
+# --- real images ---
+
+
+@pytest.mark.slow
+def test_fashion_mnist_is_decoded_once(real_data, tmp_path, monkeypatch):
+    source = tfds_source("fashion_mnist", [28, 28, 1], real_data / "tfds")
+    source["cache_dir"] = str(tmp_path)
+    cfg = node(source, (28, 28, 1), 10, validation_fraction=0.1)
+    first = load_dataset(cfg)
+    assert (len(first.train), len(first.validation), len(first.test)) == (54_000, 6_000, 10_000)
+    assert np.bincount(labels_of(first.train)).tolist() == [5400] * 10
+    assert np.bincount(labels_of(first.validation)).tolist() == [600] * 10
+    assert np.bincount(labels_of(first.test)).tolist() == [1000] * 10
+    # The published mean of the 60,000 training images.
+    assert first.train.images.mean() / 255 == pytest.approx(0.2860, abs=5e-5)
+    assert first.class_names[0] == "T-shirt/top"
+
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)  # importing it now fails
+    second = load_dataset(cfg)
+    assert second.fingerprint == first.fingerprint
+    assert second.split_fingerprint == first.split_fingerprint
+    np.testing.assert_array_equal(second.test.images, first.test.images)
+
+
+def test_flowers12_as_an_image_folder(real_data, tmp_path):
+    cfg = plan(
+        "dataset=image_folder",
+        f"dataset.path={real_data / 'flowers12'}",
+        f"cache_dir={tmp_path}",
+        "dataset.image_shape=[32,32,3]",
+    )
+    dataset = load_dataset(cfg.dataset)
+    # 60 training images of each class, a tenth of which are validation; 20 test images.
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (648, 72, 240)
+    assert np.bincount(labels_of(dataset.validation)).tolist() == [6] * 12
+    assert np.bincount(labels_of(dataset.test)).tolist() == [20] * 12
+    assert dataset.train.images.shape == (720, 32, 32, 3)
+    assert dataset.class_names == (
+        *("bluebell", "buttercup", "colts-foot", "daisy", "dandelion", "fritillary"),
+        *("iris", "lily-valley", "pansy", "sunflower", "tigerlily", "windflower"),
+    )

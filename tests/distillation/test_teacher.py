@@ -1,0 +1,162 @@
+"""The teacher is kept, found, trained when missing, and refused when it is another's."""
+
+import shlex
+
+import keras
+import numpy as np
+import pytest
+
+from kd_cli.files import open_npz
+from kd_cli.runs.record import read_record
+from tests.conftest import only_run
+
+
+@pytest.fixture
+def trained(kd, work, small):
+    """A kept teacher, and its directory."""
+    assert kd("train-teacher", *small[:4], "epochs=3").code == 0
+    directory, _ = only_run(work / "outputs" / "teachers")
+    return directory
+
+
+def test_a_kept_teacher_is_found_and_described(kd, work, small, trained):
+    done = kd("distill", *small)
+    assert done.code == 0
+    record = read_record(trained)
+    assert f"teacher: mlp, 3 epochs, seed 0, test {record['test']['accuracy']:.4f}" in done.err
+    assert "training it first" not in done.err
+    _, student = only_run(work / "outputs" / "distill")
+    assert student["teacher"]["weights_sha256"] == record["weights_sha256"]
+    assert student["teacher"]["test_accuracy"] == record["test"]["accuracy"]
+    assert student["teacher"]["training"] == "3 epochs, seed 0"
+
+
+def test_a_missing_teacher_is_trained_as_train_teacher_would(kd, work, small):
+    first = kd("distill", *small, "seed=7", "epochs=1", "learning_rate=0.5", "schedule=cosine")
+    assert first.code == 0 and "training it first (kd train-teacher dataset=npz" in first.err
+    directory, record = only_run(work / "outputs" / "teachers")
+    # The student's seed, rate and schedule are not the teacher's.
+    assert record["seed"] == 0 and record["config"]["learning_rate"] == 0.001
+    assert record["config"]["schedule"]["_target_"] == "kd_cli.training.constant"
+    assert (directory / ".hydra" / "overrides.yaml").exists()
+    assert "teacher 1/2" in (directory / "kd.log").read_text()
+    typed = shlex.split(first.err.split("training it first (kd ")[1].split(")")[0])
+    answer = kd(*typed)
+    assert answer.code == 0 and "is finished" in answer.err
+    assert read_record(directory)["weights_sha256"] == record["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_a_second_teacher_does_not_overwrite_the_first(kd, work, small, trained):
+    before = read_record(trained)
+    done = kd("train-teacher", *small[:4], "epochs=4")
+    assert done.code == 2
+    assert "epochs 3, now 4" in done.error and "rerun=true" in done.error
+    assert read_record(trained) == before
+    assert kd("train-teacher", *small[:4], "epochs=4", "rerun=true").code == 0
+    assert read_record(trained.with_name(trained.name + "-2"))["epochs_done"] == 4
+    assert read_record(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("dataset.split_seed=9", "another split (validation_fraction 0.1, split_seed 0"),
+        pytest.param("dataset.validation_fraction=0.3", "another split", marks=pytest.mark.slow),
+        pytest.param("teacher.network.units=[8]", "another network", marks=pytest.mark.slow),
+        pytest.param("teacher.input.scale=1", "another input", marks=pytest.mark.slow),
+        pytest.param(
+            "dataset=digits", "another dataset (npz, this run has digits)", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_foreign_teacher_is_refused(kd, small, trained, override, expected):
+    words = [w for w in small if override != "dataset=digits" or not w.startswith("dataset")]
+    done = kd("distill", *words, override, f"teacher_dir={trained}")
+    assert done.code == 2 and expected in done.error, done.error
+    assert "teacher_dir" in done.error
+
+
+@pytest.mark.slow
+def test_a_teacher_of_other_pixels_is_refused(kd, small, trained, npz):
+    with open_npz(npz) as archive:
+        arrays = dict(archive)
+    arrays["x_test"][0] += 1
+    np.savez(npz, **arrays)
+    done = kd("distill", *small)
+    assert done.code == 2 and "another version of the data" in done.error
+
+
+@pytest.mark.slow
+def test_a_student_is_no_teacher(kd, work, small):
+    assert kd("train-student", *small[:2], "epochs=1").code == 0
+    run, _ = only_run(work / "outputs" / "train-student")
+    done = kd("distill", *small, f"teacher_dir={run}")
+    assert done.code == 2 and "a run of train-student" in done.error
+
+
+@pytest.mark.slow
+def test_altered_weights_are_noticed(kd, small, trained):
+    model = keras.saving.load_model(trained / "model.keras")
+    model.set_weights([weight + 1 for weight in model.get_weights()])
+    model.save(trained / "model.keras")
+    done = kd("distill", *small)
+    assert done.code == 2 and "was altered after training" in done.error
+
+
+@pytest.mark.slow
+def test_a_run_of_another_teacher_is_not_taken_for_this_one(kd, work, small, trained):
+    assert kd("distill", *small).code == 0
+    trained.rename(work / "old")
+    assert kd("train-teacher", *small[:4], "epochs=1").code == 0
+    done = kd("distill", *small)
+    assert done.code == 2 and "was distilled from another teacher" in done.error
+
+
+@pytest.mark.slow
+def test_any_keras_file_can_teach(kd, work, small, npz):
+    """A file that wants pixels in 0..1 gets them through teacher.input, as a network would."""
+    keras.utils.set_random_seed(4)
+    inputs = keras.Input((6, 6, 1))
+    outputs = keras.layers.Dense(4)(keras.layers.Flatten()(inputs))
+    model = keras.Model(inputs, outputs)
+    model.save(work / "mine.keras")
+    words = ["distill", *small[:2], "epochs=1", "teacher.checkpoint=mine.keras"]
+    done = kd(*words)
+    assert done.code == 0, done.err
+    run, record = only_run(work / "outputs" / "distill")
+    with open_npz(npz) as data, open_npz(run / "predictions.npz") as saved:
+        expected = model.predict(data["x_test"] / 255.0, verbose=0)
+        np.testing.assert_allclose(saved["teacher_logits"], expected, atol=1e-4)
+    assert record["teacher"]["name"] == "mine" and record["teacher"]["training"] == "unknown"
+    assert not (work / "outputs" / "teachers").exists()
+    assert kd(*words, "teacher.input.scale=1").code == 0
+
+
+@pytest.mark.slow
+def test_a_model_that_kd_wrote_can_teach_from_its_file(kd, work, small, trained):
+    words = ["distill", *small[:2], "epochs=1", f"teacher.checkpoint={trained / 'model.keras'}"]
+    assert kd(*words).code == 0
+    _, record = only_run(work / "outputs" / "distill")
+    assert record["teacher"]["test_accuracy"] == read_record(trained)["test"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("units", "activation", "expected"),
+    [(4, "softmax", "ends in a softmax"), (5, None, "5 outputs, the dataset has 4 classes")],
+)
+def test_a_file_that_is_no_classifier_on_logits_is_refused(
+    kd, work, small, units, activation, expected
+):
+    inputs = keras.Input((6, 6, 1))
+    x = keras.layers.Dense(units, activation=activation)(keras.layers.Flatten()(inputs))
+    keras.Model(inputs, x).save(work / "mine.keras")
+    done = kd("distill", *small[:2], "teacher.checkpoint=mine.keras")
+    assert done.code == 2 and expected in done.error
+
+
+@pytest.mark.slow
+def test_the_teacher_does_not_change(kd, work, small, trained):
+    before = (trained / "model.keras").read_bytes()
+    assert kd("distill", *small).code == 0
+    assert (trained / "model.keras").read_bytes() == before
