@@ -11,6 +11,10 @@ class ConfigError(Exception):
     """A mistake of the user's: shown in one line, without a traceback, with exit code 2."""
 
 
+class RunFailed(Exception):
+    """A run broke; its traceback is in its log and error.json. Exit code 1."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

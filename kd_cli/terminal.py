@@ -7,6 +7,7 @@ elsewhere each epoch is one plain line. Both go to the run's log.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -172,3 +173,18 @@ def shown(path: Path | str) -> str:
     """A path as a person would type it: relative where it lies below the working directory."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def brief(value: Any) -> str:
+    """A value for people: nodes by their function, long ones cut."""
+    if isinstance(value, dict) and "_target_" in value:
+        options = [f"{k}={brief(v)}" for k, v in value.items() if k[0] != "_" and v is not None]
+        text = str(value["_target_"]).rsplit(".", 1)[-1]
+        text += f"({', '.join(options)})" if options else ""
+    elif isinstance(value, list):
+        text = f"[{', '.join(map(brief, value))}]"
+    elif isinstance(value, float):
+        text = f"{value:g}"
+    else:
+        text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -15,9 +15,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; be
 import absl.logging
 import numpy as np
 import pytest
+from omegaconf import DictConfig
 
 from kd_cli import cli
+from kd_cli.arguments import arrange
+from kd_cli.config.check import check
+from kd_cli.config.compose import compose
 from kd_cli.runs.record import read_record
+from kd_cli.runs.resolvers import register_resolvers
 
 # absl (of TensorFlow) closes a stream that is not the current stderr when logging is configured
 # again, and while a test runs that stream is pytest's own.
@@ -97,8 +102,16 @@ def npz(tmp_path: Path) -> Path:
     return path
 
 
+def plan_of(*words: str) -> DictConfig:
+    """The plan of a command as typed: `plan_of("distill", "alpha=0.5")`."""
+    register_resolvers()
+    request = arrange(list(words))
+    cfg = compose(request.command.config, request.overrides, request.config_dir)
+    return check(cfg, request.overrides)
+
+
 # Small networks and few epochs for runs whose accuracy is not the point.
-SMALL = ("teacher=mlp", "teacher.network.units=[16]", "epochs=2", "recipe.teacher.epochs=2")
+SMALL = ("teacher=mlp", "teacher.network.units=[16]", "epochs=2", "teacher.training.epochs=2")
 
 
 @pytest.fixture

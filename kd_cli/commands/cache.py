@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from kd_cli.commands.table import Request
 from kd_cli.data.dataset import load_dataset
 from kd_cli.device import request, set_up
 from kd_cli.distillation import logits_cache
@@ -27,13 +28,18 @@ ACTIONS: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
-def main(words: list[str]) -> int:
+def run(request: Request) -> int:
     """Runs `kd cache ACTION key=value ...`; returns 0, or 1 when `verify` found a fault.
 
     Raises:
         ConfigError: An unknown action or key, or a value that can't be used.
     """
-    action, *options = words or ["list"]
+    if {"--help", "-h"} & set(request.words):
+        for action, (options, text) in ACTIONS.items():
+            keys = " ".join(f"{key}={value}" for key, value in {"cache_dir": "", **options}.items())
+            print(f"kd cache {action:<8}{text}\n{' ' * 17}{keys}")
+        return 0
+    action, *options = request.words or ["list"]
     if action not in ACTIONS:
         raise ConfigError(
             f"unknown action '{action}'{suggest(action, ACTIONS)} (kd cache {'|'.join(ACTIONS)})"

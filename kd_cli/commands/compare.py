@@ -9,11 +9,13 @@ continues where it stopped. Nothing here imports TensorFlow.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kd_cli.commands import job
+from kd_cli.commands.job import is_sweep
 from kd_cli.commands.sweep import expand
+from kd_cli.commands.table import COMMANDS, Request
 from kd_cli.config.overrides import override_key, scratch_overrides
 from kd_cli.errors import ConfigError
 from kd_cli.files import write_json
@@ -28,19 +30,27 @@ SEEDS = 5
 _SEED_KEYS = ("seed", "init_seed", "data_seed")
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """One of a comparison's sweeps, as a user could type it."""
+def run(request: Request) -> int:
+    """Trains both sweeps of the comparison, and says what they show."""
+    flags = request.flags if is_sweep(request.flags) else [*request.flags, "--multirun"]
+    parts = [
+        job.prepare(Request(COMMANDS[word], overrides, flags, request.config_dir))
+        for word, overrides in sweeps(request.overrides, request.config_dir)
+    ]
+    codes = [job.train(part, table=False) for part in parts]
+    conclude(parts[0].points[0].parent)
+    return max(codes)
 
-    command: str
-    overrides: list[str]
 
-
-def sweeps(overrides: list[str]) -> list[Sweep]:
+def sweeps(overrides: list[str], config_dir: str | None = None) -> list[tuple[str, list[str]]]:
     """The sweeps of a comparison: scratch students first, because they cost no teacher.
 
     Args:
         overrides: As typed: those of `kd distill`, swept or not, and `seeds=N`.
+        config_dir: The user's `--config-dir`.
+
+    Returns:
+        The word and the overrides of each sweep, as a user could type it.
 
     Raises:
         ConfigError: For seeds that can't serve, or keys that would spoil the pairs.
@@ -60,11 +70,11 @@ def sweeps(overrides: list[str]) -> list[Sweep]:
         else:
             kept.append(override)
     if not any(override_key(o) == "sweep" for o in kept):
-        swept = expand(kept)[1] if kept else set()
+        swept = expand(kept, config_dir)[1] if kept else set()
         unswept = [o for o in kept if override_key(o) not in swept]
         kept.append(f"sweep=compare-{sweep_id('compare', unswept)}")
     kept.append(f"seed={','.join(map(str, range(count)))}")
-    return [Sweep("train-student", scratch_overrides(kept)), Sweep("distill", kept)]
+    return [("train-student", scratch_overrides(kept)), ("distill", kept)]
 
 
 def _count(value: str) -> int:

@@ -24,14 +24,19 @@ from kd_cli.commands.evaluate_target import (
     warn_of_classes,
     with_data,
 )
-from kd_cli.config.schema import view_shape
+from kd_cli.commands.table import Request
+from kd_cli.config.check import check, refuse_unused
+from kd_cli.config.compose import compose
+from kd_cli.config.keys import UNUSED
+from kd_cli.config.overrides import is_typed
+from kd_cli.config.plans import view_shape
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import request, set_up
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, RunFailed, first_line
 from kd_cli.files import open_npz, write_json, write_npz
 from kd_cli.runs import identity, quality
-from kd_cli.runs.ownership import is_given
 from kd_cli.runs.record import environment, read_record
+from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.terminal import messages, print_table, shown
 from kd_cli.training import assembly
 
@@ -47,19 +52,40 @@ BATCHES = (1, 64)
 Arrays = dict[str, np.ndarray]
 
 
-def main(plan: DictConfig, typed: list[str]) -> int:
-    """Runs a checked `kd evaluate`; returns 0.
+def run(request: Request) -> int:
+    """Measures the run or file that the command names.
 
     Raises:
         ConfigError: What can't be evaluated, or does not fit its data.
+        RunFailed: The measurement broke.
     """
-    with messages():
-        target = find(plan.what)
-        plan, own = with_data(plan, typed, target)
-        out, result, arrays = _measure(plan, target, own, load_dataset(plan.dataset))
-        if arrays is not None:
-            write_npz(out / "predictions.npz", arrays)
-        write_json(out / "evaluation.json", result)
+    overrides = request.overrides
+    if request.flags:
+        raise ConfigError(
+            f"evaluate has no use for {request.flags[0]}: it measures one network at a time"
+        )
+    # First, because Hydra does not know these keys in evaluate.yaml and would say no more.
+    refuse_unused("evaluate", overrides, UNUSED["evaluate"])
+    if not is_typed("what", overrides):
+        raise ConfigError(
+            "evaluate needs the directory of a finished run or a .keras file, as in: "
+            "kd evaluate outputs/latest"
+        )
+    register_resolvers()
+    plan = check(compose("evaluate", overrides, request.config_dir), overrides)
+    try:
+        with messages():
+            target = find(plan.what)
+            plan, own = with_data(plan, overrides, target)
+            out, result, arrays = _measure(plan, target, own, load_dataset(plan.dataset))
+            if arrays is not None:
+                write_npz(out / "predictions.npz", arrays)
+            write_json(out / "evaluation.json", result)
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:
+        hint = "HYDRA_FULL_ERROR=1 shows the traceback"
+        raise RunFailed(f"{first_line(error)} ({hint})") from error
     _print(result, out)
     return 0
 
@@ -163,7 +189,7 @@ def _measure(
         log.warning("%s", warning)
     if own:
         return target.run, result, None
-    return _folder(result), result, arrays
+    return _folder(result, Path(plan.outputs)), result, arrays
 
 
 def _trained_on(record: dict[str, Any], dataset: Dataset) -> bool:
@@ -244,13 +270,15 @@ def _ask_teacher(
     from kd_cli.networks.predict import predict_rows
 
     known, spec = target.record["teacher"], target.record["config"]["teacher"]
-    node = {"checkpoint": None, "weights": None, "precision": None, **spec}
-    path = Path(node["checkpoint"] or node["weights"] or known["path"])
+    path = Path(known["path"])
     if not path.exists():
         return f"{shown(path)} is gone"
-    asked = OmegaConf.create({"augment": plan.augment, "teacher": node, "teacher_dir": str(path)})
+    key = next((key for key in ("checkpoint", "weights") if key in spec), "")
+    node = {"checkpoint": None, "weights": None, "precision": None, **spec}
+    node |= {key: str(path)} if key else {}
+    asked = OmegaConf.create({"augment": plan.augment, "teacher": node, "teacher_dir": None})
     try:
-        if is_given(asked.teacher):
+        if key:
             teacher = teachers.find(asked, dataset)
         else:
             record = read_record(path)
@@ -266,11 +294,11 @@ def _ask_teacher(
     return ""
 
 
-def _folder(result: dict[str, Any]) -> Path:
+def _folder(result: dict[str, Any], outputs: Path) -> Path:
     """Where the evaluation on other data is written; beside that on data of the same name."""
     data_of = ("dataset", "augment")
     sha, dataset = result["weights_sha256"], result["dataset"]["name"]
-    folder = identity.OUTPUTS / "evaluate" / dataset / f"{result['network']}-{sha[:8]}"
+    folder = outputs / "evaluate" / dataset / f"{result['network']}-{sha[:8]}"
     try:
         kept = json.loads((folder / "evaluation.json").read_text())
     except (OSError, ValueError):

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.instantiate import build
 from kd_cli.config.overrides import override_key
-from kd_cli.config.schema import view_shape
+from kd_cli.config.plans import view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.runs import identity
@@ -98,12 +98,11 @@ def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictC
     Raises:
         ConfigError: Typed keys that don't go together, or data that don't fit the run.
     """
-    folder = identity.OUTPUTS / "evaluate"
+    folder = Path(plan.outputs) / "evaluate"
     for parent in [folder, *folder.parents]:
         if parent.exists() and not parent.is_dir():
             raise ConfigError(f"{parent} is a file; kd needs a directory there")
     plain = OmegaConf.to_container(plan)
-    plain["augment"]["compiled"] = False  # a single pass
     size, nodes = plan.augment.size, [*plan.augment.train, *plan.augment.evaluate]
     if size is not None and not nodes:
         raise ConfigError(f"augment.size={size}: no node of augment brings images to it")

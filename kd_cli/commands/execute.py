@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
 import time
-from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from kd_cli.commands.result_table import print_result, print_rounds
-from kd_cli.commands.self_train import self_train
-from kd_cli.config.check import check
-from kd_cli.config.compose import compose
-from kd_cli.config.overrides import override_key
-from kd_cli.data.dataset import Dataset, load_dataset
-from kd_cli.device import request, set_up
+from kd_cli.commands.table import COMMANDS, load
+from kd_cli.data.dataset import load_dataset
+from kd_cli.device import request
 from kd_cli.errors import ConfigError
-from kd_cli.runs import quality
-from kd_cli.runs.ownership import check_before_start, inputs, lock, refuse_other_inputs
+from kd_cli.runs.asked import Run
+from kd_cli.runs.ownership import inputs, lock, refuse_other_inputs
 from kd_cli.runs.record import read_record
 from kd_cli.terminal import shown
 from kd_cli.training import assembly
-from kd_cli.training.train import Result, Results, Run, Taught, train, train_inside
+from kd_cli.training.train import Result, Results
 
 log = logging.getLogger("kd")
 
@@ -76,7 +69,8 @@ def execute_together(runs: list[Run]) -> list[Result]:
             except ConfigError as error:
                 results[run.out] = error
         if unfinished:
-            results |= _COMMANDS[unfinished[0].plan.command](unfinished, dataset, started)
+            train = load(COMMANDS[unfinished[0].plan.command].trains)
+            results |= train(unfinished, dataset, started)
     return [results[run.out] for run in runs]
 
 
@@ -86,115 +80,3 @@ def finished(run: Run) -> dict[str, Any] | None:
     if record is not None and len(record.get("rounds", ())) <= run.plan.get("rounds", -1):
         return None  # more rounds are wanted than were
     return record
-
-
-def train_teacher(runs: list[Run], dataset: Dataset, started: float) -> Results:
-    """Trains teachers with cross-entropy and keeps them in their directories."""
-    return train(runs, dataset, started, "teacher")
-
-
-def train_student(runs: list[Run], dataset: Dataset, started: float) -> Results:
-    """Trains students with cross-entropy, without a teacher: the baseline."""
-    return train(runs, dataset, started, "student")
-
-
-def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
-    """Distils one teacher into students; trains the teacher first where it is missing."""
-    plan, typed = runs[0].plan, runs[0].typed
-    device = set_up(plan.device)
-    from kd_cli.distillation import teacher as teachers
-    from kd_cli.distillation import teacher_checks, teacher_outputs
-
-    views = assembly.augmentation(plan, dataset)
-    teacher_outputs.why_live(plan, views)  # its mistakes, before a teacher's training
-    teacher = teachers.find(plan, dataset)
-    if teacher is None:
-        assembly.parts(plan, dataset, "student")  # its mistakes, before the teacher's training
-        begun = time.monotonic()
-        _train_missing_teacher(plan, dataset, typed)
-        started += time.monotonic() - begun  # the teacher's record has its own time
-        teacher = teachers.find(plan, dataset)
-    teacher_checks.refuse(teacher, dataset, views.evaluate if views else None)
-    arrays = teacher_outputs.held_out(teacher, plan, dataset, views)
-    known = quality.of_splits(arrays, "teacher")
-    scores = known["test"]
-    doubts = {run.out: teacher_checks.warnings(teacher, run.plan, dataset, known) for run in runs}
-    for text in dict.fromkeys(text for lines in doubts.values() for text in lines):
-        log.warning("%s", text)
-    longest = max(assembly.epochs(run.plan, dataset) for run in runs)
-    outputs = teacher_outputs.outputs(teacher, plan, dataset, views, longest)
-    log.info(
-        "teacher: %s%s, test %.4f (%s, %s, on %s)",
-        teacher.name,
-        f", {teacher.training}" if teacher.training else "",
-        scores["accuracy"],
-        shown(teacher.path),
-        outputs.how,
-        device,
-    )
-    record = {
-        "path": shown(teacher.path),
-        "name": teacher.name,
-        "weights_sha256": teacher.weights_sha256,
-        "training": teacher.training or "unknown",
-        "test_accuracy": scores["accuracy"],
-        "test_nll": scores["nll"],
-        "quality": known,
-        "parameters": teacher.model.count_params(),
-        "outputs": outputs.how,
-        "precision": teacher.precision,
-    }
-    taught = Taught(outputs, outputs.seconds, {"teacher": record}, arrays, doubts)
-    return train(runs, dataset, started, "student", taught)
-
-
-_COMMANDS = {
-    "train-teacher": train_teacher,
-    "train-student": train_student,
-    "distill": distill,
-    "self-train": self_train,
-}
-
-
-def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str]) -> None:
-    """Trains the teacher as `kd train-teacher` would with the same data, teacher and recipe."""
-    kept = teacher_overrides(typed)
-    out = Path(plan.teacher_dir)
-    teacher_plan = check(compose("train-teacher", kept), kept)
-    check_before_start(teacher_plan, out)
-    assembly.parts(teacher_plan, dataset, "teacher")  # its mistakes, before there is a directory
-    with lock(out, wait=True):
-        if read_record(out) is not None:
-            return  # another process has trained it meanwhile
-        log.info(
-            "no teacher in %s yet: training it first (%s)",
-            shown(out),
-            shlex.join(["kd", "train-teacher", *kept]),
-        )
-        train_inside(Run(teacher_plan, out, kept), dataset, time.monotonic(), "teacher")
-
-
-_TEACHER_KEYS = (
-    "dataset",
-    "teacher",
-    "experiment",
-    "teacher_dir",
-    "data_dir",
-    "cache_dir",
-    "device",
-    "memory_gib",
-    "checkpoint",
-    "augment",
-)
-
-
-def teacher_overrides(typed: list[str]) -> list[str]:
-    """Of a distill run's overrides those with which `kd train-teacher` trains its teacher."""
-    return [override for override in typed if _belongs_to_teacher(override)]
-
-
-def _belongs_to_teacher(override: str) -> bool:
-    key = override_key(override)
-    if key in ("teacher.checkpoint", "teacher.train_if_missing", "teacher.precision"):
-        return False
-    return key.split(".")[0] in _TEACHER_KEYS or key.startswith("recipe.teacher")

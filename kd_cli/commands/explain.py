@@ -10,19 +10,25 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli.commands.execute import teacher_overrides
+from kd_cli.commands.job import is_sweep
+from kd_cli.commands.table import Request
+from kd_cli.config.compose import compose
+from kd_cli.config.overrides import teacher_overrides
+from kd_cli.config.plans import follows, is_given
 from kd_cli.data.dataset import Dataset, load_dataset
-from kd_cli.device import request, set_up
+from kd_cli.device import request as request_device
+from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
 from kd_cli.runs import quality
-from kd_cli.runs.ownership import is_given
+from kd_cli.runs.asked import Runs
+from kd_cli.runs.identity import teacher_dir
 from kd_cli.runs.record import read_record
+from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.terminal import messages, print_table, shown
 from kd_cli.training import assembly
 from kd_cli.training.schedules import in_steps
@@ -62,6 +68,17 @@ class Pull:
         return self.norms / total if total > 0 else np.full(len(self.norms), np.nan)
 
 
+def run(request: Request) -> int:
+    """Explains the run that the overrides and flags of distill describe."""
+    if is_sweep(request.flags):
+        raise ConfigError("explain tells of one run: leave --multirun out, and type one value each")
+    runs = Runs()
+    register_resolvers(runs)
+    one = runs.single(compose("distill", request.overrides, request.config_dir))
+    explain(one.plan, request.overrides)
+    return 0
+
+
 def explain(plan: DictConfig, typed: list[str]) -> None:
     """Prints what `kd distill` would do with a checked configuration.
 
@@ -72,12 +89,12 @@ def explain(plan: DictConfig, typed: list[str]) -> None:
     Raises:
         ConfigError: The teacher is not trained yet, or anything that a run would refuse.
     """
-    if not is_given(plan.teacher) and read_record(Path(plan.teacher_dir)) is None:
+    if not is_given(plan) and read_record(teacher_dir(plan)) is None:
         raise ConfigError(
-            f"no finished teacher in {shown(plan.teacher_dir)}, and explain trains none; train it "
-            f"with: {shlex.join(['kd', 'train-teacher', *teacher_overrides(typed)])}"
+            f"no finished teacher in {shown(teacher_dir(plan))}, and explain trains none; train it "
+            f"with: {shlex.join(['kd', 'train-teacher', *teacher_overrides(typed, follows(plan))])}"
         )
-    request(plan.device)
+    request_device(plan.device)
     with messages():
         dataset = load_dataset(plan.dataset)
         assembly.check_labels(plan, dataset)

@@ -20,13 +20,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_cli.commands.execute import execute_together, finished
-from kd_cli.commands.job import concluded
-from kd_cli.config.check import check
+from kd_cli.commands.job import Job
 from kd_cli.errors import ConfigError
-from kd_cli.runs.identity import digest, point_dir, run_id, run_spec
-from kd_cli.runs.resolvers import register_resolvers
+from kd_cli.runs.asked import Run
+from kd_cli.runs.identity import digest, run_id, run_spec
 from kd_cli.terminal import ConsoleHandler, log_file
-from kd_cli.training.train import Result, Run
+from kd_cli.training.train import Result
 
 log = logging.getLogger("kd")
 
@@ -44,6 +43,7 @@ def launch(
     job_overrides: Sequence[Sequence[str]],
     first: int,
     max_points: int,
+    job: Job,
 ) -> list[JobReturn]:
     """Trains all points, group by group; returns what Hydra expects of a launcher, in order.
 
@@ -53,9 +53,8 @@ def launch(
     if not isinstance(max_points, int) or max_points < 1:
         raise ConfigError(f"hydra.launcher.max_points={max_points} must be at least 1")
     setup_globals()
-    register_resolvers()
     points = [
-        _point(context, config, overrides, first + number)
+        _point(context, config, overrides, first + number, job)
         for number, overrides in enumerate(job_overrides)
     ]
     returned: dict[int, JobReturn] = {}
@@ -66,7 +65,7 @@ def launch(
         for number, member, result in zip(group, members, results, strict=True):
             returned[number] = run_job(
                 hydra_context=context,
-                task_function=_handing_over(result),
+                task_function=_handing_over(result, job),
                 config=member.config,
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",
@@ -102,14 +101,13 @@ def _shared(plan: DictConfig) -> str:
 
 
 def _point(
-    context: HydraContext, config: DictConfig, overrides: Sequence[str], number: int
+    context: HydraContext, config: DictConfig, overrides: Sequence[str], number: int, job: Job
 ) -> Point:
     composed = context.config_loader.load_sweep_config(config, list(overrides))
+    run = job.runs.point(composed, number)
     with open_dict(composed):
         composed.hydra.job.id = composed.hydra.job.num = number
-    typed = list(composed.hydra.overrides.task)
-    plan = check(composed, typed)
-    return Point(number, composed, Run(plan, point_dir(plan), typed))
+    return Point(number, composed, run)
 
 
 def _train(runs: list[Run]) -> list[Result]:
@@ -127,13 +125,13 @@ def _train(runs: list[Run]) -> list[Result]:
         return [error] * len(runs)
 
 
-def _handing_over(result: Result) -> Any:
+def _handing_over(result: Result, job: Job) -> Any:
     def produce() -> dict[str, Any]:
         if isinstance(result, Exception):
             raise result
         return result
 
-    return lambda cfg: concluded(produce)
+    return lambda cfg: job.conclude(produce)
 
 
 @contextlib.contextmanager

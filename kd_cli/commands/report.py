@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kd_cli.commands.table import Request
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.report.build import _left_out, build_report, write_report
 from kd_cli.runs.finished import find
@@ -22,17 +23,17 @@ PNGs to FOLDER (DIR/report of the first DIR).
 """
 
 
-def main(words: Sequence[str]) -> int:
+def run(request: Request) -> int:
     """Runs `kd report DIR ... [--out FOLDER]`; returns 0.
 
     Raises:
         ConfigError: No folder is named, one does not exist or holds no finished run, or a flag is
             not known.
     """
-    if {"--help", "-h"} & set(words):
+    if {"--help", "-h"} & set(request.words):
         print(USAGE, end="")
         return 0
-    folders, out = arrange(words)
+    folders, out = folders_of(request.words)
     found = find(folders)
     if not found.runs:
         others = f" ({_left_out(found)})" if found.unfinished or found.unreadable else ""
@@ -47,7 +48,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def arrange(words: Sequence[str]) -> tuple[list[Path], Path]:
+def folders_of(words: Sequence[str]) -> tuple[list[Path], Path]:
     """The folders to read, and the one to write."""
     folders: list[Path] = []
     out: Path | None = None

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kd_cli.config.overrides import scratch_overrides
+from kd_cli.config.plans import scratch_plan
 from kd_cli.runs import identity
 from kd_cli.runs.record import read_record
 from kd_cli.terminal import print_table, shown
@@ -34,6 +35,11 @@ def print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: lis
     if plan.command != "distill":
         name = "teacher" if plan.command == "train-teacher" else "scratch student"
         rows = [row(name, record)]
+        if (
+            plan.command == "train-teacher"
+            and out.resolve() != identity.teacher_dir(plan).resolve()
+        ):
+            files["to distil from it"] = f"kd distill teacher_dir={shown(out)}"
     else:
         known = record["teacher"]
         teacher = read_record(Path(known["path"]))
@@ -45,7 +51,7 @@ def print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: lis
         files["teacher"] = known["path"]
         name = "distilled student"
         rows.append(row(name, record))
-        scratch_dir = identity.run_dir(identity.counterpart(plan))
+        scratch_dir = identity.run_dir(scratch_plan(plan))
         scratch = read_record(scratch_dir)
         data = ("fingerprint", "split_fingerprint")
         if record["dataset"].get("labelled") == 0:  # (an older record does not say)

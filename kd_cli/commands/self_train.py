@@ -21,15 +21,17 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from kd_cli.config.plans import scratch_plan
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
 from kd_cli.files import atomic, write_json
 from kd_cli.runs import identity
+from kd_cli.runs.asked import Run
 from kd_cli.runs.ownership import check_before_start, inputs, refuse_other_inputs
 from kd_cli.runs.record import read_record
 from kd_cli.training import assembly
-from kd_cli.training.train import Results, Run, Taught, point_latest, train_inside
+from kd_cli.training.train import Results, Taught, point_latest, train_inside
 
 log = logging.getLogger("kd")
 NEVER = -1e4  # the logit of a class whose share is 0: its exponential is 0
@@ -52,7 +54,7 @@ def _rounds(run: Run, dataset: Dataset) -> dict[str, Any]:
             "pseudo.labels=soft can't be mixed: leave mixup out of augment.train, or type "
             "pseudo.labels=hard"
         )
-    first = Run(identity.counterpart(plan), run.out / "round-0", run.typed)
+    first = Run(scratch_plan(plan), run.out / "round-0", run.typed)
     check_before_start(first.plan, first.out)
     record = read_record(first.out)
     if record is None:
@@ -83,8 +85,8 @@ def _plan(plan: DictConfig, number: int, before: dict[str, Any]) -> DictConfig:
     """
     plain = OmegaConf.to_container(plan)
     plain["round"] = {"number": number, "teacher": before["weights_sha256"]}
-    for node, key in ((plain, "init_seed"), (plain, "data_seed"), (plain["augment"], "seed")):
-        node[key] = int(identity.digest([node[key], number], 7), 16)
+    for key in ("init_seed", "data_seed", "augment_seed"):
+        plain[key] = int(identity.digest([plain[key], number], 7), 16)
     if plan.pseudo.epochs is not None:
         plain["epochs"], plain["steps"] = plan.pseudo.epochs, None
     if plan.pseudo.labels == "soft":
@@ -278,7 +280,7 @@ def _conclude(run: Run, dataset: Dataset, records: list[dict[str, Any]]) -> dict
     if "validation" in last:
         record["best_round"] = _best(records, plan.early_stopping.monitor)
     write_json(run.out / "metrics.json", record)
-    point_latest(run.out)
+    point_latest(run.out, Path(plan.outputs))
     return record
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
-from kd_cli.config.compose import conf_dir
-from kd_cli.config.keys import ROOT_NAMES, flat
+from kd_cli.config.compose import main_dir, register
+from kd_cli.config.keys import SHORT_NAMES, flat
 from kd_cli.config.messages import explain_hydra
 from kd_cli.errors import ConfigError
 from kd_cli.files import atomic, write_json
@@ -16,27 +17,44 @@ from kd_cli.runs.record import read_record
 from kd_cli.terminal import console, print_table, shown
 
 
-def expand(overrides: list[str]) -> tuple[list[list[str]], set[str]]:
-    """All points of a sweep as overrides, and the keys that are swept.
+def expand(overrides: list[str], config_dir: str | None = None) -> tuple[list[list[str]], set[str]]:
+    """All points of a sweep as overrides, in the order in which Hydra runs them; the swept keys.
+
+    Args:
+        overrides: As typed; those of Hydra itself are in every point.
+        config_dir: The user's `--config-dir`, for `glob(*)` over a group's options.
 
     Raises:
         ConfigError: When an override can't be read.
     """
     import hydra
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    register()
     try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with hydra.initialize_config_dir(main_dir(config_dir), version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()  # lists a group's options for glob(*)
             parsed = OverridesParser.create(loader).parse_overrides(overrides)
-        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+            choices = []
+            for override in parsed:
+                key = override.get_key_element()
+                if not override.is_sweep_override():
+                    values = [override.get_value_element_as_str()]
+                elif override.is_discrete_sweep():
+                    values = list(override.sweep_string_iterator())
+                else:
+                    raise ConfigError(
+                        f"{override.input_line} is a range, and kd sweeps over values; type "
+                        f"{key}=a,b,c or {key}=range(1,4)"
+                    )
+                mark = key if override.is_delete() and override.value() is None else f"{key}="
+                choices.append([mark + value if mark.endswith("=") else key for value in values])
     except HydraException as error:
         raise ConfigError(explain_hydra(error, [])) from error
     swept = {str(o.key_or_group) for o in parsed if o.is_sweep_override()}
-    return [list(point) for batch in batches for point in batch], swept
+    return [list(point) for point in itertools.product(*choices)], swept
 
 
 def finish(folder: Path, names: set[str], table: bool = True) -> int:
@@ -112,7 +130,7 @@ def _varying(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if "seed" in differing:
         differing = [key for key in differing if key not in ("init_seed", "data_seed")]
     short = {key: key.rsplit(".", 1)[-1] for key in differing}
-    names = {key: name if name in ROOT_NAMES else key for key, name in short.items()}
+    names = {key: name if name in SHORT_NAMES else key for key, name in short.items()}
     return [{names[key]: one.get(key) for key in differing} for one in settings]
 
 

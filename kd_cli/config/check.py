@@ -1,4 +1,4 @@
-"""Composes and checks configurations; `build` is the only caller of Hydra's `instantiate`.
+"""A composed configuration becomes a plan: resolved, typed, within its ranges; or one line.
 
 Nothing here imports TensorFlow: a mistake in the configuration is told before it is loaded.
 """
@@ -12,11 +12,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kd_cli.config.keys import LOSS_KEYS
+from kd_cli.config.keys import UNUSED, VARIABLES, Config, flat, walk
 from kd_cli.config.messages import explain
-from kd_cli.config.overrides import override_key
-from kd_cli.config.schema import UNUSED, Config, check_ranges
+from kd_cli.config.overrides import is_typed, override_key, place_of
+from kd_cli.config.plans import cross_entropy, follows, is_given, teacher_plan
 from kd_cli.errors import ConfigError
+
+_BUILT = ("dataset", "teacher", "student", "loss", "schedule", "optimizer")
 
 
 def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictConfig:
@@ -24,59 +26,90 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
 
     Args:
         cfg: The composed configuration; a `hydra` node in it is left out.
-        overrides: What the user typed, to tell a key that he set from one that a recipe set.
+        overrides: What the user typed, to tell a key that was typed from one that a recipe set.
 
     Returns:
-        A new configuration without interpolations, read-only.
+        A new configuration without interpolations, read-only. Its root says how the network that
+        the command trains is trained: of train-teacher these are the keys of teacher.training.
 
     Raises:
         ConfigError: With what was received, what was expected and what to type.
     """
     command = str(cfg.command)
     for override in overrides:
-        if override_key(override) in ("command", "role"):
+        if override_key(override) == "command":
             raise ConfigError(f"{override}: the command is a word, as in: kd train-student")
     unused = dict(UNUSED[command])
-    for group in ("dataset", "teacher", "student", "loss", "schedule", "optimizer"):
-        node = cfg.get(group) if group not in unused else {}
-        if not isinstance(node, Mapping | DictConfig):
-            raise ConfigError(f"{command} needs a {group}: type {group}=OPTION (see kd --help)")
-        if "network" in node and "_target_" not in (node["network"] or {}):
-            raise ConfigError(
-                f"{group}.network must name its function: {group}.network._target_=..."
-            )
-    if command == "distill":
-        loss_text = OmegaConf.to_yaml(cfg.loss)
-        for key in LOSS_KEYS:
-            if not re.search(r"\$\{" + key + r"\}", loss_text):
-                unused[key] = f"loss={_loss_name(cfg)} does not use it"
-    refuse_unused(command, overrides, unused)
-    keys = [key for key in cfg if key not in ("hydra", "experiment") and key not in unused]
+    for group in _BUILT:
+        if group not in unused:
+            _require_node(cfg.get(group), group, command)
+    refuse_unused(command, overrides, unused | _unused_by_loss(cfg, unused))
+    unused |= _unused_by_loss(cfg, unused)
+    known = Config.__dataclass_fields__
+    keys = [key for key in cfg if key in known and key not in unused and key != "experiment"]
     plain = OmegaConf.to_container(cfg)
     missing = _missing({key: plain[key] for key in keys})
     if missing:
         raise ConfigError(f"{missing} is missing: type {missing}=...")
     resolved = {key: _resolve(cfg, key) for key in keys}
-    if "label_smoothing" in resolved:
-        resolved["loss"] = {
-            "_target_": "kd_cli.distillation.cross_entropy",
-            "_partial_": True,
-            "label_smoothing": resolved["label_smoothing"],
-        }
-    try:
-        schema = OmegaConf.structured(Config)
-        for group in ("dataset", "teacher", "student", "augment"):
-            OmegaConf.set_struct(schema[group], False)  # an option may add keys of its own
-        plan = OmegaConf.merge(schema, OmegaConf.create(resolved))
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain(error, Config.__dataclass_fields__)) from error
+    if "loss" in unused and command != "evaluate":
+        resolved["loss"] = cross_entropy(resolved["label_smoothing"])
+    for key in VARIABLES:
+        if key in resolved and resolved[key] is None:
+            raise ConfigError(f"{key}=null: loss={_loss_name(cfg)} needs a value; type {key}=...")
+    plan = _typed(resolved)
     check_ranges(plan)
-    if "teacher_dir" in resolved and plan.teacher_dir is None:
-        raise ConfigError("teacher_dir=null: leave it out, or type teacher_dir=FOLDER")
-    typed = OmegaConf.to_container(plan)
-    plan = OmegaConf.create({key: typed[key] for key in resolved})
+    if command == "distill" and is_given(plan) and is_typed("teacher.training", overrides):
+        one = next(o for o in overrides if is_typed("teacher.training", [o]))
+        raise ConfigError(
+            f"{one}: the teacher is given by {is_given(plan)} and not trained; leave one of the "
+            "two out"
+        )
+    if command == "train-teacher":
+        _refuse_ignored_augment(plan, overrides)
+        plan = teacher_plan(plan)
     OmegaConf.set_readonly(plan, True)
     return plan
+
+
+def _require_node(node: Any, group: str, command: str) -> None:
+    if not isinstance(node, Mapping | DictConfig):
+        raise ConfigError(f"{command} needs a {group}: type {group}=OPTION (see kd --help)")
+    if "network" in node and "_target_" not in (node["network"] or {}):
+        raise ConfigError(f"{group}.network must name its function: {group}.network._target_=...")
+
+
+def _unused_by_loss(cfg: DictConfig, unused: Mapping[str, str]) -> dict[str, str]:
+    """The graph variables that the chosen loss does not name."""
+    if "loss" in unused:
+        return {}
+    text = OmegaConf.to_yaml(cfg.loss)
+    why = f"loss={_loss_name(cfg)} does not use it"
+    return {key: why for key in VARIABLES if not re.search(r"\$\{" + key + r"\}", text)}
+
+
+def _refuse_ignored_augment(plan: DictConfig, overrides: list[str] | tuple[str, ...]) -> None:
+    """The teacher is augmented as the root says, unless a recipe gives it its own augmentation."""
+    typed = [override for override in overrides if is_typed("augment", [override])]
+    own = is_typed("teacher.training.augment", overrides)
+    if typed and not own and not follows(plan):
+        raise ConfigError(
+            f"{typed[0]}: the recipe gives the teacher an augmentation of its own; type "
+            "augment@teacher.training.augment=OPTION"
+        )
+
+
+def _typed(resolved: dict[str, Any]) -> DictConfig:
+    """The keys with the types and defaults of the table."""
+    try:
+        schema = OmegaConf.structured(Config)
+        for group in ("dataset", "teacher", "student", "augment", "teacher.training.augment"):
+            # An option may add keys of its own.
+            OmegaConf.set_struct(OmegaConf.select(schema, group), False)
+        typed = OmegaConf.to_container(OmegaConf.merge(schema, OmegaConf.create(resolved)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, [name for name, _ in walk()])) from error
+    return OmegaConf.create({key: typed[key] for key in resolved})
 
 
 def refuse_unused(
@@ -87,14 +120,14 @@ def refuse_unused(
     Args:
         command: Its word.
         overrides: What the user typed.
-        unused: Keys and why they are of no use, such as `schema.UNUSED[command]`.
+        unused: Keys and why they are of no use, such as `keys.UNUSED[command]`.
     """
     for override in overrides:
-        key = override_key(override)
+        key = place_of(override)
         why = unused.get(key) or unused.get(key.split(".")[0])
         if why:
             trains = command not in ("distill", "evaluate")
-            hint = f"kd distill {override}" if trains and key in LOSS_KEYS else ""
+            hint = f"kd distill {override}" if trains and key in VARIABLES else ""
             raise ConfigError(
                 f"{command} has no use for '{key}' ({override}): {why}; leave it out"
                 + (f", or type: {hint}" if hint else "")
@@ -123,3 +156,74 @@ def _missing(plain: dict[Any, Any]) -> str | None:
         if value == "???" or inner:
             return f"{key}.{inner}" if inner else str(key)
     return None
+
+
+def check_ranges(plan: DictConfig) -> None:
+    """Refuses values out of the ranges of the table, and keys that contradict each other."""
+    values = flat(OmegaConf.to_container(plan))
+    for name, row in walk():
+        value = values.get(name)
+        if row.metadata["must"] is None or value is None:
+            continue
+        ok, expected = row.metadata["must"]
+        if not ok(value):
+            raise ConfigError(f"{name}={value} must be {expected}")
+
+    def require(ok: bool, key: str, expected: str) -> None:
+        if not ok:
+            raise ConfigError(f"{key}={OmegaConf.select(plan, key)} must be {expected}")
+
+    for place in ("augment", "teacher.training.augment"):
+        _check_nodes(OmegaConf.select(plan, place), place)
+    if "teacher" in plan and plan.command == "distill":
+        require(
+            plan.teacher.checkpoint is None or plan.teacher.weights is None,
+            "teacher.weights",
+            "null with teacher.checkpoint: the file has its own (leave one of the two out)",
+        )
+    if "pseudo" in plan:
+        require(
+            plan.pseudo.per_class is None or plan.pseudo.balance,
+            "pseudo.per_class",
+            "null with pseudo.balance=false",
+        )
+    for place in ("", "teacher.training."):
+        training = OmegaConf.select(plan, place.rstrip(".")) if place else plan
+        if training is None or training.get("epochs") is None:
+            continue
+        # (An official validation split comes with validation_fraction at its default.)
+        require(
+            training.early_stopping.patience is None or plan.dataset.validation_fraction > 0,
+            f"{place}early_stopping.patience",
+            "null with dataset.validation_fraction=0: there is nothing to watch",
+        )
+        _check_warmup(training, place, require)
+
+
+def _check_nodes(augment: DictConfig | None, place: str) -> None:
+    for part in ("train", "evaluate"):
+        for number, node in enumerate((augment or {}).get(part, [])):
+            if not isinstance(node, DictConfig) or not node.get("_partial_"):
+                raise ConfigError(
+                    f"{place}.{part}[{number}]={node} must be a node such as "
+                    "{_target_: kd_cli.data.horizontal_flip, _partial_: true}"
+                )
+
+
+def _check_warmup(training: DictConfig, place: str, require: Any) -> None:
+    """(Epochs against steps are compared by the schedule, which knows an epoch's length.)"""
+    warmup, steps = (training.schedule.get(f"warmup_{unit}") for unit in ("epochs", "steps"))
+    if steps is not None and training.steps is not None:
+        require(
+            0 <= steps < training.steps,
+            f"{place}schedule.warmup_steps",
+            f"at least 0 and below {place}steps={training.steps}, because the warm-up counts "
+            "inside it",
+        )
+    if warmup is not None and steps is None and training.steps is None:
+        require(
+            0 <= warmup < training.epochs,
+            f"{place}schedule.warmup_epochs",
+            f"at least 0 and below {place}epochs={training.epochs}, because the warm-up counts "
+            "inside it",
+        )

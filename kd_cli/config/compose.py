@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kd_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+# Hydra finds plugins in the package `hydra_plugins`, wherever on the path its folders lie. One of
+# ours puts the shipped YAML on every search path, behind the user's --config-dir.
+_PLUGINS = str(Path(__file__).resolve().parent.parent / "plugins")
+if _PLUGINS not in sys.path:
+    sys.path.append(_PLUGINS)
 
 
 def conf_dir() -> Path:
@@ -19,32 +25,90 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-# Hydra finds launchers in the package `hydra_plugins`, wherever on the path its folders lie.
-_PLUGINS = str(Path(__file__).resolve().parent.parent / "plugins")
-if _PLUGINS not in sys.path:
-    sys.path.append(_PLUGINS)
+def main_dir(config_dir: str | None) -> str:
+    """The folder that Hydra looks into first: the user's --config-dir, or the shipped YAML.
+
+    Raises:
+        ConfigError: When `config_dir` is not a folder.
+    """
+    path = conf_dir() if config_dir is None else Path(config_dir).expanduser().resolve()
+    if not path.is_dir():
+        raise ConfigError(f"--config-dir {config_dir} is not a folder")
+    # So that `_target_` reaches modules of the user's, beside the YAML or in the working directory.
+    for folder in ([] if config_dir is None else [str(path)]) + [str(Path.cwd())]:
+        if folder not in sys.path:
+            sys.path.append(folder)
+    return str(path)
+
+
+def register() -> None:
+    """Makes the typed keys of the table known to Hydra, as `kd/keys` and `kd/training`."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    from kd_cli.config.keys import Keys, Training
+
+    for name, table in (("keys", Keys), ("training", Training)):
+        typed = OmegaConf.structured(table)
+        # An open mapping of typed keys: groups and a user's own YAML add theirs.
+        node = OmegaConf.create({str(key): typed._get_node(key) for key in typed})
+        ConfigStore.instance().store(group="kd", name=name, node=node, provider="kd")
 
 
 def compose(command: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
-    """Composes a command's configuration, inside a running Hydra job (with its search path) or not.
+    """Composes a command's configuration, Hydra's own node included.
 
     Args:
         command: Names the primary config.
         overrides: As typed, without sweeps.
-        config_dir: The user's `--config-dir`; inside a job Hydra knows it already.
+        config_dir: The user's `--config-dir`, whose options win over the shipped ones.
 
     Raises:
-        ConfigError: For an unknown key or option.
+        ConfigError: For an unknown key or option, or a value of the wrong type.
     """
     import hydra
-    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-    if GlobalHydra.instance().is_initialized():
-        return hydra.compose(command, overrides)
+    from kd_cli.config.messages import explain, explain_hydra
+    from kd_cli.errors import first_line
+
+    register()
+    try:
+        with hydra.initialize_config_dir(main_dir(config_dir), version_base="1.3", job_name="kd"):
+            return hydra.compose(command, overrides, return_hydra_config=True)
+    except HydraException as error:
+        raise ConfigError(explain_hydra(error, known_keys(command, overrides))) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    except ValueError as error:  # Hydra's own, for student=null
+        raise ConfigError(first_line(error)) from error
+
+
+def known_keys(command: str, overrides: list[str]) -> list[str]:
+    """All dotted keys of the command with the groups chosen so far, to suggest one."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+
+    from kd_cli.config.overrides import override_key
+
+    groups = {p.name for p in conf_dir().iterdir() if p.is_dir()}
+    chosen = [override for override in overrides if override_key(override) in groups]
+    cfg: Any = None
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="kd"):
-        if config_dir is not None:
-            path = Path(config_dir).expanduser().resolve()
-            if not path.is_dir():
-                raise ConfigError(f"--config-dir {config_dir} is not a folder")
-            overrides = [*overrides, f"hydra.searchpath=[file://{path}]"]
-        return hydra.compose(command, overrides, return_hydra_config=True)
+        try:
+            cfg = hydra.compose(command, chosen)
+        except HydraException:  # the mistake is in the choice of an option
+            cfg = hydra.compose(command, [])
+    keys: list[str] = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in node:
+            keys.append(prefix + str(key))
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                if isinstance(node[key], DictConfig):
+                    walk(node[key], f"{prefix}{key}.")
+
+    walk(cfg, "")
+    return keys

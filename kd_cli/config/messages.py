@@ -14,7 +14,6 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from kd_cli.config.keys import LOSS_KEYS, ROUND_KEYS
 from kd_cli.errors import suggest
 
 _TYPES = {
@@ -42,6 +41,9 @@ def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
     if isinstance(error, ValidationError) and found:
         value, kind = found.groups()
         return f"{key}={value} must be {_TYPES.get(kind, kind)}"
+    found = re.search(r"[Ff]ield '(\w+)' is not Optional", text)
+    if found:
+        return f"{key or found[1]}=null: it needs a value; leave it out for the default"
     found = re.search(r"Value '(.*?)' is not a valid bool", text)
     if found:
         return f"{key}={found[1]} must be true or false"
@@ -49,11 +51,13 @@ def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    if key in LOSS_KEYS:
-        return f"the chosen loss does not use '{key}'; leave it out, or choose another loss="
-    if key.split(".")[0] in ROUND_KEYS and key.split(".")[0] not in known:
-        return f"'{key}' belongs to self-train: leave it out, or type kd self-train"
-    return f"unknown key '{key}'{suggest(key, known)} (all keys: kd distill --cfg job)"
+    """Says which key is not known, and the nearest one that is."""
+    if key.startswith("teacher.training.augment."):
+        return (
+            f"unknown key '{key}': the teacher's augmentation follows the student's; choose one of "
+            "its own first, as in: augment@teacher.training.augment=flip_crop"
+        )
+    return f"unknown key '{key}'{suggest(key, known)} (all keys: kd distill --help)"
 
 
 def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
@@ -64,6 +68,8 @@ def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
         keys: All dotted keys that exist, to suggest one.
     """
     text = str(error)
+    if isinstance(error.__cause__, ValidationError):
+        return explain(error.__cause__, keys)
     found = re.search(r"Could not override '([^']+)'", text)
     if found:
         detail = str(error.__cause__ or "").splitlines()

@@ -17,7 +17,7 @@ import tensorflow as tf
 from omegaconf import DictConfig
 
 from kd_cli.config.instantiate import build
-from kd_cli.config.schema import view_shape
+from kd_cli.config.plans import view_shape
 from kd_cli.data.augment import Draw, mixup
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.errors import ConfigError, first_line
@@ -38,6 +38,7 @@ class Views:
         dataset: Its pool of training images.
         compiled: Whether XLA compiles the nodes, unless `node` forbids it: on a CPU they take a
             third of the time then.
+        seed: Of all that is drawn.
 
     Attributes:
         seed: Of all that is drawn.
@@ -48,9 +49,11 @@ class Views:
         ConfigError: A node that fails on these images, or gives another shape than declared.
     """
 
-    def __init__(self, node: DictConfig, view: str, dataset: Dataset, compiled: bool) -> None:
+    def __init__(
+        self, node: DictConfig, view: str, dataset: Dataset, compiled: bool, seed: int = 0
+    ) -> None:
         self.view = view
-        self.seed = int(node.seed)
+        self.seed = seed
         self.classes = dataset.num_classes
         every = [build(one, f"augment.train[{n}]") for n, one in enumerate(node.train)]
         batch_wise = [_is_batch_wise(one) for one in every]

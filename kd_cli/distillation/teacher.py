@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli.config.schema import view_shape
+from kd_cli.config.plans import view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
@@ -28,7 +28,7 @@ from kd_cli.networks.keras_file import load_keras, weights_hash
 from kd_cli.networks.predict import predictor
 from kd_cli.networks.saved_model import load_saved_model
 from kd_cli.networks.wrap import ADAPTER, build_network, check_network, with_adapter, with_precision
-from kd_cli.runs.identity import network_spec, teacher_spec
+from kd_cli.runs.identity import dataset_spec, network_spec, teacher_dir
 from kd_cli.runs.record import read_record
 from kd_cli.terminal import shown
 
@@ -136,7 +136,7 @@ def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
         return load(origin, path, path.stem, "")
     if plan.teacher.checkpoint is not None:
         return _from_file(plan, dataset)
-    directory = Path(plan.teacher_dir)
+    directory = teacher_dir(plan)
     record = read_record(directory)
     if record is None:
         return None
@@ -199,7 +199,7 @@ def _origin(file: Path, plan: DictConfig, dataset: Dataset) -> dict[str, Any]:
 def _refuse_foreign(
     plan: DictConfig, dataset: Dataset, directory: Path, record: dict[str, Any]
 ) -> None:
-    """A teacher must have been trained on the same data and split, with the same network."""
+    """A teacher must have been trained on the same data and split."""
 
     def refuse(what: str, theirs: Any, ours: Any) -> None:
         raise ConfigError(
@@ -208,12 +208,7 @@ def _refuse_foreign(
             "kd train-teacher teacher_dir=..."
         )
 
-    if record["command"] != "train-teacher":
-        raise ConfigError(
-            f"teacher_dir={shown(directory)} holds a run of {record['command']}; expected one of "
-            "train-teacher (any .keras file can be given as teacher.checkpoint)"
-        )
-    theirs, ours = record["config"]["dataset"], teacher_spec(plan)["dataset"]
+    theirs, ours = record["config"]["dataset"], dataset_spec(plan.dataset)
     if record["dataset"]["name"] != dataset.name:
         refuse("dataset", record["dataset"]["name"], dataset.name)
     if record["dataset"]["fingerprint"] != dataset.fingerprint:
@@ -229,7 +224,3 @@ def _refuse_foreign(
             ", ".join(f"{key} {theirs.get(key, 1)}" for key in keys),
             ", ".join(f"{key} {ours.get(key, 1)}" for key in keys),
         )
-    spec = teacher_spec(plan)
-    for key in ("network", "input"):
-        if record["config"]["teacher"][key] != spec[key]:
-            refuse(key, record["config"]["teacher"][key], spec[key])

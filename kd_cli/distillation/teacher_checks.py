@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from kd_cli.config.plans import scratch_plan
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.distillation.teacher import Teacher
 from kd_cli.errors import ConfigError
@@ -192,7 +193,7 @@ def _scratch(plan: DictConfig, dataset: Dataset, part: str) -> tuple[float | Non
 
     It is looked for as a single run, and as a point of the same sweep (`kd compare`).
     """
-    alone = identity.counterpart(plan)
+    alone = scratch_plan(plan)
     places = [identity.run_dir(alone)]
     if alone.sweep is not None:
         places.append(identity.point_dir(alone))

@@ -127,7 +127,8 @@ def logits(
     """
     split: Split = getattr(dataset, part)
     what = f"teacher on {part}" + ("" if view is None else f", view {view + 1}")
-    pixels = _pixels(plan.augment, view)
+    augment = {**OmegaConf.to_container(plan.augment), "seed": plan.get("augment_seed", 0)}
+    pixels = _pixels(augment, view)
 
     def compute(first: int = 0) -> Iterator[np.ndarray]:
         prepare = _prepare(views, view)
@@ -162,7 +163,7 @@ def logits(
             "teacher": {**teacher.origin, "sha256": teacher.file_sha256},
             "dataset": OmegaConf.to_container(plan.dataset),
             "part": part,
-            "augment": OmegaConf.to_container(plan.augment),
+            "augment": augment,
             "view": view,
         },
     )
@@ -186,9 +187,8 @@ def held_out(
     return arrays
 
 
-def _pixels(augment: DictConfig, view: int | None) -> dict[str, Any]:
+def _pixels(plain: dict[str, Any], view: int | None) -> dict[str, Any]:
     """What decides the pixels that the teacher sees; empty for the stored ones."""
-    plain = OmegaConf.to_container(augment)
     if view is not None:
         return {**{key: plain[key] for key in ("train", "size", "seed")}, "view": view}
     return {key: plain[key] for key in ("evaluate", "size")} if plain["evaluate"] else {}
@@ -214,7 +214,9 @@ def of_origin(
     augment = OmegaConf.create(origin.get("augment", {"train": [], "evaluate": []}))
     views = None
     if augment.train or augment.evaluate:
-        views = Views(augment, "consistent", dataset, compiled=set_up("auto") == "cpu")
+        views = Views(
+            augment, "consistent", dataset, set_up("auto") == "cpu", augment.get("seed", 0)
+        )
     return (
         teacher,
         _prepare(views, origin.get("view")),

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kd_cli.config.keys import ROOT_NAMES, flat
-from kd_cli.config.schema import UNUSED
+from kd_cli.config.keys import SHORT_NAMES, UNUSED, flat
 from kd_cli.report import statistics
 from kd_cli.runs.finished import Run, Value, test_accuracy, validation_accuracy
 from kd_cli.runs.identity import digest
+from kd_cli.terminal import brief
 
 TEACHER, PLAIN, SCRATCH, DISTILLED, SELF = (
     "teacher",
@@ -287,7 +287,7 @@ def _words(
     if not told.get("loss.label_smoothing"):
         told.pop("loss.label_smoothing", None)
     kept = _short({key: value for key, value in told.items() if value not in (None, [], {})})
-    words = [f"{key}={_shown(value)}" for key, value in kept.items()]
+    words = [f"{key}={brief(value)}" for key, value in kept.items()]
     return words if len(words) <= 8 else [*words[:7], f"and {len(words) - 7} more"]
 
 
@@ -299,7 +299,7 @@ def _short(settings: Mapping[str, Any]) -> dict[str, Any]:
         if name != key:
             value = str(value).rsplit(".", 1)[-1]
         last = name.rsplit(".", 1)[-1]
-        if last in ROOT_NAMES and short.get(last, value) == value:
+        if last in SHORT_NAMES and short.get(last, value) == value:
             name = last
         short[name] = value
     return short
@@ -308,21 +308,6 @@ def _short(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> str:
     """Equal for equal values: 10 and 10.0 are."""
     return json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def _shown(value: Any) -> str:
-    """A value for people: nodes by their function, long ones cut."""
-    if isinstance(value, dict) and "_target_" in value:
-        options = [f"{k}={_shown(v)}" for k, v in value.items() if k[0] != "_" and v is not None]
-        text = str(value["_target_"]).rsplit(".", 1)[-1]
-        text += f"({', '.join(options)})" if options else ""
-    elif isinstance(value, list):
-        text = f"[{', '.join(map(_shown, value))}]"
-    elif isinstance(value, float):
-        text = f"{value:g}"
-    else:
-        text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _unique(groups: list[Group]) -> list[Group]:
@@ -351,8 +336,8 @@ def _nearest(group: Group, groups: Sequence[Group]) -> str:
         )
         if best is None or len(keys) < len(best):
             best = [
-                f"{key.removesuffix('._target_')} {_shown(theirs.get(key, 'none'))}, "
-                f"here {_shown(mine.get(key, 'none'))}"
+                f"{key.removesuffix('._target_')} {brief(theirs.get(key, 'none'))}, "
+                f"here {brief(mine.get(key, 'none'))}"
                 for key in keys
             ]
     if best is None:

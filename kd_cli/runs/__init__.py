@@ -1,6 +1,7 @@
 """A run on the disk, without TensorFlow.
 
     identity   what makes two runs the same run; directory names
+    asked      runs that were asked for: each is checked once and has one directory
     resolvers  values in YAML that only code can give
     ownership  no run is skipped, continued or overwritten that is not this very run
     state      the state from which a killed run continues

@@ -1,11 +1,13 @@
-"""What makes two runs the same run: identifiers, directory names, and the resolvers that use them.
+"""What makes two runs the same run: identifiers and directory names.
 
-The run id hashes the resolved configuration that can change the result. Paths of data and caches,
-the device, trackers and the place in a sweep do not count; 10 and 10.0 agree.
+The run id hashes the resolved configuration that can change the result. A teacher that kd trains
+counts by how it is trained, a given one by its content. Places of data and caches, the device,
+trackers and the place in a sweep do not count; 10 and 10.0 agree.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -13,33 +15,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kd_cli.config.keys import PLACES, VARIABLES
 from kd_cli.config.overrides import override_key
-from kd_cli.config.schema import UNUSED
+from kd_cli.config.plans import is_given, teacher_plan
+from kd_cli.errors import ConfigError
+from kd_cli.files import file_hash, files_of
+from kd_cli.runs.record import read_record
+from kd_cli.terminal import shown
 
-OUTPUTS = Path("outputs")
-# Root keys that say where or how to run, not what comes out.
-_PLACES = (
-    "device",
-    "rerun",
-    "data_dir",
-    "cache_dir",
-    "sweep",
-    "tracker",
-    "checkpoint",
-    "memory_gib",
-    "rounds",  # more of them continue where fewer ended
-)
-# Keys that are counted where they are used: seed in init_seed and data_seed, alpha in the loss.
-_ELSEWHERE = (
-    "role",
-    "recipe",
-    "seed",
-    "teacher_dir",
-    "alpha",
-    "temperature",
-    "t_squared",
-    "label_smoothing",
-)
+# Counted where they are used: seed in init_seed and data_seed, alpha in the loss.
+_ELSEWHERE = ("seed", *VARIABLES, "label_smoothing")
 
 
 def _normal(value: Any) -> Any:
@@ -60,16 +45,21 @@ def digest(value: Any, length: int = 10) -> str:
 
 
 def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
-    """The part of `dataset` that decides which images and labels come out, as plain data."""
+    """The part of `dataset` that decides which images and labels come out, as plain data.
+
+    A path below the working directory counts from there, so that a project can be moved.
+    """
     spec = OmegaConf.to_container(dataset)
-    if spec.get("labelled_fraction") == 1:  # as before there was a choice
+    if spec.get("labelled_fraction") == 1:
         del spec["labelled_fraction"]
     spec["source"] = {
         key: value for key, value in spec["source"].items() if key not in ("data_dir", "cache_dir")
     }
     for place in (spec, spec["source"]):
         if place.get("path"):
-            place["path"] = str(Path(place["path"]).expanduser().resolve())
+            path = Path(place["path"]).expanduser().resolve()
+            here = Path.cwd().resolve()
+            place["path"] = str(path.relative_to(here) if path.is_relative_to(here) else path)
     return spec
 
 
@@ -79,49 +69,94 @@ def network_spec(network: DictConfig) -> dict[str, Any]:
     return {"network": plain["network"], "input": plain["input"]}
 
 
-def teacher_spec(plan: DictConfig) -> dict[str, Any]:
-    """What a kept teacher must match: dataset and split, network and input."""
-    return {"dataset": dataset_spec(plan.dataset), **network_spec(plan.teacher)}
+def content(file: str | Path) -> str:
+    """SHA-256 of what a given file or SavedModel holds, wherever it lies.
+
+    Raises:
+        ConfigError: When there is nothing that can be read.
+    """
+    path = Path(file).expanduser().resolve()
+    parts = files_of(path)
+    if not parts:
+        raise ConfigError(f"{file} is not a file")
+    marks = tuple((part.stat().st_size, part.stat().st_mtime_ns) for part in parts)
+    return _content(path, marks)
 
 
-def default_teacher_dir(plan: DictConfig) -> str:
-    name = f"{plan.dataset.name}-{plan.teacher.name}-{digest(teacher_spec(plan), 8)}"
-    return str(OUTPUTS / "teachers" / name)
+@functools.lru_cache(maxsize=64)
+def _content(path: Path, marks: tuple[tuple[int, int], ...]) -> str:
+    """(Files are read again when their sizes or times change.)"""
+    return file_hash(path)
+
+
+def given_teacher(plan: DictConfig) -> dict[str, Any]:
+    """The record of the finished teacher in the `teacher_dir` that a distill run names.
+
+    Raises:
+        ConfigError: When there is none.
+    """
+    folder = Path(plan.teacher_dir).expanduser()
+    record = read_record(folder)
+    if record is None:
+        raise ConfigError(
+            f"no finished teacher in teacher_dir={shown(folder)}; train one there with: "
+            f"kd train-teacher teacher_dir={shown(folder)} (and its other settings), or leave "
+            "teacher_dir out"
+        )
+    if record["command"] != "train-teacher":
+        raise ConfigError(
+            f"teacher_dir={shown(folder)} holds a run of {record['command']}; expected one of "
+            "train-teacher (any .keras file can be given as teacher.checkpoint)"
+        )
+    return record
+
+
+def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
+    """What of the teacher counts: how it is trained, or the content of a given one."""
+    teacher = plan.teacher
+    if plan.command == "train-teacher":
+        start = {} if teacher.weights is None else {"weights": content(teacher.weights)}
+        return {**network_spec(teacher), **start}
+    given = is_given(plan)
+    if given == "teacher.checkpoint":
+        spec = {"checkpoint": content(teacher.checkpoint), "input": network_spec(teacher)["input"]}
+    elif given == "teacher.weights":
+        spec = {**network_spec(teacher), "weights": content(teacher.weights)}
+    elif given == "teacher_dir":
+        spec = {"weights_sha256": given_teacher(plan)["weights_sha256"]}
+    else:
+        spec = run_spec(teacher_plan(plan))
+        training = {k: v for k, v in spec.items() if k not in ("command", "dataset", "teacher")}
+        spec = {**spec["teacher"], "training": training}
+    return spec if teacher.precision is None else {**spec, "precision": teacher.precision}
 
 
 def run_spec(plan: DictConfig) -> dict[str, Any]:
     """All of a checked configuration that can change the result of the run, as plain data."""
     plain = OmegaConf.to_container(plan)
-    skipped = _PLACES + _ELSEWHERE
+    skipped = PLACES + _ELSEWHERE
     spec = {key: value for key, value in plain.items() if key not in skipped and value is not None}
     spec["dataset"] = dataset_spec(plan.dataset)
     if plan.steps is not None:
         del spec["epochs"]
-    for role in ("teacher", "student"):
-        if role not in spec:
-            continue
-        spec[role] = network_spec(plan[role])
-        if role == "teacher" and plan.teacher.get("precision") is not None:
-            spec[role]["precision"] = plan.teacher.precision
-        for key in ("checkpoint", "weights") if role == "teacher" else ("checkpoint",):
-            file = plan[role][key]
-            if file is not None:
-                spec[role][key] = str(Path(file).expanduser().resolve())
-        if role == "teacher" and plan.teacher.checkpoint is not None:
-            del spec[role]["network"]  # the file has its own
+    if "teacher" in spec:
+        spec["teacher"] = _teacher_spec(plan)
+    if "student" in spec:
+        spec["student"] = network_spec(plan.student)
+        if plan.student.checkpoint is not None:
+            spec["student"]["checkpoint"] = content(plan.student.checkpoint)
+    seed = spec.pop("augment_seed", None)
     del spec["augment"]
     if plan.augment.train or plan.augment.evaluate:
         spec["augment"] = {key: plain["augment"][key] for key in ("train", "evaluate", "size")}
         if plan.augment.train:
-            spec["augment"]["seed"] = plan.augment.seed
+            spec["augment"]["seed"] = seed
     else:
         spec.pop("view", None)  # all the same
     if spec.get("cache"):
         spec["cache"] = {key: value for key, value in spec["cache"].items() if value is not None}
     if spec.get("cache") == {"logits": "float32"}:
         del spec["cache"]
-    if plan.command == "distill" and plan.teacher_dir != default_teacher_dir(plan):
-        spec["teacher_dir"] = str(Path(plan.teacher_dir).resolve())
     return spec
 
 
@@ -131,49 +166,49 @@ def run_id(plan: DictConfig) -> str:
 
 def run_name(plan: DictConfig) -> str:
     """Readable values and the run id: `mlp_hinton_alpha0.1_temperature4_seed0-1a2b3c4d5e`."""
-    words = [plan.teacher.name if plan.command == "train-teacher" else plan.student.name]
-    if plan.command == "distill":
+    words = [plan.student.name if "student" in plan else plan.teacher.name]
+    if "student" in plan and "teacher" in plan:
         words.append(plan.loss["_target_"].rsplit(".", 1)[-1])
         for key in ("alpha", "temperature"):
             if plan.get(key) is not None:
                 words.append(f"{key}{plan[key]:g}")
-    if plan.command == "self-train":
+    if "pseudo" in plan:
         words += [plan.pseudo.labels, f"threshold{plan.pseudo.threshold:g}"]
     words.append(f"steps{plan.steps}" if plan.steps else f"epochs{plan.epochs}")
     words.append(f"seed{plan.seed}")
     return "_".join(words) + "-" + run_id(plan)
 
 
-# rerun=true: the new directory that was chosen for a run, so that asking again gives the same one.
-_chosen: dict[str, str] = {}
+def teacher_dir(plan: DictConfig) -> Path:
+    """Where the teacher of a plan is kept and found: `teacher_dir`, or named by how it is made."""
+    if plan.teacher_dir is not None:
+        return Path(plan.teacher_dir).expanduser()
+    made = plan if plan.command == "train-teacher" else teacher_plan(plan)
+    name = f"{plan.dataset.name}-{plan.teacher.name}-{run_id(made)}"
+    return Path(plan.outputs) / "teachers" / name
 
 
-def _beside(parent: Path, name: str, rerun: bool) -> str:
-    """`name`, or with rerun the first of name-2, name-3, ... that does not exist yet."""
-    key = str(parent / name)
-    if not rerun or not ((parent / name).exists() or key in _chosen):
-        return name
-    if key not in _chosen:
-        number = 2
-        while (parent / f"{name}-{number}").exists():
-            number += 1
-        _chosen[key] = f"{name}-{number}"
-    return _chosen[key]
+def beside(folder: Path, rerun: bool) -> Path:
+    """`folder`, or with `rerun` the first of folder-2, folder-3, ... that does not exist yet."""
+    if not rerun or not folder.exists():
+        return folder
+    number = 2
+    while folder.with_name(f"{folder.name}-{number}").exists():
+        number += 1
+    return folder.with_name(f"{folder.name}-{number}")
 
 
 def run_dir(plan: DictConfig) -> Path:
     """Where a single run of this configuration writes."""
     if plan.command == "train-teacher":
-        teacher_dir = Path(plan.teacher_dir)
-        return teacher_dir.parent / _beside(teacher_dir.parent, teacher_dir.name, plan.rerun)
-    parent = OUTPUTS / plan.command / plan.dataset.name
-    return parent / _beside(parent, run_name(plan), plan.rerun)
+        return beside(teacher_dir(plan), plan.rerun)
+    folder = Path(plan.outputs) / plan.command / plan.dataset.name / run_name(plan)
+    return beside(folder, plan.rerun)
 
 
 def point_dir(plan: DictConfig) -> Path:
     """Where a sweep's point writes."""
-    parent = OUTPUTS / "sweeps" / plan.sweep
-    return parent / _beside(parent, run_name(plan), plan.rerun)
+    return beside(Path(plan.outputs) / "sweeps" / plan.sweep / run_name(plan), plan.rerun)
 
 
 def sweep_id(command: str, unswept: list[str]) -> str:
@@ -181,21 +216,6 @@ def sweep_id(command: str, unswept: list[str]) -> str:
     counted = [
         override
         for override in unswept
-        if override_key(override).split(".")[0] not in (*_PLACES, "hydra")
+        if override_key(override).split(".")[0] not in (*PLACES, "hydra")
     ]
     return digest([command, sorted(counted)], 8)
-
-
-def counterpart(plan: DictConfig) -> DictConfig:
-    """The scratch student's configuration that belongs to a run: same all, no teacher."""
-    plain = OmegaConf.to_container(plan)
-    for key in UNUSED["train-student"]:
-        plain.pop(key, None)
-    plain["command"] = "train-student"
-    plain["rerun"] = False
-    plain["loss"] = {
-        "_target_": "kd_cli.distillation.cross_entropy",
-        "_partial_": True,
-        "label_smoothing": plan.get("label_smoothing", 0.0),
-    }
-    return OmegaConf.create(plain)

@@ -9,20 +9,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from kd_cli.config.overrides import is_typed, place_of, teacher_overrides
+from kd_cli.config.plans import follows, is_given, teacher_plan
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
-from kd_cli.files import file_hash, files_of
+from kd_cli.files import files_of
 from kd_cli.runs import identity
 from kd_cli.runs.record import read_record
 from kd_cli.runs.state import State
-from kd_cli.terminal import shown
+from kd_cli.terminal import brief, shown
 
 log = logging.getLogger("kd")
 RUN_FILES = (
@@ -40,20 +43,25 @@ RUN_FILES = (
 _ROUND = re.compile(r"round-\d+")
 
 
-def check_before_start(plan: DictConfig, out: Path) -> None:
+def check_before_start(plan: DictConfig, out: Path, typed: Sequence[str] = ()) -> None:
     """All that can be told from the directories alone, before any is made or changed.
 
+    Args:
+        plan: Of the run.
+        out: Its directory.
+        typed: The overrides that the user typed, to tell a teacher that was named.
+
     Raises:
-        ConfigError: A file in the way, foreign files, another run's result or state in `out`, or a
-            file or teacher that must exist and does not.
+        ConfigError: A file in the way, files of others, another run's result or state in `out`, or
+            a teacher that must exist and does not.
     """
-    _refuse_foreign_files(out)
+    _refuse_files_of_others(out)
     record = read_record(out)
     if record is not None and record["run_id"] != identity.run_id(plan):
-        differing = _differences(record["config"], identity.run_spec(plan))
+        differing = differences(record["config"], identity.run_spec(plan))
         raise ConfigError(
             f"{shown(out)} holds a finished run with other settings ({differing}); rerun=true "
-            "trains a new one beside it, or choose another teacher_dir"
+            "trains a new one beside it, or choose another directory"
         )
     owner = State(out / "state").owner() if record is None else None
     if owner is not None and owner["run_id"] != identity.run_id(plan):
@@ -61,23 +69,67 @@ def check_before_start(plan: DictConfig, out: Path) -> None:
             f"{shown(out)} holds an unfinished run with other settings; finish it with its own "
             "command (.hydra/overrides.yaml), remove the directory, or type rerun=true"
         )
-    _check_given_files(plan)
-    if plan.command == "distill" and not is_given(plan.teacher):
-        directory = Path(plan.teacher_dir)
-        _refuse_foreign_files(directory)
+    if plan.command != "distill":
+        return
+    given = is_given(plan)
+    if given == "teacher_dir":
+        _refuse_another_network(plan, identity.given_teacher(plan), typed)
+    elif not given:
+        directory = identity.teacher_dir(plan)
+        _refuse_files_of_others(directory)
         if not plan.teacher.train_if_missing and read_record(directory) is None:
+            kept = teacher_overrides(list(typed), follows(plan))
             raise ConfigError(
-                f"no finished teacher in {shown(directory)}; train it with: kd train-teacher "
-                f"dataset={plan.dataset.name} teacher={plan.teacher.name} (and the same overrides)"
+                f"no finished teacher in {shown(directory)}; train it with: "
+                f"{shlex.join(['kd', 'train-teacher', *kept])}"
+                + "".join(f"; or {line}" for line in similar_teachers(plan)[:1])
             )
 
 
-def is_given(teacher: DictConfig) -> bool:
-    """Whether a distill run takes its teacher from a file, not from its directory."""
-    return teacher.checkpoint is not None or teacher.weights is not None
+def similar_teachers(plan: DictConfig) -> list[str]:
+    """Finished teachers of the same data and network that were trained in another way, a line each.
+
+    Each line says how the teacher differs, and what to type to take it.
+    """
+    wanted = identity.run_spec(teacher_plan(plan))
+    own = identity.teacher_dir(plan)
+    found = []
+    for folder in sorted(own.parent.glob("*/")):
+        record = read_record(folder)
+        if record is None or record["command"] != "train-teacher" or folder == own:
+            continue
+        spec = record["config"]
+        if all(
+            identity.digest(spec[key]) == identity.digest(wanted[key])
+            for key in ("dataset", "teacher")
+        ):
+            differing = differences(spec, wanted)
+            found.append(
+                f"take one that was trained in another way ({differing}): "
+                f"teacher_dir={shown(folder)}"
+            )
+    return found
 
 
-def _check_given_files(plan: DictConfig) -> None:
+def _refuse_another_network(
+    plan: DictConfig, record: Mapping[str, Any], typed: Sequence[str]
+) -> None:
+    """A given teacher is taken as it is; a network that was typed beside it must be its own."""
+    named = [o for o in typed if is_typed("teacher", [o]) and "=" in o]
+    named = [o for o in named if place_of(o).split(".")[1:2] not in (["precision"], ["training"])]
+    wanted = identity.network_spec(plan.teacher)
+    differing = differences(
+        {key: record["config"]["teacher"].get(key) for key in wanted}, wanted, "teacher."
+    )
+    if named and differing:
+        raise ConfigError(
+            f"{named[0]}: the teacher in {shown(plan.teacher_dir)} has another network "
+            f"({differing}); leave {place_of(named[0])} out, or choose another teacher_dir"
+        )
+
+
+def check_given_files(plan: DictConfig) -> None:
+    """Refuses a given file that is not there, or not of its kind."""
     expected = {
         "teacher.checkpoint": "a .keras file or the directory of a SavedModel",
         "teacher.weights": "a .npz file of BiT weights",
@@ -90,32 +142,37 @@ def _check_given_files(plan: DictConfig) -> None:
             files_of(path) if key == "teacher.checkpoint" else path.is_file()
         ):
             raise ConfigError(f"{key}={given} is not a file; expected {kind}")
-    teacher = plan.get("teacher")
-    if teacher is not None and teacher.checkpoint is not None and teacher.precision is not None:
-        if Path(teacher.checkpoint).expanduser().is_dir():
-            raise ConfigError(
-                f"teacher.precision={teacher.precision}: the SavedModel {teacher.checkpoint} "
-                "computes as it was exported; leave teacher.precision out"
-            )
+    checkpoint, precision = (
+        OmegaConf.select(plan, f"teacher.{key}") for key in ("checkpoint", "precision")
+    )
+    if precision is not None and checkpoint is not None and Path(checkpoint).expanduser().is_dir():
+        raise ConfigError(
+            f"teacher.precision={precision}: the SavedModel {checkpoint} computes as it was "
+            "exported; leave teacher.precision out"
+        )
 
 
-def _refuse_foreign_files(out: Path) -> None:
+def _refuse_files_of_others(out: Path) -> None:
     for parent in [out, *out.parents]:
         if parent.exists() and not parent.is_dir():
             raise ConfigError(
                 f"{parent} is a file; kd needs a directory there (move it, or work elsewhere)"
             )
-    if not out.is_dir() or (out / "metrics.json").exists():
+    if not out.is_dir() or read_record(out) is not None:
         return
-    foreign = sorted(
-        p.name
-        for p in out.iterdir()
-        if p.name not in RUN_FILES and p.name[0] != "." and not _ROUND.fullmatch(p.name)
+    names = {p.name for p in out.iterdir()}
+    others = sorted(
+        name
+        for name in names
+        if name not in RUN_FILES and name[0] != "." and not _ROUND.fullmatch(name)
     )
-    if foreign:
+    # Names like those of a run, in a folder where no run has begun, are the user's own files.
+    begun = ".hydra" in names or "state" in names
+    others = others or ([] if begun else sorted(names & set(RUN_FILES)))
+    if others:
         raise ConfigError(
-            f"{out} holds files that are not of a run of kd ({', '.join(foreign[:3])}); "
-            "move them away, or type rerun=true"
+            f"{shown(out)} holds files that are not of a run of kd ({', '.join(others[:3])}); "
+            "move them away, or choose another directory"
         )
 
 
@@ -151,17 +208,16 @@ def inputs(plan: DictConfig, dataset: Dataset) -> dict[str, str]:
     """What a run is made from besides its settings: hashes of data, teacher and given files."""
     found = {"data": dataset.fingerprint, "split": dataset.split_fingerprint}
     if plan.command == "distill":
-        if is_given(plan.teacher):
-            given = plan.teacher.checkpoint or plan.teacher.weights
-            found["teacher"] = file_hash(Path(given).expanduser())
-        else:
-            teacher = read_record(Path(plan.teacher_dir))
+        if is_given(plan) in ("", "teacher_dir"):
+            teacher = read_record(identity.teacher_dir(plan))
             if teacher is not None:
                 found["teacher"] = teacher["weights_sha256"]
+        else:
+            found["teacher"] = identity.content(plan.teacher.checkpoint or plan.teacher.weights)
     elif "teacher" in plan and plan.teacher.weights is not None:
-        found["teacher.weights"] = file_hash(Path(plan.teacher.weights).expanduser())
+        found["teacher.weights"] = identity.content(plan.teacher.weights)
     if "student" in plan and plan.student.checkpoint is not None:
-        found["student.checkpoint"] = file_hash(Path(plan.student.checkpoint).expanduser())
+        found["student.checkpoint"] = identity.content(plan.student.checkpoint)
     return found
 
 
@@ -184,14 +240,21 @@ def refuse_other_inputs(kept: dict[str, str], now: dict[str, str], out: Path) ->
             )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
     """`epochs 10, now 20` for each key that differs."""
     words = []
     for key in sorted({*old, *new}):
         theirs, ours = old.get(key), new.get(key)
         if isinstance(theirs, dict) and isinstance(ours, dict):
-            inner = _differences(theirs, ours, f"{prefix}{key}.")
+            inner = differences(theirs, ours, f"{prefix}{key}.")
             words += [inner] if inner else []
-        elif theirs != ours:
-            words.append(f"{prefix}{key} {theirs}, now {ours}")
+        elif identity.digest(theirs) != identity.digest(ours):
+            words.append(f"{prefix}{key} {_in_words(theirs)}, now {_in_words(ours)}")
     return "; ".join(words)
+
+
+def _in_words(value: Any) -> str:
+    """As `brief`; an augmentation by its nodes."""
+    if isinstance(value, dict) and "train" in value:
+        return brief(value["train"])
+    return "none" if value is None else brief(value)

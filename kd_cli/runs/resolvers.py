@@ -8,31 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from kd_cli.config.check import check
-from kd_cli.config.schema import view_shape
+from kd_cli.config.plans import view_shape
 from kd_cli.errors import ConfigError
-from kd_cli.runs.identity import default_teacher_dir, point_dir, run_dir
-
-
-# Resolvers: values in YAML that only code can give. They see the whole configuration as `_root_`.
-def _typed(root: DictConfig) -> list[str]:
-    overrides = OmegaConf.select(root, "hydra.overrides.task")
-    return list(overrides) if overrides else []
-
-
-def _teacher_dir(*, _root_: DictConfig) -> str:
-    parts = {
-        key: OmegaConf.to_container(_root_[key], resolve=True) for key in ("dataset", "teacher")
-    }
-    return default_teacher_dir(OmegaConf.create(parts))
-
-
-def _run_dir(*, _root_: DictConfig) -> str:
-    return str(run_dir(check(_root_, _typed(_root_))))
-
-
-def _run_name(*, _root_: DictConfig) -> str:
-    return point_dir(check(_root_, _typed(_root_))).name
+from kd_cli.runs.asked import Runs
 
 
 def _input_shape(image_shape: Any, size: int | None, *, _root_: DictConfig) -> ListConfig:
@@ -70,12 +48,20 @@ def _npz_num_classes(path: str) -> int:
     return npz_num_classes(Path(path).expanduser())
 
 
-def register_resolvers() -> None:
-    """Makes `${kd.*:}` known to OmegaConf; calling it again changes nothing."""
+def register_resolvers(runs: Runs | None = None) -> None:
+    """Makes `${kd.*:}` known to OmegaConf; calling it again changes nothing but the runs.
+
+    Args:
+        runs: Those that this command has checked, to name their directories.
+    """
+    runs = Runs() if runs is None else runs
+
+    def run_name(*, _root_: DictConfig) -> str:
+        return runs.name(_root_)
+
     for name, resolver in {
-        "kd.teacher_dir": _teacher_dir,
-        "kd.run_dir": _run_dir,
-        "kd.run_name": _run_name,
+        "kd.run_dir": lambda: "outputs",  # a mark: see `asked`
+        "kd.run_name": run_name,
         "kd.input_shape": _input_shape,
         "kd.folder_num_classes": _folder_num_classes,
         "kd.npz_image_shape": _npz_image_shape,

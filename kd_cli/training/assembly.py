@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.instantiate import build
-from kd_cli.config.keys import LOSS_KEYS
-from kd_cli.config.schema import view_shape
+from kd_cli.config.keys import VARIABLES
+from kd_cli.config.plans import is_given, view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.runs.identity import digest, network_spec
-from kd_cli.runs.ownership import is_given
 
 if TYPE_CHECKING:
     from kd_cli.data.views import Views
@@ -71,7 +70,7 @@ def check_labels(plan: DictConfig, dataset: Dataset) -> None:
             f"{bare}, which {plan.command} needs; they serve to distill with a given teacher: "
             "kd distill loss=function_matching teacher.checkpoint=FILE"
         )
-    if not is_given(plan.teacher):
+    if not is_given(plan):
         raise ConfigError(
             f"{bare}, so no teacher can be trained on them; give one: teacher.checkpoint=FILE"
         )
@@ -145,13 +144,13 @@ def augmentation(plan: DictConfig, dataset: Dataset) -> Views | None:
         # XLA on a CPU fuses what would be many passes over small tensors; not tried on GPUs.
         _kept_views[key] = Views(node, plan.get("view", "consistent"), dataset, device == "cpu")
     views = _kept_views[key]
-    views.seed = plan.augment.seed
+    views.seed = plan.get("augment_seed", 0)
     return views
 
 
 def _views_spec(plan: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(plan.augment)
-    kept = {key: plain[key] for key in ("train", "evaluate", "size", "compiled")}
+    kept = {key: plain[key] for key in ("train", "evaluate", "size")}
     return {**kept, "view": plan.get("view")}
 
 
@@ -196,7 +195,7 @@ def engine_for(
             gc.collect()  # a Keras model is a cycle: one at a time, not one per point
         engine.data_seed = first.data_seed
         if engine.views is not None:
-            engine.views.seed = first.augment.seed
+            engine.views.seed = first.augment_seed
         return engine
     learners = []
     for plan in plans:
@@ -229,7 +228,7 @@ def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
     """What the traced step of a learner depends on, beside data and teacher."""
     plain = OmegaConf.to_container(plan)
     # Their values are variables; a loss that leaves one out traces its default.
-    loss = {key: "variable" if key in LOSS_KEYS else value for key, value in plain["loss"].items()}
+    loss = {key: "variable" if key in VARIABLES else value for key, value in plain["loss"].items()}
     return {
         "network": network_spec(plan[role]),
         "precision": plan.precision,

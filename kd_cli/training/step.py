@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kd_cli.config.keys import LOSS_KEYS
+from kd_cli.config.keys import VARIABLES
 from kd_cli.data.batches import source
 from kd_cli.data.dataset import Split
 from kd_cli.data.views import Views
@@ -66,7 +66,7 @@ class Learner:
         # Only those whose losses are known to take tensors: a user's loss may want a plain number.
         self.keywords = {
             key: tf.Variable(value, dtype=tf.bool if isinstance(value, bool) else tf.float32)
-            if key in LOSS_KEYS
+            if key in VARIABLES
             else value
             for key, value in hyper.items()
         }
@@ -101,7 +101,7 @@ class Learner:
         for mine, theirs in zip(self.variables[:-1], fresh, strict=True):
             mine.assign(theirs)
         self.hyper = hyper
-        for key in self.keywords.keys() & set(LOSS_KEYS):
+        for key in self.keywords.keys() & set(VARIABLES):
             self.keywords[key].assign(hyper[key])
         self.clear_sums()
         self.broken.assign([-1, -1])

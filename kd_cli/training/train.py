@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
 from kd_cli.files import save_model, write_json, write_npz
 from kd_cli.runs import identity, quality
+from kd_cli.runs.asked import Run
 from kd_cli.runs.ownership import inputs, refuse_other_inputs
 from kd_cli.runs.record import SCHEMA_VERSION, environment, read_record, score
 from kd_cli.runs.state import State
@@ -29,21 +30,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("kd")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that was asked for.
-
-    Attributes:
-        plan: Its checked configuration, from `config.check`.
-        out: Its directory.
-        typed: The overrides that the user typed, for the teacher that may have to be trained.
-    """
-
-    plan: DictConfig
-    out: Path
-    typed: list[str]
 
 
 # What a run ended with: the content of its metrics.json, or why it failed.
@@ -249,12 +235,14 @@ def _finish(
         if "teacher_logits" in arrays:
             record["fidelity"] = quality.fidelity_of_splits(arrays, plan.get("temperature"))
     write_json(out / "metrics.json", record)
-    point_latest(out)
+    point_latest(out, Path(plan.outputs))
 
 
-def point_latest(out: Path) -> None:
-    """`outputs/latest` is a link to the last finished run; a convenience that may fail."""
-    link = identity.OUTPUTS / "latest"
+def point_latest(out: Path, outputs: Path) -> None:
+    """A link in `outputs` to the last finished run; a convenience that may fail."""
+    link = outputs / "latest"
+    if not outputs.is_dir():  # the run was sent elsewhere
+        return
     temporary = link.with_name(f".tmp-{os.getpid()}-latest")
     try:
         temporary.unlink(missing_ok=True)

@@ -262,7 +262,7 @@ def kind_of(name: str, folder: Path) -> Kind:
         words = [*shared, "teacher=cnn", *student, "batch_size=256", "epochs=2"]
         before = ["train-teacher", *shared, "teacher=cnn", "steps=4"]
         return Kind(["distill", *words], before, (*Kind.hit, "partial.npy"))
-    shared += ["teacher=mlp", "teacher.network.units=[16]", "recipe.teacher.epochs=6"]
+    shared += ["teacher=mlp", "teacher.network.units=[16]", "teacher.training.epochs=6"]
     words = [*shared, *student, "epochs=8", "early_stopping.patience=2"]
     before = ["train-teacher", *shared]
     if name in ("run", "teacher"):

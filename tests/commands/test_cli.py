@@ -47,7 +47,7 @@ def test_flags_stand_anywhere(kd, words):
 
 def test_cfg_resolve_and_info(kd):
     assert "learning_rate: 0.5" in kd("distill", "learning_rate=0.5", "--cfg", "job").out
-    resolved = kd("train-teacher", "recipe.teacher.epochs=7", "--cfg", "job", "--resolve")
+    resolved = kd("train-teacher", "teacher.training.epochs=7", "--cfg", "job", "--resolve")
     assert "\nepochs: 7\n" in resolved.out
     assert "main" in kd("--info", "searchpath").out
     assert "loss/hinton" in kd("distill", "--info", "defaults").out

@@ -8,10 +8,10 @@ from kd_cli.commands import joint
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.files import read_rows
+from kd_cli.runs.asked import Run
 from kd_cli.runs.identity import point_dir
 from kd_cli.runs.record import problems
 from kd_cli.runs.resolvers import register_resolvers
-from kd_cli.training.train import Run
 from tests.conftest import only_run
 
 JOINT = ("--multirun", "hydra/launcher=joint")
@@ -50,7 +50,7 @@ def made(small, *typed):
         (["dataset.limit=80"], ["dataset.limit=90"], False),
         (["early_stopping.patience=1"], ["early_stopping.patience=2"], False),
         (["augment=flip_crop"], ["augment=none"], False),
-        (["augment=flip_crop", "augment.seed=1"], ["augment=flip_crop"], False),
+        (["augment=flip_crop", "augment_seed=1"], ["augment=flip_crop"], False),
         (["augment=flip_crop", "view=independent"], ["augment=flip_crop"], False),
         (["augment=flip_crop", "cache.views=2"], ["augment=flip_crop"], False),
         (["augment=flip_crop", "alpha=0.1"], ["augment=flip_crop", "alpha=0.9"], True),

@@ -12,14 +12,15 @@ from kd_cli.commands import execute, self_train
 from kd_cli.commands.joint import groups
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
+from kd_cli.config.plans import scratch_plan
 from kd_cli.data.dataset import Dataset, Split, load_dataset
 from kd_cli.distillation import losses
 from kd_cli.errors import ConfigError
-from kd_cli.runs.identity import counterpart, run_id, run_spec
+from kd_cli.runs.asked import Run
+from kd_cli.runs.identity import run_id, run_spec
 from kd_cli.runs.record import problems, read_record
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.training import trackers
-from kd_cli.training.train import Run
 from tests.commands.test_run import without_timings
 from tests.conftest import assert_refused, only_run
 
@@ -151,11 +152,11 @@ def test_a_recipe_may_set_the_rounds():
 def test_round_0_is_the_baseline():
     words = ("dataset.labelled_fraction=0.1", "label_smoothing=0.1", "augment=flip_crop")
     scratch = plan(*words, command="train-student")
-    assert run_spec(counterpart(plan(*words, "rounds=2"))) == run_spec(scratch)
+    assert run_spec(scratch_plan(plan(*words, "rounds=2"))) == run_spec(scratch)
 
 
 def test_each_round_has_seeds_and_a_teacher_of_its_own():
-    made = plan("augment=flip_crop", "augment.seed=3")
+    made = plan("augment=flip_crop", "augment_seed=3")
     longer = self_train._plan(plan("pseudo.epochs=7", "steps=9"), 1, {"weights_sha256": "abc"})
     assert (longer.epochs, longer.steps) == (7, None) and run_spec(longer)["epochs"] == 7
     spec = [run_spec(self_train._plan(made, n, {"weights_sha256": "abc"})) for n in (1, 2)]

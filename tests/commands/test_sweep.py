@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from kd_cli.commands import execute
+from kd_cli.commands import distill
 from kd_cli.commands.sweep import expand
 from kd_cli.files import open_npz
 from kd_cli.runs.record import read_record
@@ -111,15 +111,15 @@ def test_a_mistake_at_a_point_fails_that_point_alone(kd, work, small):
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_sweep_and_the_repeat_continues(kd, work, small, monkeypatch):
-    genuine, calls = execute.distill, []
+    genuine, calls = distill.distill, []
 
-    def distill(*arguments):
+    def interrupted(*arguments):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return genuine(*arguments)
 
-    monkeypatch.setitem(execute._COMMANDS, "distill", distill)
+    monkeypatch.setattr(distill, "distill", interrupted)
     words = ("--multirun", *small, "alpha=0.1,0.5,0.9")
     assert kd(*words).code == 130
     assert len(points(work)) == 1

@@ -7,7 +7,7 @@ import tensorflow as tf
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
-from kd_cli.config.schema import VIEWS
+from kd_cli.config.keys import VIEWS
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.data.views import Views, preview
 from kd_cli.distillation.losses import cross_entropy

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
+from kd_cli.config.plans import scratch_plan
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.distillation import teacher_checks
 from kd_cli.errors import ConfigError
@@ -138,7 +139,7 @@ def test_below_the_scratch_student(plan, work, sweep):
     teacher, data = stub(work / "file"), dataset(100)
     plan = OmegaConf.merge(plan, {"sweep": sweep})
     place = identity.run_dir if sweep is None else identity.point_dir
-    scratch = place(identity.counterpart(plan))
+    scratch = place(scratch_plan(plan))
     scratch.mkdir(parents=True)
 
     def write(**changes):

@@ -16,13 +16,14 @@ from kd_cli import cli
 from kd_cli.commands import execute
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
+from kd_cli.config.plans import scratch_plan
 from kd_cli.distillation import logits_cache
 from kd_cli.errors import ConfigError
 from kd_cli.files import read_rows
 from kd_cli.runs import identity
+from kd_cli.runs.asked import Run
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.training import assembly
-from kd_cli.training.train import Run
 from tests.conftest import SMALL, npz, only_run
 from tests.whole.test_resume import approximately, result
 
@@ -334,7 +335,7 @@ def test_a_cache_of_views_without_use_is_one_line_and_leaves_nothing(
         ("train-student", [FLIP, "cache.views=2"], "no use for 'cache.views'"),
         ("distill", ["view=same"], "view=same must be consistent, independent or fixed_teacher"),
         ("distill", [FLIP, "cache.views=0"], "cache.views=0 must be at least 1"),
-        ("distill", ["augment.seed=-1"], "augment.seed=-1 must be between"),
+        ("distill", ["augment_seed=-1"], "augment_seed=-1 must be between"),
         ("distill", ["augment.size=0"], "augment.size=0 must be at least 1"),
         ("distill", ["augment.train=[flip]"], "augment.train[0]=flip must be a node such as"),
         ("distill", [FLIP, "augment.padding=2.5.1"], "augment.train[0]"),
@@ -359,17 +360,17 @@ def test_what_makes_another_run(made):
     assert not {"augment", "view", "cache"} & spec().keys()
     assert not {"augment", "view"} & spec(command="train-student").keys()
     assert same([], ["augment=none"]) and same([], ["view=independent"])
-    assert same([], ["augment.seed=5"]) and same([], ["augment.preview=true"])
+    assert same([], ["augment_seed=5"]) and same([], ["augment.preview=true"])
     assert same([FLIP], [FLIP, "augment.preview=true"])
     assert not same([], [FLIP]) and not same([FLIP], [MIX])
-    assert not same([FLIP], [FLIP, "augment.seed=5"])
+    assert not same([FLIP], [FLIP, "augment_seed=5"])
     assert not same([FLIP], [FLIP, "augment.padding=2"])
     assert not same([FLIP], [FLIP, "view=independent"])
     assert not same([FLIP], [FLIP, "cache.views=2"])
     assert not same([FLIP], [FLIP, INVERT])
     assert not same([], [INVERT])
-    assert same([FLIP, "data_seed=3"], [FLIP, "data_seed=3", "augment.seed=3"])
+    assert same([FLIP, "data_seed=3"], [FLIP, "data_seed=3", "augment_seed=3"])
     assert not same([FLIP], [], command="train-student")
     # The scratch student of a distilled one has its augmentation, whatever the teacher saw.
-    plan = made(FLIP, "view=independent", "recipe.student.epochs=2").plan
-    assert identity.run_spec(identity.counterpart(plan))["augment"] == spec(FLIP)["augment"]
+    plan = made(FLIP, "view=independent", "epochs=2").plan
+    assert identity.run_spec(scratch_plan(plan))["augment"] == spec(FLIP)["augment"]

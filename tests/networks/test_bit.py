@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -23,7 +24,7 @@ from kd_cli.networks.keras_file import load_keras
 from kd_cli.networks.simple import mlp
 from kd_cli.networks.wrap import build_network, dead_layers, with_adapter, with_precision
 from kd_cli.runs import identity
-from kd_cli.runs.identity import run_id, run_spec, teacher_spec
+from kd_cli.runs.identity import run_id, run_spec, teacher_dir
 from kd_cli.runs.resolvers import register_resolvers
 from tests.conftest import assert_refused, only_run
 
@@ -400,22 +401,25 @@ def test_bit_resnet50x1_as_a_student():
     assert model.layers[-1].name == "bit_resnet"
 
 
-def test_identity_of_a_run_with_published_weights():
+def test_identity_of_a_run_with_published_weights(work):
+    for name in ("a", "b"):
+        (work / f"{name}.npz").write_bytes(name.encode())
     bare = plan("distill", "teacher=bit_resnet101x3")
     given = plan("distill", "teacher=bit_resnet101x3", "teacher.weights=a.npz")
     other = plan("distill", "teacher=bit_resnet101x3", "teacher.weights=b.npz")
     assert len({run_id(p) for p in (bare, given, other)}) == 3
-    # The weights do not tell the network, as a checkpoint does.
+    # The weights do not tell the network, as a checkpoint does; they count by their content.
     assert run_spec(given)["teacher"]["network"]["depth"] == 101
-    assert run_spec(given)["teacher"]["weights"] == str(Path("a.npz").resolve())
-    # A teacher that was fine-tuned from them is kept where any teacher of this network is.
-    tuned = plan("train-teacher", "teacher=bit_resnet101x3", "teacher.weights=a.npz")
-    assert teacher_spec(tuned) == teacher_spec(bare) and tuned.teacher_dir == bare.teacher_dir
-    assert run_id(tuned) != run_id(plan("train-teacher", "teacher=bit_resnet101x3"))
+    assert run_spec(given)["teacher"]["weights"] == hashlib.sha256(b"a").hexdigest()
+    (work / "elsewhere").mkdir()
+    (work / "a.npz").rename(work / "elsewhere" / "c.npz")
+    moved = plan("distill", "teacher=bit_resnet101x3", "teacher.weights=elsewhere/c.npz")
+    assert run_id(moved) == run_id(given)
+    # A teacher that was fine-tuned from them is another one.
+    tuned = plan("train-teacher", "teacher=bit_resnet101x3", "teacher.weights=b.npz")
+    assert teacher_dir(tuned) != teacher_dir(bare)
     assert "weights" not in str(run_spec(plan("distill"))["teacher"])
-    assert identity.run_dir(tuned) == identity.run_dir(
-        plan("train-teacher", "teacher=bit_resnet101x3")
-    )
+    assert identity.run_dir(tuned) == teacher_dir(tuned)
 
 
 BIT = ("teacher=bit_resnet101x3", "teacher.network.depth=50", "teacher.network.width=1")

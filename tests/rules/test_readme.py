@@ -1,4 +1,4 @@
-"""Every command in the README composes; the first ones run."""
+"""Every command in the README and in the guide composes; the first ones run."""
 
 import re
 import shlex
@@ -9,57 +9,85 @@ from pathlib import Path
 import pytest
 
 from kd_cli.arguments import arrange
-from kd_cli.cli import _compose
-from kd_cli.commands import cache, report
+from kd_cli.commands import cache, guide, report
 from kd_cli.commands.compare import sweeps
 from kd_cli.commands.sweep import expand
+from kd_cli.commands.table import COMMANDS as TABLE
 from kd_cli.config.check import check
+from kd_cli.config.compose import compose
 from kd_cli.runs.resolvers import register_resolvers
 from tests.conftest import only_run
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text()
-COMMANDS = [
-    line.split("  #")[0].strip()
-    for block in re.findall(r"```(?:bash|console)\n(.*?)```", README, flags=re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("kd ")
-]
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [ROOT / "README.md", *sorted(guide.FOLDER.glob("*.md"))]
 
 
-def test_the_readme_has_commands():
-    assert len(COMMANDS) >= 20
+def commands(page: Path) -> list[str]:
+    """The lines that begin with `kd ` in the page's blocks of commands."""
+    blocks = re.findall(r"```(?:bash|console)\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("kd ")]
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_composes(line, work, npz):
+LINES = list(dict.fromkeys(line for page in PAGES for line in commands(page)))
+
+
+def test_the_readme_is_short_and_has_commands():
+    assert len(PAGES[0].read_text().splitlines()) <= 160
+    assert len(commands(PAGES[0])) >= 15 and len(LINES) >= 100
+
+
+def test_every_page_is_linked_from_the_readme():
+    text = PAGES[0].read_text()
+    for topic in guide.topics():
+        assert f"kd_cli/guide/{topic}.md" in text, topic
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)|src=\"([^\"]+)\"", page.read_text()):
+        place = next(part for part in target if part)
+        if "://" not in place:
+            assert (page.parent / place).exists(), f"{page.name}: {place}"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The files that the pages name."""
+    folder = tmp_path_factory.mktemp("example")
+    for name in ("my_images/a", "my_images/b", "my_conf"):
+        (folder / name).mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_composes(line, example, npz, monkeypatch):
     register_resolvers()
-    (work / "my_images").mkdir()
-    for name in ("a", "b"):
-        (work / "my_images" / name).mkdir()
-    npz.rename(work / "my.npz")
-    (work / "my_conf").mkdir()
+    monkeypatch.chdir(example)
+    (example / "my.npz").write_bytes(npz.read_bytes())
     words = shlex.split(line)[1:]
-    if words in (["--help"], ["--version"]) or words[0] == "-sc":
+    if words in (["--help"], ["--version"], ["help"]) or words[0] == "-sc":
         return
-    if words[0] == "cache":
-        assert cache.main(words[1:]) == 0
+    request = arrange(words)
+    word, overrides = request.command.word, request.overrides
+    if word in ("cache", "guide"):
+        assert {"cache": cache, "guide": guide}[word].run(request) == 0
         return
-    if words[0] == "report":
-        (work / "outputs").mkdir()
-        assert report.arrange(words[1:])[1].name == "report"
+    if word == "report":
+        (example / "outputs").mkdir(exist_ok=True)
+        (example / "my_runs").mkdir(exist_ok=True)
+        assert report.folders_of(request.words)
         return
-    command, overrides, flags = arrange(words)
-    if "my_conf" in flags:  # names an option that the README only describes
-        overrides = [o for o in overrides if not o.startswith("student=")]
-    if command == "explain":
-        command = "distill"
-    asked = [(command, overrides)]
-    if command == "compare":
-        asked = [(part.command, part.overrides) for part in sweeps(overrides)]
-    for config, typed in asked:
-        points = expand(typed)[0] if "--multirun" in flags or command == "compare" else [typed]
+    if request.config_dir:  # names options that the page only describes
+        groups = ("student=", "teacher=", "dataset=", "loss=", "tracker=", "network=")
+        overrides = [o for o in overrides if not o.startswith(groups)]
+    swept = "--multirun" in request.flags or word == "compare"
+    asked = sweeps(overrides) if word == "compare" else [(word, overrides)]
+    for name, typed in asked:
+        points = expand(typed)[0] if swept else [typed]
         for point in points[:1] + points[1:][-1:]:  # the first and the last
-            assert check(_compose(config, point, None), point).command == config
+            config = TABLE[name].config
+            assert check(compose(config, point), point).command == config
 
 
 @pytest.mark.slow

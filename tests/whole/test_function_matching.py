@@ -86,7 +86,7 @@ def test_function_matching_on_real_flowers(kd, work, real_data):
         f"dataset.path={real_data / 'flowers12'}",
         "epochs=6",
         "schedule.warmup_epochs=1",
-        "recipe.teacher.epochs=6",
+        "teacher.training.epochs=6",
         # Its moving averages follow too slowly for six epochs of 21 steps.
         "teacher.network.batch_norm=false",
         "student.network.batch_norm=false",

@@ -31,7 +31,7 @@ def test_the_wheel_works_from_another_directory(work):
     )
     # PYTHONPATH comes before the environment's packages: this kd is the one from the wheel.
     done = subprocess.run(
-        [sys.executable, "-m", "kd_cli", "distill", "epochs=1", "recipe.teacher.epochs=1"],
+        [sys.executable, "-m", "kd_cli", "distill", "epochs=1", "teacher.training.epochs=1"],
         env={**os.environ, "PYTHONPATH": str(work / "site")},
         capture_output=True,
         text=True,

@@ -24,7 +24,7 @@ def start(work: Path, *words: str) -> subprocess.Popen:
 
 
 def test_of_two_that_need_a_teacher_one_trains_it_and_the_other_waits(work, npz):
-    data = ["dataset=npz", f"dataset.path={npz}", "teacher=mlp", "recipe.teacher.epochs=400"]
+    data = ["dataset=npz", f"dataset.path={npz}", "teacher=mlp", "teacher.training.epochs=400"]
     processes = [start(work, "distill", *data, "epochs=2", f"alpha=0.{n}") for n in (2, 8)]
     texts = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts
@@ -73,7 +73,7 @@ def undisturbed(tmp_path_factory) -> tuple[str, list]:
     """A command, and the histories it leaves on a disk that is not full."""
     folder = tmp_path_factory.mktemp("undisturbed")
     data = f"dataset=npz dataset.path={npz.__wrapped__(folder)}"
-    words = f"distill {data} teacher=mlp epochs=3 recipe.teacher.epochs=2"
+    words = f"distill {data} teacher=mlp epochs=3 teacher.training.epochs=2"
     assert subprocess.run([*KD, *words.split()], cwd=folder, capture_output=True).returncode == 0
     return words, [history(path) for path in sorted(folder.rglob("history.jsonl"))]
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def test_fashion_mnist_end_to_end(kd, work, real_data, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(real_data / "tfds"))
     words = ("experiment=fashion_mnist_mlp", "epochs=3")
-    done = kd("distill", *words, "recipe.teacher.epochs=3")
+    done = kd("distill", *words, "teacher.training.epochs=3")
     assert done.code == 0, done.err
     assert kd("train-student", *words).code == 0
     _, teacher = only_run(work / "outputs" / "teachers")

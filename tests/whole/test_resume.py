@@ -17,9 +17,9 @@ from kd_cli.config.compose import compose
 from kd_cli.distillation import logits_cache
 from kd_cli.files import open_npz, read_rows
 from kd_cli.runs import identity
+from kd_cli.runs.asked import Run
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.training import assembly, loop, train
-from kd_cli.training.train import Run
 from tests.conftest import SMALL, npz
 
 TIMES = ("seconds", "examples_per_second")

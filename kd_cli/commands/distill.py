@@ -1,0 +1,92 @@
+"""`kd distill`: the teacher, trained first where it is missing, teaches the student."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+
+from omegaconf import DictConfig
+
+from kd_cli.config.overrides import teacher_overrides
+from kd_cli.config.plans import follows, teacher_plan
+from kd_cli.data.dataset import Dataset
+from kd_cli.device import set_up
+from kd_cli.runs import identity, quality
+from kd_cli.runs.asked import Run
+from kd_cli.runs.ownership import check_before_start, lock, similar_teachers
+from kd_cli.runs.record import read_record
+from kd_cli.terminal import shown
+from kd_cli.training import assembly
+from kd_cli.training.train import Results, Taught, train, train_inside
+
+log = logging.getLogger("kd")
+
+
+def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
+    """Distils one teacher into students; trains the teacher first where it is missing."""
+    plan, typed = runs[0].plan, runs[0].typed
+    device = set_up(plan.device)
+    from kd_cli.distillation import teacher as teachers
+    from kd_cli.distillation import teacher_checks, teacher_outputs
+
+    views = assembly.augmentation(plan, dataset)
+    teacher_outputs.why_live(plan, views)  # its mistakes, before a teacher's training
+    teacher = teachers.find(plan, dataset)
+    if teacher is None:
+        assembly.parts(plan, dataset, "student")  # its mistakes, before the teacher's training
+        begun = time.monotonic()
+        _train_missing_teacher(plan, dataset, typed)
+        started += time.monotonic() - begun  # the teacher's record has its own time
+        teacher = teachers.find(plan, dataset)
+    teacher_checks.refuse(teacher, dataset, views.evaluate if views else None)
+    arrays = teacher_outputs.held_out(teacher, plan, dataset, views)
+    known = quality.of_splits(arrays, "teacher")
+    scores = known["test"]
+    doubts = {run.out: teacher_checks.warnings(teacher, run.plan, dataset, known) for run in runs}
+    for text in dict.fromkeys(text for lines in doubts.values() for text in lines):
+        log.warning("%s", text)
+    longest = max(assembly.epochs(run.plan, dataset) for run in runs)
+    outputs = teacher_outputs.outputs(teacher, plan, dataset, views, longest)
+    log.info(
+        "teacher: %s%s, test %.4f (%s, %s, on %s)",
+        teacher.name,
+        f", {teacher.training}" if teacher.training else "",
+        scores["accuracy"],
+        shown(teacher.path),
+        outputs.how,
+        device,
+    )
+    record = {
+        "path": shown(teacher.path),
+        "name": teacher.name,
+        "weights_sha256": teacher.weights_sha256,
+        "training": teacher.training or "unknown",
+        "test_accuracy": scores["accuracy"],
+        "test_nll": scores["nll"],
+        "quality": known,
+        "parameters": teacher.model.count_params(),
+        "outputs": outputs.how,
+        "precision": teacher.precision,
+    }
+    taught = Taught(outputs, outputs.seconds, {"teacher": record}, arrays, doubts)
+    return train(runs, dataset, started, "student", taught)
+
+
+def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str]) -> None:
+    """Trains the teacher as `kd train-teacher` would from the same description."""
+    kept = teacher_overrides(typed, follows(plan))
+    wanted, out = teacher_plan(plan), identity.teacher_dir(plan)
+    check_before_start(wanted, out)
+    assembly.parts(wanted, dataset, "teacher")  # its mistakes, before there is a directory
+    with lock(out, wait=True):
+        if read_record(out) is not None:
+            return  # another process has trained it meanwhile
+        log.info(
+            "no teacher in %s yet: training it first (%s)",
+            shown(out),
+            shlex.join(["kd", "train-teacher", *kept]),
+        )
+        for line in similar_teachers(plan)[:3]:
+            log.info("  or %s", line)
+        train_inside(Run(wanted, out, kept), dataset, time.monotonic(), "teacher")

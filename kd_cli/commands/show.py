@@ -1,0 +1,52 @@
+"""What Hydra's flags show instead of running: --help, --cfg, --info, and shell completion."""
+
+from __future__ import annotations
+
+import os
+
+from kd_cli.commands.job import hand_over
+from kd_cli.commands.table import COMMANDS, DEFAULT, Request
+from kd_cli.errors import ConfigError
+from kd_cli.runs.resolvers import register_resolvers
+
+
+def run(request: Request) -> int:
+    """Shows what the flags ask for."""
+    register_resolvers()
+    if {"-sc", "--shell-completion"} & set(request.flags):
+        return _complete(request)
+    named = zip(request.flags, request.flags[1:], strict=False)
+    shown = next((value for flag, value in named if flag in ("--cfg", "-c")), "job")
+    if shown not in ("job", "hydra", "all"):
+        raise ConfigError(f"--cfg {shown}: expected job, hydra or all")
+    if request.command.note:
+        print(f"# {request.command.note}")
+    return hand_over(request, request.overrides, _nothing)
+
+
+def _nothing(cfg: object) -> None:
+    """The job of a command that only shows something."""
+
+
+def _complete(request: Request) -> int:
+    """Shell completion: Hydra's, for the command that the line names."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    named = words[1] if len(words) > 1 and words[1] in COMMANDS else None
+    typing_command = len(words) == 1 or (len(words) == 2 and not line.endswith(" "))
+    if request.overrides == ["query=bash"] and typing_command and "=" not in words[-1]:
+        prefix = words[1] if len(words) == 2 else ""
+        print(" ".join(word for word in COMMANDS if word.startswith(prefix)))
+        if len(words) == 2:
+            return 0
+    command = COMMANDS[named or DEFAULT]
+    if named:
+        line = line.replace(f" {named}", "", 1)
+        if named == "evaluate":  # its path is no override; the word at the cursor may be one
+            *done, last = line.split(" ")
+            line = " ".join([*(w for w in done if "=" in w or w == words[0]), last])
+        os.environ["COMP_LINE"] = line
+    if not command.config:
+        command = COMMANDS[DEFAULT]
+    request = Request(command, request.overrides, request.flags, request.config_dir)
+    return hand_over(request, request.overrides, _nothing)

@@ -1,0 +1,128 @@
+"""The table of commands: the only list of their words.
+
+To add a command: write its file with a function `run(request) -> int`, and add a row here. Nothing
+here imports more than Python, because `kd --help` reads it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of the table.
+
+    Attributes:
+        word: What you type.
+        help: What it does, in lines for `kd --help`.
+        run: `file:function` in this room: `(Request) -> int`, the exit code.
+        config: Its primary configuration in conf/; empty for a command with words of its own.
+        trains: `file:function` that trains its runs together; empty where it trains none itself.
+        note: What `--help` of a command says that borrows the keys of another.
+    """
+
+    word: str
+    help: tuple[str, ...]
+    run: str
+    config: str = ""
+    trains: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What you typed after the command's word.
+
+    Attributes:
+        command: The row of its word.
+        overrides: `key=value`.
+        flags: Hydra's, with their values.
+        config_dir: Of `--config-dir`, which is not among the flags.
+        words: As typed, for a command with words of its own.
+    """
+
+    command: Command
+    overrides: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+    config_dir: str | None = None
+    words: list[str] = field(default_factory=list)
+
+
+TABLE = (
+    Command(
+        "train-teacher",
+        ("train the teacher and keep it",),
+        "job:run",
+        config="train-teacher",
+        trains="train:train_teacher",
+        note="train-teacher trains with the keys of teacher.training; epochs=3 sets them",
+    ),
+    Command(
+        "train-student",
+        ("train the student without a teacher: the baseline",),
+        "job:run",
+        config="train-student",
+        trains="train:train_student",
+    ),
+    Command(
+        "distill",
+        ("distil the teacher into the student; a missing teacher is trained first",),
+        "job:run",
+        config="distill",
+        trains="distill:distill",
+    ),
+    Command(
+        "compare",
+        ("train both students with the seeds 0 to 4 (seeds=N), and say whether distilling won",),
+        "compare:run",
+        config="distill",
+        note="compare takes the keys of distill, and seeds=5",
+    ),
+    Command(
+        "self-train",
+        ("train the student on its own labels of unlabelled images, round after round",),
+        "job:run",
+        config="self-train",
+        trains="self_train:self_train",
+    ),
+    Command(
+        "explain",
+        (
+            "show what kd distill would do with the same overrides: loss, schedule, data,",
+            "and how large each term's gradient is; it trains nothing",
+        ),
+        "explain:run",
+        config="distill",
+        note="explain takes the keys of distill, and trains nothing",
+    ),
+    Command(
+        "evaluate",
+        ("measure a finished run or a .keras file: quality, size, FLOPs, latency",),
+        "evaluate:run",
+        config="evaluate",
+    ),
+    Command(
+        "report",
+        ("write tables, verdicts and figures of the runs below a folder (kd report outputs)",),
+        "report:run",
+    ),
+    Command(
+        "cache",
+        ("list, verify or prune the kept teachers' outputs (kd cache list)",),
+        "cache:run",
+    ),
+    Command("guide", ("show the manual: kd guide lists its pages",), "guide:run"),
+    Command("help", ("show this page",), "help:run"),
+)
+COMMANDS = {command.word: command for command in TABLE}
+DEFAULT = "distill"
+
+
+def load(place: str) -> Callable[..., Any]:
+    """The function that a row names as `file:function`."""
+    file, _, function = place.partition(":")
+    return getattr(importlib.import_module(f"kd_cli.commands.{file}"), function)

@@ -1,0 +1,76 @@
+"""Plans that follow from another plan: the teacher of a distilled student, its scratch student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.config.keys import TRAINING, UNUSED
+
+
+def cross_entropy(label_smoothing: float) -> dict[str, Any]:
+    """The loss of a network that learns from labels alone."""
+    return {
+        "_target_": "kd_cli.distillation.cross_entropy",
+        "_partial_": True,
+        "label_smoothing": label_smoothing,
+    }
+
+
+def is_given(plan: DictConfig) -> str:
+    """The key that gives a distill run its teacher ready made; empty when kd trains it."""
+    if plan.teacher.checkpoint is not None:
+        return "teacher.checkpoint"
+    if plan.teacher.weights is not None:
+        return "teacher.weights"
+    return "teacher_dir" if plan.teacher_dir is not None else ""
+
+
+def teacher_plan(plan: DictConfig) -> DictConfig:
+    """The plan of `kd train-teacher` for the teacher that a plan describes.
+
+    Its root keys are those of `teacher.training`; data, device and folders are the plan's.
+    """
+    plain = OmegaConf.to_container(plan)
+    teacher = {key: plain["teacher"][key] for key in ("name", "input", "network", "weights")}
+    training = plain["teacher"]["training"]
+    dropped = {*UNUSED["train-teacher"], *TRAINING, "teacher", "rerun"}
+    kept = {key: value for key, value in plain.items() if key not in dropped}
+    return OmegaConf.create(
+        {
+            **kept,
+            **training,
+            "command": "train-teacher",
+            "teacher": teacher,
+            "loss": cross_entropy(training["label_smoothing"]),
+            "rerun": plain["rerun"] if plain["command"] == "train-teacher" else False,
+            "teacher_dir": plain["teacher_dir"],
+        }
+    )
+
+
+def follows(plan: DictConfig) -> bool:
+    """Whether the teacher is augmented as the student."""
+    return bool(plan.teacher.training.augment == plan.augment)
+
+
+def scratch_plan(plan: DictConfig) -> DictConfig:
+    """The plan of `kd train-student` for the same student: all the same, without a teacher."""
+    plain = OmegaConf.to_container(plan)
+    for key in UNUSED["train-student"]:
+        plain.pop(key, None)
+    return OmegaConf.create(
+        {
+            **plain,
+            "command": "train-student",
+            "rerun": False,
+            "loss": cross_entropy(plain.get("label_smoothing", 0.0)),
+        }
+    )
+
+
+def view_shape(size: int | None, image_shape: Sequence[int]) -> tuple[int, ...]:
+    """[H, W, C] of the pixels that the networks get: `augment.size` squared, or the dataset's."""
+    return tuple(image_shape) if size is None else (size, size, image_shape[-1])

@@ -1,0 +1,14 @@
+"""Puts the YAML that kd ships on Hydra's search path, behind whatever else is there.
+
+So an option in the user's `--config-dir`, which Hydra then searches first, wins over one of ours of
+the same name. Hydra takes such a plugin only from the namespace package `hydra_plugins`.
+"""
+
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from kd_cli.config.compose import conf_dir
+
+
+class ShippedConfigs(SearchPathPlugin):
+    def manipulate_search_path(self, search_path):
+        search_path.append(provider="kd", path=f"file://{conf_dir()}")

@@ -1,0 +1,105 @@
+"""Runs that were asked for: each is composed and checked once, and its directory is found once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kd_cli.config.check import check
+from kd_cli.errors import ConfigError
+from kd_cli.runs.identity import beside, run_dir, run_name
+from kd_cli.runs.ownership import check_before_start, check_given_files
+
+# What conf/base.yaml says of the directories that kd finds itself.
+_OURS = "${kd.run_dir:}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was asked for.
+
+    Attributes:
+        plan: Its checked configuration, from `config.check`.
+        out: Its directory.
+        typed: The overrides that the user typed.
+    """
+
+    plan: DictConfig
+    out: Path
+    typed: list[str]
+
+
+@dataclass
+class Runs:
+    """The checked runs of one command, by their overrides.
+
+    Hydra composes a run again when it starts it; its plan and its directory are taken from here.
+    """
+
+    plans: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+    names: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    def plan(self, cfg: DictConfig, typed: Sequence[str]) -> DictConfig:
+        """The plan of a composed configuration; checked when it is new.
+
+        Raises:
+            ConfigError: A mistake in the configuration, or a given file that is not there.
+        """
+        key = tuple(typed)
+        if key not in self.plans:
+            plan = check(cfg, key)
+            check_given_files(plan)
+            self.plans[key] = plan
+        return self.plans[key]
+
+    def single(self, cfg: DictConfig) -> Run:
+        """A run by itself, in Hydra's `hydra.run.dir` where that was chosen, else in its own place.
+
+        Raises:
+            ConfigError: A mistake in the configuration, or a directory that it can't have.
+        """
+        _refuse_chdir(cfg)
+        typed = list(cfg.hydra.overrides.task)
+        plan = self.plan(cfg, typed)
+        chosen = OmegaConf.to_container(cfg.hydra.run)["dir"] != _OURS
+        out = Path(cfg.hydra.run.dir) if chosen else run_dir(plan)
+        return _checked(Run(plan, out, typed))
+
+    def point(self, cfg: DictConfig, number: int) -> Run:
+        """A point of a sweep, in the directory that Hydra will give it.
+
+        Raises:
+            ConfigError: As `single`.
+        """
+        _refuse_chdir(cfg)
+        typed = list(cfg.hydra.overrides.task)
+        plan = self.plan(cfg, typed)
+        with open_dict(cfg):
+            cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
+        out = Path(cfg.hydra.sweep.dir) / str(cfg.hydra.sweep.subdir)
+        return _checked(Run(plan, out, typed))
+
+    def name(self, cfg: DictConfig) -> str:
+        """The name of a point's directory, for `hydra.sweep.subdir`."""
+        typed = tuple(cfg.hydra.overrides.task)
+        if typed not in self.names:
+            plan = self.plan(cfg, typed)
+            folder = Path(cfg.hydra.sweep.dir) / run_name(plan)
+            self.names[typed] = beside(folder, plan.rerun).name
+        return self.names[typed]
+
+
+def _checked(run: Run) -> Run:
+    check_before_start(run.plan, run.out, run.typed)
+    return run
+
+
+def _refuse_chdir(cfg: DictConfig) -> None:
+    if cfg.hydra.job.chdir:
+        raise ConfigError(
+            "hydra.job.chdir=true: kd works in the folder where you type, so that paths mean what "
+            "they say; leave it out"
+        )
