@@ -11,6 +11,7 @@
     sweep            the points of a sweep, and its table
     joint            points of a sweep that train together
     result_table     the table at the end of a run
+    keys_page        the page of kd distill --help
     show             what Hydra's flags show instead of running: --help, --cfg, completion
 
 To add a command: write its file with a function `run(request) -> int`, and add a row to `table`.

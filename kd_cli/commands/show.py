@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from kd_cli.commands.job import hand_over
+from kd_cli.commands.keys_page import print_page
 from kd_cli.commands.table import COMMANDS, DEFAULT, Request
 from kd_cli.errors import ConfigError
 from kd_cli.runs.resolvers import register_resolvers
@@ -15,6 +16,9 @@ def run(request: Request) -> int:
     register_resolvers()
     if {"-sc", "--shell-completion"} & set(request.flags):
         return _complete(request)
+    if {"--help", "-h"} & set(request.flags):
+        print_page(request)
+        return 0
     named = zip(request.flags, request.flags[1:], strict=False)
     shown = next((value for flag, value in named if flag in ("--cfg", "-c")), "job")
     if shown not in ("job", "hydra", "all"):

@@ -13,11 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_cli.config.keys import UNUSED, VARIABLES, Config, flat, walk
-from kd_cli.config.messages import explain
+from kd_cli.config.messages import explain, unknown_key
 from kd_cli.config.overrides import is_typed, override_key, place_of
 from kd_cli.config.plans import cross_entropy, follows, is_given, teacher_plan
 from kd_cli.errors import ConfigError
 
+# Groups whose options set keys of others, and have none of their own.
+RECIPES = ("experiment", "debug")
 _BUILT = ("dataset", "teacher", "student", "loss", "schedule", "optimizer")
 
 
@@ -45,8 +47,10 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
             _require_node(cfg.get(group), group, command)
     refuse_unused(command, overrides, unused | _unused_by_loss(cfg, unused))
     unused |= _unused_by_loss(cfg, unused)
-    known = Config.__dataclass_fields__
-    keys = [key for key in cfg if key in known and key not in unused and key != "experiment"]
+    for key in cfg:
+        if key not in Config.__dataclass_fields__ and key != "hydra":
+            raise ConfigError(unknown_key(str(key), Config.__dataclass_fields__))
+    keys = [key for key in cfg if key not in unused and key not in ("hydra", *RECIPES)]
     plain = OmegaConf.to_container(cfg)
     missing = _missing({key: plain[key] for key in keys})
     if missing:

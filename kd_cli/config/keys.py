@@ -350,6 +350,7 @@ class Config(Keys):
         unused={"evaluate": "the data are chosen by dataset=OPTION"},
         place=True,
     )
+    debug: Any = key(None, "debug=smoke: few images and one epoch, in outputs/debug", place=True)
     what: str | None = key(None, "the run or file to evaluate", unused=_OF_EVALUATE)
     input: Input = key(Input, "of a .keras file of another program", unused=_OF_EVALUATE)
 
@@ -377,7 +378,6 @@ VARIABLES = _root_keys("variable")
 SHORT_NAMES = _root_keys("short")
 # Keys of how a network is trained: at the root the student's, in teacher.training the teacher's.
 TRAINING = tuple(field.name for field in dataclasses.fields(Training))
-COMMANDS = ("train-teacher", "train-student", "distill", "self-train", "evaluate")
 # Why a command has no use for a key; a recipe may set it all the same, because it is for all.
 UNUSED: dict[str, dict[str, str]] = {
     command: {
@@ -385,7 +385,7 @@ UNUSED: dict[str, dict[str, str]] = {
         for name, field in walk()
         if command in field.metadata["unused"] and not name.startswith("teacher.training.")
     }
-    for command in COMMANDS
+    for command in {*_OF_LOSS, *_OF_ROUNDS}
 }
 
 

@@ -141,7 +141,6 @@ def test_two_recipes_are_two_teachers_whatever_was_typed_before(kd, work, small)
     (work / "outputs").rename(work / "before")
     assert kd("distill", *long).code == 0 and kd("distill", *small).code == 0
 
-
     for name, text in results.items():
         again = json.loads(
             (work / "outputs" / "distill" / "npz" / name / "metrics.json").read_text()
