@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_cli.commands.execute import execute_together, finished
 from kd_cli.commands.job import Job
+from kd_cli.config.plans import has_rounds
 from kd_cli.errors import ConfigError
 from kd_cli.runs.asked import Run
 from kd_cli.runs.identity import digest, run_id, run_spec
@@ -91,7 +92,7 @@ def _shared(plan: DictConfig) -> str:
 
     They may differ in initial weights, loss with its options, learning rate and epochs.
     """
-    if plan.command == "self-train":
+    if has_rounds(plan):
         return run_id(plan)  # its rounds are trainings of their own
     spec = run_spec(plan)
     spec["schedule"].pop("learning_rate", None)

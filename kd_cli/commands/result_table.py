@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kd_cli.config.overrides import scratch_overrides
-from kd_cli.config.plans import scratch_plan
+from kd_cli.config.plans import is_taught, scratch_plan, trains_teacher
 from kd_cli.runs import identity
 from kd_cli.runs.record import read_record
 from kd_cli.terminal import print_table, shown
@@ -32,13 +32,10 @@ def print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: lis
 
     columns = ["", "network", "parameters", "validation", "test", "test, last epoch", "time"]
     files = {}
-    if plan.command != "distill":
-        name = "teacher" if plan.command == "train-teacher" else "scratch student"
+    if not is_taught(plan):
+        name = "teacher" if trains_teacher(plan) else "scratch student"
         rows = [row(name, record)]
-        if (
-            plan.command == "train-teacher"
-            and out.resolve() != identity.teacher_dir(plan).resolve()
-        ):
+        if trains_teacher(plan) and out.resolve() != identity.teacher_dir(plan).resolve():
             files["to distil from it"] = f"kd distill teacher_dir={shown(out)}"
     else:
         known = record["teacher"]

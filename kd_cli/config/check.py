@@ -15,7 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 from kd_cli.config.keys import UNUSED, VARIABLES, Config, flat, walk
 from kd_cli.config.messages import explain, unknown_key
 from kd_cli.config.overrides import is_typed, override_key, place_of
-from kd_cli.config.plans import cross_entropy, follows, is_given, teacher_plan
+from kd_cli.config.plans import (
+    cross_entropy,
+    follows,
+    is_given,
+    is_taught,
+    teacher_plan,
+    trains_teacher,
+)
 from kd_cli.errors import ConfigError
 
 # Groups whose options set keys of others, and have none of their own.
@@ -63,13 +70,13 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
             raise ConfigError(f"{key}=null: loss={_loss_name(cfg)} needs a value; type {key}=...")
     plan = _typed(resolved)
     check_ranges(plan)
-    if command == "distill" and is_given(plan) and is_typed("teacher.training", overrides):
+    if is_taught(plan) and is_given(plan) and is_typed("teacher.training", overrides):
         one = next(o for o in overrides if is_typed("teacher.training", [o]))
         raise ConfigError(
             f"{one}: the teacher is given by {is_given(plan)} and not trained; leave one of the "
             "two out"
         )
-    if command == "train-teacher":
+    if trains_teacher(plan):
         _refuse_ignored_augment(plan, overrides)
         plan = teacher_plan(plan)
     OmegaConf.set_readonly(plan, True)
@@ -179,7 +186,7 @@ def check_ranges(plan: DictConfig) -> None:
 
     for place in ("augment", "teacher.training.augment"):
         _check_nodes(OmegaConf.select(plan, place), place)
-    if "teacher" in plan and plan.command == "distill":
+    if is_taught(plan):
         require(
             plan.teacher.checkpoint is None or plan.teacher.weights is None,
             "teacher.weights",

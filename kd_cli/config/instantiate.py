@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from typing import Any
 
 from omegaconf import OmegaConf
 
+import kd_cli
 from kd_cli.errors import DISK, ConfigError, first_line
 
 
@@ -38,7 +41,9 @@ def build(node: Any, what: str, **runtime: Any) -> Any:
             raise cause from None
         if isinstance(cause, OSError) and cause.errno in DISK:
             raise cause from None  # the disk's fault, not the configuration's
-        raise ConfigError(f"{what}: {target} failed: {first_line(cause or error)}") from error
+        raise ConfigError(
+            f"{what}: {target} failed: {first_line(cause or error)}{_public_name(target)}"
+        ) from error
     if plain.get("_partial_"):
         _check_partial(built, what, target)
     return built
@@ -55,3 +60,16 @@ def _check_partial(partial: Any, what: str, target: str) -> None:
                 f"{what}: {target} takes no '{key}'; it takes {', '.join(parameters)} "
                 f"(remove it with ~{what}.{key})"
             )
+
+
+def _public_name(target: str) -> str:
+    """`; did you mean kd_cli.networks.cnn?` for a name of kd's under another room."""
+    name = target.rsplit(".", 1)[-1]
+    if target.startswith("kd_cli."):
+        for _, room, is_room in pkgutil.iter_modules(kd_cli.__path__):
+            public = (
+                getattr(importlib.import_module(f"kd_cli.{room}"), "PUBLIC", ()) if is_room else ()
+            )
+            if name in public and target != f"kd_cli.{room}.{name}":
+                return f"; did you mean kd_cli.{room}.{name}?"
+    return ""

@@ -19,6 +19,21 @@ def cross_entropy(label_smoothing: float) -> dict[str, Any]:
     }
 
 
+def is_taught(plan: DictConfig) -> bool:
+    """Whether a teacher teaches the student: `distill`. (A plan holds only what it uses.)"""
+    return "teacher" in plan and "student" in plan
+
+
+def trains_teacher(plan: DictConfig) -> bool:
+    """Whether the network that is trained is a teacher."""
+    return "teacher" in plan and "student" not in plan
+
+
+def has_rounds(plan: DictConfig) -> bool:
+    """Whether the student learns from its own labels, round after round: `self-train`."""
+    return "pseudo" in plan
+
+
 def is_given(plan: DictConfig) -> str:
     """The key that gives a distill run its teacher ready made; empty when kd trains it."""
     if plan.teacher.checkpoint is not None:
@@ -45,7 +60,7 @@ def teacher_plan(plan: DictConfig) -> DictConfig:
             "command": "train-teacher",
             "teacher": teacher,
             "loss": cross_entropy(training["label_smoothing"]),
-            "rerun": plain["rerun"] if plain["command"] == "train-teacher" else False,
+            "rerun": False if is_taught(plan) else plain["rerun"],
             "teacher_dir": plain["teacher_dir"],
         }
     )

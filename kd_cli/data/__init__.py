@@ -17,20 +17,19 @@ in a file of conf/augment/.
 
 from kd_cli import public_names
 
-__getattr__ = public_names(
-    __name__,
-    {
-        "Arrays": "arrays",
-        "digits": "sources",
-        "tfds": "sources",
-        "npz": "npz_file",
-        "image_folder": "folders",
-        "central_crop": "augment",
-        "horizontal_flip": "augment",
-        "inception_crop": "augment",
-        "mixup": "augment",
-        "pad_and_crop": "augment",
-        "random_crop": "augment",
-        "resize": "augment",
-    },
-)
+# The file of each name that YAML uses.
+PUBLIC = {
+    "Arrays": "arrays",
+    "digits": "sources",
+    "tfds": "sources",
+    "npz": "npz_file",
+    "image_folder": "folders",
+    "central_crop": "augment",
+    "horizontal_flip": "augment",
+    "inception_crop": "augment",
+    "mixup": "augment",
+    "pad_and_crop": "augment",
+    "random_crop": "augment",
+    "resize": "augment",
+}
+__getattr__ = public_names(__name__, PUBLIC)

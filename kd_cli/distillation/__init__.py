@@ -12,13 +12,12 @@ conf/loss/ whose `_target_` names it.
 
 from kd_cli import public_names
 
-__getattr__ = public_names(
-    __name__,
-    {
-        "cross_entropy": "losses",
-        "function_matching": "losses",
-        "hard": "losses",
-        "hinton": "losses",
-        "soft_cross_entropy": "losses",
-    },
-)
+# The file of each name that YAML uses.
+PUBLIC = {
+    "cross_entropy": "losses",
+    "function_matching": "losses",
+    "hard": "losses",
+    "hinton": "losses",
+    "soft_cross_entropy": "losses",
+}
+__getattr__ = public_names(__name__, PUBLIC)

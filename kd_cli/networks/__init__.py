@@ -16,11 +16,10 @@ conf/student/ or conf/teacher/.
 
 from kd_cli import public_names
 
-__getattr__ = public_names(
-    __name__,
-    {
-        "cnn": "simple",
-        "mlp": "simple",
-        "bit_resnet": "bit",
-    },
-)
+# The file of each name that YAML uses.
+PUBLIC = {
+    "cnn": "simple",
+    "mlp": "simple",
+    "bit_resnet": "bit",
+}
+__getattr__ = public_names(__name__, PUBLIC)

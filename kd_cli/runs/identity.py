@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.keys import PLACES, VARIABLES
 from kd_cli.config.overrides import override_key
-from kd_cli.config.plans import is_given, teacher_plan
+from kd_cli.config.plans import has_rounds, is_given, is_taught, teacher_plan, trains_teacher
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
 from kd_cli.runs.record import read_record
@@ -114,7 +114,7 @@ def given_teacher(plan: DictConfig) -> dict[str, Any]:
 def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
     """What of the teacher counts: how it is trained, or the content of a given one."""
     teacher = plan.teacher
-    if plan.command == "train-teacher":
+    if trains_teacher(plan):
         start = {} if teacher.weights is None else {"weights": content(teacher.weights)}
         return {**network_spec(teacher), **start}
     given = is_given(plan)
@@ -167,12 +167,12 @@ def run_id(plan: DictConfig) -> str:
 def run_name(plan: DictConfig) -> str:
     """Readable values and the run id: `mlp_hinton_alpha0.1_temperature4_seed0-1a2b3c4d5e`."""
     words = [plan.student.name if "student" in plan else plan.teacher.name]
-    if "student" in plan and "teacher" in plan:
+    if is_taught(plan):
         words.append(plan.loss["_target_"].rsplit(".", 1)[-1])
         for key in ("alpha", "temperature"):
             if plan.get(key) is not None:
                 words.append(f"{key}{plan[key]:g}")
-    if "pseudo" in plan:
+    if has_rounds(plan):
         words += [plan.pseudo.labels, f"threshold{plan.pseudo.threshold:g}"]
     words.append(f"steps{plan.steps}" if plan.steps else f"epochs{plan.epochs}")
     words.append(f"seed{plan.seed}")
@@ -183,7 +183,7 @@ def teacher_dir(plan: DictConfig) -> Path:
     """Where the teacher of a plan is kept and found: `teacher_dir`, or named by how it is made."""
     if plan.teacher_dir is not None:
         return Path(plan.teacher_dir).expanduser()
-    made = plan if plan.command == "train-teacher" else teacher_plan(plan)
+    made = plan if trains_teacher(plan) else teacher_plan(plan)
     name = f"{plan.dataset.name}-{plan.teacher.name}-{run_id(made)}"
     return Path(plan.outputs) / "teachers" / name
 
@@ -200,7 +200,7 @@ def beside(folder: Path, rerun: bool) -> Path:
 
 def run_dir(plan: DictConfig) -> Path:
     """Where a single run of this configuration writes."""
-    if plan.command == "train-teacher":
+    if trains_teacher(plan):
         return beside(teacher_dir(plan), plan.rerun)
     folder = Path(plan.outputs) / plan.command / plan.dataset.name / run_name(plan)
     return beside(folder, plan.rerun)

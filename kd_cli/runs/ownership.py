@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.overrides import is_typed, place_of, teacher_overrides
-from kd_cli.config.plans import follows, is_given, teacher_plan
+from kd_cli.config.plans import follows, is_given, is_taught, teacher_plan
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import files_of
@@ -69,7 +69,7 @@ def check_before_start(plan: DictConfig, out: Path, typed: Sequence[str] = ()) -
             f"{shown(out)} holds an unfinished run with other settings; finish it with its own "
             "command (.hydra/overrides.yaml), remove the directory, or type rerun=true"
         )
-    if plan.command != "distill":
+    if not is_taught(plan):
         return
     given = is_given(plan)
     if given == "teacher_dir":
@@ -207,7 +207,7 @@ def lock(out: Path, wait: bool = False) -> Iterator[None]:
 def inputs(plan: DictConfig, dataset: Dataset) -> dict[str, str]:
     """What a run is made from besides its settings: hashes of data, teacher and given files."""
     found = {"data": dataset.fingerprint, "split": dataset.split_fingerprint}
-    if plan.command == "distill":
+    if is_taught(plan):
         if is_given(plan) in ("", "teacher_dir"):
             teacher = read_record(identity.teacher_dir(plan))
             if teacher is not None:

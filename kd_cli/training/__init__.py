@@ -14,13 +14,12 @@ conf/schedule/, conf/optimizer/ or conf/tracker/ whose `_target_` names it.
 
 from kd_cli import public_names
 
-__getattr__ = public_names(
-    __name__,
-    {
-        "constant": "schedules",
-        "cosine": "schedules",
-        "warmup_cosine": "schedules",
-        "AdamW": "optimizers",
-        "TensorBoard": "trackers",
-    },
-)
+# The file of each name that YAML uses.
+PUBLIC = {
+    "constant": "schedules",
+    "cosine": "schedules",
+    "warmup_cosine": "schedules",
+    "AdamW": "optimizers",
+    "TensorBoard": "trackers",
+}
+__getattr__ = public_names(__name__, PUBLIC)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import VARIABLES
-from kd_cli.config.plans import is_given, view_shape
+from kd_cli.config.plans import has_rounds, is_given, is_taught, view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, first_line
@@ -58,14 +58,14 @@ def check_labels(plan: DictConfig, dataset: Dataset) -> None:
             them: self-train.
     """
     if dataset.train.labelled:
-        if plan.command == "self-train" and dataset.unlabelled is None:
+        if has_rounds(plan) and dataset.unlabelled is None:
             raise ConfigError(
                 f"{dataset.name}: all training images have labels, so self-train finds none to "
                 "label; type dataset.labelled_fraction=0.1 to keep the labels of a tenth"
             )
         return
     bare = f"{dataset.name}: the training images have no labels"
-    if plan.command != "distill":
+    if not is_taught(plan):
         raise ConfigError(
             f"{bare}, which {plan.command} needs; they serve to distill with a given teacher: "
             "kd distill loss=function_matching teacher.checkpoint=FILE"
