@@ -7,7 +7,6 @@ import logging
 import shlex
 import time
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -21,7 +20,7 @@ from kd_cli.device import request, set_up
 from kd_cli.errors import ConfigError
 from kd_cli.runs import quality
 from kd_cli.runs.ownership import check_before_start, inputs, lock, refuse_other_inputs
-from kd_cli.runs.record import read_record
+from kd_cli.runs.record import Record
 from kd_cli.terminal import shown
 from kd_cli.training import assembly
 from kd_cli.training.train import Result, Results, Run, Taught, train, train_inside
@@ -29,7 +28,7 @@ from kd_cli.training.train import Result, Results, Run, Taught, train, train_ins
 log = logging.getLogger("kd")
 
 
-def execute(run: Run, table: bool = True) -> dict[str, Any]:
+def execute(run: Run, table: bool = True) -> Record:
     """Runs a checked configuration, or answers with its finished result.
 
     Args:
@@ -37,7 +36,7 @@ def execute(run: Run, table: bool = True) -> dict[str, Any]:
         table: Whether to print the result (a sweep prints one table at its end).
 
     Returns:
-        The content of `metrics.json`.
+        Its record.
     """
     (result,) = execute_together([run])
     if isinstance(result, Exception):
@@ -80,9 +79,9 @@ def execute_together(runs: list[Run]) -> list[Result]:
     return [results[run.out] for run in runs]
 
 
-def finished(run: Run) -> dict[str, Any] | None:
-    """The content of a finished run's `metrics.json`; None while there is something to do."""
-    record = read_record(run.out)
+def finished(run: Run) -> Record | None:
+    """The record of a finished run; None while there is something to do."""
+    record = Record.read(run.out)
     if record is not None and len(record.get("rounds", ())) <= run.plan.get("rounds", -1):
         return None  # more rounds are wanted than were
     return record
@@ -164,7 +163,7 @@ def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str])
     check_before_start(teacher_plan, out)
     assembly.parts(teacher_plan, dataset, "teacher")  # its mistakes, before there is a directory
     with lock(out, wait=True):
-        if read_record(out) is not None:
+        if Record.read(out) is not None:
             return  # another process has trained it meanwhile
         log.info(
             "no teacher in %s yet: training it first (%s)",

@@ -22,7 +22,7 @@ from kd_cli.device import request, set_up
 from kd_cli.errors import ConfigError
 from kd_cli.runs import quality
 from kd_cli.runs.ownership import is_given
-from kd_cli.runs.record import read_record
+from kd_cli.runs.record import Record
 from kd_cli.terminal import messages, print_table, shown
 from kd_cli.training import assembly
 from kd_cli.training.schedules import in_steps
@@ -72,7 +72,7 @@ def explain(plan: DictConfig, typed: list[str]) -> None:
     Raises:
         ConfigError: The teacher is not trained yet, or anything that a run would refuse.
     """
-    if not is_given(plan.teacher) and read_record(Path(plan.teacher_dir)) is None:
+    if not is_given(plan.teacher) and Record.read(Path(plan.teacher_dir)) is None:
         raise ConfigError(
             f"no finished teacher in {shown(plan.teacher_dir)}, and explain trains none; train it "
             f"with: {shlex.join(['kd', 'train-teacher', *teacher_overrides(typed)])}"

@@ -20,7 +20,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
 from kd_cli.runs import identity
-from kd_cli.runs.record import read_record
+from kd_cli.runs.record import Record
 from kd_cli.runs.state import State
 from kd_cli.terminal import shown
 
@@ -48,7 +48,7 @@ def check_before_start(plan: DictConfig, out: Path) -> None:
             file or teacher that must exist and does not.
     """
     _refuse_foreign_files(out)
-    record = read_record(out)
+    record = Record.read(out)
     if record is not None and record["run_id"] != identity.run_id(plan):
         differing = _differences(record["config"], identity.run_spec(plan))
         raise ConfigError(
@@ -65,7 +65,7 @@ def check_before_start(plan: DictConfig, out: Path) -> None:
     if plan.command == "distill" and not is_given(plan.teacher):
         directory = Path(plan.teacher_dir)
         _refuse_foreign_files(directory)
-        if not plan.teacher.train_if_missing and read_record(directory) is None:
+        if not plan.teacher.train_if_missing and Record.read(directory) is None:
             raise ConfigError(
                 f"no finished teacher in {shown(directory)}; train it with: kd train-teacher "
                 f"dataset={plan.dataset.name} teacher={plan.teacher.name} (and the same overrides)"
@@ -155,7 +155,7 @@ def inputs(plan: DictConfig, dataset: Dataset) -> dict[str, str]:
             given = plan.teacher.checkpoint or plan.teacher.weights
             found["teacher"] = file_hash(Path(given).expanduser())
         else:
-            teacher = read_record(Path(plan.teacher_dir))
+            teacher = Record.read(Path(plan.teacher_dir))
             if teacher is not None:
                 found["teacher"] = teacher["weights_sha256"]
     elif "teacher" in plan and plan.teacher.weights is not None:
