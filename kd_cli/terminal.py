@@ -158,9 +158,9 @@ class CountProgress:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout; plain and full-width where stdout is no terminal."""
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)  # [8] in a cell is a value, no markup
     if not out.is_terminal:
-        out = Console(highlight=False, width=200)
+        out = Console(highlight=False, markup=False, width=200)
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")

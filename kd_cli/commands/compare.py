@@ -21,7 +21,8 @@ from kd_cli.errors import ConfigError
 from kd_cli.files import write_json
 from kd_cli.report import groups
 from kd_cli.report.build import build_report, write_report
-from kd_cli.report.statistics import MAX_SEEDS, MIN_SEEDS, Summary
+from kd_cli.report.columns import NONE, PERCENT, In, columns
+from kd_cli.report.statistics import MAX_SEEDS, MIN_SEEDS
 from kd_cli.runs import finished
 from kd_cli.runs.identity import sweep_id
 from kd_cli.terminal import print_table, shown
@@ -93,37 +94,26 @@ def conclude(folder: Path) -> None:
     the report.
     """
     found = finished.find([folder])
-    every, _ = groups.grouped(found.runs)
+    every, _ = groups.grouped([*found.runs, *finished.unseen_teachers(found.runs)])
     verdicts = groups.compared(every)
+    shown_columns = columns(In.COMPARE, found.runs)
     rows, sentences, record = [], [], []
     for group in every:
         one = verdicts.get(group.key)
-        result = one.result if one else None
-        rows.append(
-            [
-                group.name,
-                str(len(group.runs)),
-                _spread(group.summary(finished.validation_accuracy)),
-                _spread(group.summary(finished.test_accuracy)),
-                f"{100 * result.mean:+.2f}" if result else "-",
-                one.verdict if one else "baseline",
-            ]
-        )
+        against, verdict = NONE, "baseline" if group.kind == groups.PLAIN else NONE
         if one:
+            against = PERCENT.text(one.result.mean, sign="+") if one.result else NONE
+            verdict = one.verdict
             sentences.append(f"{group.name}: {one.sentence}")
             record.append(_record(group, one))
+        cells = [column.over(group.runs) for column in shown_columns]
+        rows.append([group.name, str(len(group.runs)), *cells, against, verdict])
     write_json(folder / "comparison.json", {"schema_version": 1, "against_scratch": record})
     if not rows:
         return
-    teachers = {
-        (run.record["teacher"]["name"], run.record["teacher"]["test_accuracy"])
-        for run in found.runs
-        if "teacher" in run.record
-    }
-    columns = ["", "seeds", "validation, %", "test, %", "against scratch", "verdict"]
-    for name, accuracy in sorted(teachers):
-        rows.insert(0, [f"teacher {name}", "1", "-", f"{100 * accuracy:.2f}", "-", "-"])
-    print_table(f"{shown(folder)}: mean and standard deviation over seeds", columns, rows)
+    heads = [column.header for column in shown_columns]
+    heads = ["", "seeds", *heads, "test against scratch, points", "verdict"]
+    print_table(f"{shown(folder)}: mean and standard deviation over seeds", heads, rows)
     for sentence in sentences:
         print(sentence)
     print(
@@ -132,13 +122,6 @@ def conclude(folder: Path) -> None:
     )
     write_report(folder / "report", build_report(found, [shown(folder)]))
     print(f"report:            {shown(folder / 'report' / 'report.html')}")
-
-
-def _spread(summary: Summary | None) -> str:
-    if summary is None:
-        return "-"
-    spread = f" ± {100 * summary.sd:.2f}" if summary.sd is not None else ""
-    return f"{100 * summary.mean:.2f}{spread}"
 
 
 def _record(group: groups.Group, one: groups.Comparison) -> dict[str, Any]:

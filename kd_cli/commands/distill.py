@@ -15,7 +15,7 @@ from kd_cli.device import set_up
 from kd_cli.runs import identity, quality
 from kd_cli.runs.asked import Run
 from kd_cli.runs.ownership import check_before_start, lock, similar_teachers
-from kd_cli.runs.record import read_record
+from kd_cli.runs.record import Record
 from kd_cli.terminal import shown
 from kd_cli.training import assembly
 from kd_cli.training.train import Results, Taught, train, train_inside
@@ -80,7 +80,7 @@ def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str])
     check_before_start(wanted, out)
     assembly.parts(wanted, dataset, "teacher")  # its mistakes, before there is a directory
     with lock(out, wait=True):
-        if read_record(out) is not None:
+        if Record.read(out) is not None:
             return  # another process has trained it meanwhile
         log.info(
             "no teacher in %s yet: training it first (%s)",

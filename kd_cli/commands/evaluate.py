@@ -34,8 +34,9 @@ from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import request, set_up
 from kd_cli.errors import ConfigError, RunFailed, first_line
 from kd_cli.files import open_npz, write_json, write_npz
+from kd_cli.report.columns import COLUMNS, PERCENT, In
 from kd_cli.runs import identity, quality
-from kd_cli.runs.record import environment, read_record
+from kd_cli.runs.record import Record, environment
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.terminal import messages, print_table, shown
 from kd_cli.training import assembly
@@ -94,10 +95,11 @@ def _measure(
     plan: DictConfig, target: Target, own: bool, dataset: Dataset
 ) -> tuple[Path, dict[str, Any], Arrays | None]:
     """All that is measured: its folder, evaluation.json, and predictions.npz where it is new."""
-    record = target.record or {}
+    record = target.record
     if own:
         check_same(plan, record, dataset)
-    warn_of_classes(record, dataset)
+    if record:
+        warn_of_classes(record, dataset)
     request(plan.device)
     device = set_up(plan.device)
     from kd_cli.networks import cost
@@ -108,10 +110,10 @@ def _measure(
     prepare = views.evaluate if views is not None else None
     model = _model(plan, target, dataset)
     sha = weights_hash(model)
-    if record and sha != record["weights_sha256"]:
+    if record and sha != record.weights_sha256:
         raise ConfigError(
             f"{shown(target.file)} was altered after training (weights {sha[:12]}, recorded "
-            f"{record['weights_sha256'][:12]}); evaluate the file itself: kd evaluate "
+            f"{record.weights_sha256[:12]}); evaluate the file itself: kd evaluate "
             f"{shown(target.file)} dataset={plan.dataset.name}"
         )
     predict = predictor(model)
@@ -126,8 +128,8 @@ def _measure(
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "what": shown(target.run if record else target.file),
-        "command": record.get("command"),
-        "run_id": record.get("run_id"),
+        "command": record.command if record else None,
+        "run_id": record.run_id if record else None,
         "network": target.name,
         "weights_sha256": sha,
         "own_data": own,
@@ -144,23 +146,23 @@ def _measure(
         "quality": quality.of_splits(arrays, target.role),
     }
     accuracy = result["quality"]["test"]["accuracy"]
-    if own and accuracy != record["test"]["accuracy"]:
+    if own and accuracy != record.test.accuracy:
         warnings.append(
             f"test accuracy is {accuracy:.6f} now, the run recorded "
-            f"{record['test']['accuracy']:.6f}; another device or version rounds differently"
+            f"{record.test.accuracy:.6f}; another device or version rounds differently"
         )
     if record and dataset.validation and _trained_on(record, dataset):
         warnings.append(
             "this split is not the run's: its validation images may be some that the run was "
             "trained on, so validation, and the temperature fitted on it, say little"
         )
-    if record.get("command") == "distill":
+    if record and record.command == "distill":
         why = _ask_teacher(plan, target, own, dataset, arrays, prepare)
         if why:
             warnings.append(f"no fidelity to the teacher: {why}")
         else:
-            result["fidelity"] = quality.fidelity_of_splits(arrays, record["temperature"])
-            known = {key: record["teacher"][key] for key in ("path", "name", "weights_sha256")}
+            result["fidelity"] = quality.fidelity_of_splits(arrays, record.temperature)
+            known = {key: record.teacher[key] for key in ("path", "name", "weights_sha256")}
             result["teacher"] = known | {"quality": quality.of_splits(arrays, "teacher")}
     # Of the last minute, before the measurement: other work on the machine makes it slower.
     load = os.getloadavg()[0]
@@ -192,13 +194,12 @@ def _measure(
     return _folder(result, Path(plan.outputs)), result, arrays
 
 
-def _trained_on(record: dict[str, Any], dataset: Dataset) -> bool:
+def _trained_on(record: Record, dataset: Dataset) -> bool:
     """Whether these are the images of a run, split in another way."""
-    if record["command"] == "self-train":  # its split counts the pseudo-labels
+    if record.command == "self-train":  # its split counts the pseudo-labels
         return False
-    then = record["dataset"]
-    same = then["fingerprint"] == dataset.fingerprint
-    return same and then["split_fingerprint"] != dataset.split_fingerprint
+    same = record.dataset.fingerprint == dataset.fingerprint
+    return same and record.dataset.split_fingerprint != dataset.split_fingerprint
 
 
 def _model(plan: DictConfig, target: Target, dataset: Dataset) -> keras.Model:
@@ -269,8 +270,8 @@ def _ask_teacher(
     from kd_cli.distillation import teacher as teachers
     from kd_cli.networks.predict import predict_rows
 
-    known, spec = target.record["teacher"], target.record["config"]["teacher"]
-    path = Path(known["path"])
+    known, spec = target.record.teacher, target.record.config["teacher"]
+    path = Path(known.path)
     if not path.exists():
         return f"{shown(path)} is gone"
     key = next((key for key in ("checkpoint", "weights") if key in spec), "")
@@ -281,13 +282,13 @@ def _ask_teacher(
         if key:
             teacher = teachers.find(asked, dataset)
         else:
-            record = read_record(path)
+            record = Record.read(path)
             if record is None:
                 return f"{shown(path)} holds no finished teacher"
             teacher = teachers.of_run(path, record, asked, dataset)
     except ConfigError as error:
         return str(error)
-    if teacher.weights_sha256 != known["weights_sha256"]:
+    if teacher.weights_sha256 != known.weights_sha256:
         return f"{shown(path)} holds another teacher now"
     for prefix, split in dataset.held_out:
         arrays[f"{prefix}teacher_logits"] = predict_rows(teacher.predict, split, prepare)
@@ -308,39 +309,15 @@ def _folder(result: dict[str, Any], outputs: Path) -> Path:
     return folder.with_name(f"{folder.name}-{identity.digest([result[key] for key in data_of], 8)}")
 
 
-_ROWS = {
-    "accuracy": "accuracy",
-    "top5": "top-5 accuracy",
-    "nll": "NLL, nats",
-    "brier": "Brier score, 0 to 2",
-    "ece": "ECE, 15 bins of equal width",
-    "ece_equal_mass": "ECE, 15 bins of equal mass",
-    "nll_scaled": "NLL, temperature-scaled",
-    "ece_scaled": "ECE, temperature-scaled",
-}
-_FIDELITY_ROWS = {
-    "agreement": "agreement with its teacher",
-    "agreement_teacher_wrong": "agreement where the teacher is wrong",
-    "kl": "KL(teacher || student), nats",
-    "kl_at_temperature": "KL at the training's temperature",
-}
-
-
 def _print(result: dict[str, Any], out: Path) -> None:
     """The table of `kd evaluate`."""
-    splits = list(result["quality"])
-
-    def row(name: str, values: list[float | None]) -> list[str]:
-        return [name, *("-" if value is None else f"{round(value, 4) + 0:.4f}" for value in values)]
-
-    rows = []
-    for part, names in (("quality", _ROWS), ("fidelity", _FIDELITY_ROWS)):
-        for key, name in names.items():
-            values = [result.get(part, {}).get(split, {}).get(key) for split in splits]
-            if any(value is not None for value in values):
-                rows.append(row(name, values))
+    splits, rows = list(result["quality"]), []
+    for column in COLUMNS:
+        values = [column.on(split, result) for split in splits]
+        if In.EVALUATE in column.tables and values != [None] * len(splits):
+            rows.append([column.label, *map(column.cell, values)])
     worst = [min((v, n) for v, n in _per_class(result, split)) for split in splits]
-    rows.append(["worst class", *(f"{name}: {value:.4f}" for value, name in worst)])
+    rows.append(["worst class, %", *(f"{name}: {PERCENT.text(value)}" for value, name in worst)])
     sizes = [f"{split} ({result['dataset'][split]:,})" for split in splits]
     print_table(f"{result['network']} on {result['dataset']['name']}", ["", *sizes], rows)
     operations = result["flops"]

@@ -19,13 +19,12 @@ from kd_cli.config.instantiate import build
 from kd_cli.config.overrides import override_key
 from kd_cli.config.plans import view_shape
 from kd_cli.data.dataset import Dataset
-from kd_cli.errors import ConfigError, first_line
+from kd_cli.errors import ConfigError
 from kd_cli.runs import identity
-from kd_cli.runs.record import read_record
+from kd_cli.runs.record import Record
 from kd_cli.terminal import shown
 
 log = logging.getLogger("kd")
-_NEEDED = ("command", "config", "dataset", "network", "test", "weights_sha256")
 _FINGERPRINTS = ("fingerprint", "split_fingerprint")
 
 
@@ -35,13 +34,13 @@ class Target:
 
     Attributes:
         file: The `.keras` file.
-        record: The content of the run's metrics.json; None for a file by itself.
+        record: The run's; None for a file by itself.
         name: Of the network.
         role: `teacher` or `student`, as the arrays of predictions.npz are called.
     """
 
     file: Path
-    record: dict[str, Any] | None
+    record: Record | None
     name: str
     role: str
 
@@ -54,7 +53,7 @@ def find(what: str) -> Target:
     """The network that a path means.
 
     Raises:
-        ConfigError: No such path, no `.keras` file, or no finished run.
+        ConfigError: No such path, no `.keras` file, or no finished run, or one that can't be read.
     """
     path = Path(what).expanduser()
     expected = "expected the directory of a finished run, or a .keras file"
@@ -65,18 +64,13 @@ def find(what: str) -> Target:
         if path.suffix != ".keras" or not zipfile.is_zipfile(path):
             raise ConfigError(f"{what} is not a .keras file; {expected}")
         return Target(path, None, path.stem, "student")
-    try:
-        record = read_record(path)
-    except ValueError as error:
-        raise ConfigError(f"{what}/metrics.json can't be read: {first_line(error)}") from error
+    record = Record.read(path)
     if record is None:
         raise ConfigError(f"{what} is not a finished run{_why(path)}; {expected}")
-    if not isinstance(record, dict) or not all(key in record for key in _NEEDED):
-        raise ConfigError(f"{what}/metrics.json is not of a run of kd; {expected}")
     if not zipfile.is_zipfile(path / "model.keras"):
         raise ConfigError(f"{what}/model.keras is gone or damaged; the run can't be evaluated")
-    role = "teacher" if record["command"] == "train-teacher" else "student"
-    return Target(path / "model.keras", record, record["network"], role)
+    role = "teacher" if record.command == "train-teacher" else "student"
+    return Target(path / "model.keras", record, record.network, role)
 
 
 def _why(folder: Path) -> str:
@@ -114,7 +108,7 @@ def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictC
             check_shape(plan, expected, given)
         return plan, False
     keys = [override_key(override) for override in typed]
-    recorded = target.record["config"]
+    recorded = target.record.config
     for key in keys:
         if key.startswith("input"):
             raise ConfigError(f"{key}: a run's model.keras takes raw pixels; leave it out")
@@ -131,13 +125,13 @@ def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictC
     plan = OmegaConf.create(plain)
     spec = identity.dataset_spec(plan.dataset)
     own = not other_pixels and identity.digest(spec) == identity.digest(recorded["dataset"])
-    known = target.record["dataset"]
-    if len(known["class_names"]) != plan.dataset.num_classes:
+    known = target.record.dataset
+    if len(known.class_names) != plan.dataset.num_classes:
         raise ConfigError(
-            f"{plan.what} was trained for {len(known['class_names'])} classes "
-            f"({known['name']}), {plan.dataset.name} has {plan.dataset.num_classes}"
+            f"{plan.what} was trained for {len(known.class_names)} classes "
+            f"({known.name}), {plan.dataset.name} has {plan.dataset.num_classes}"
         )
-    trained_on = view_shape(recorded.get("augment", {}).get("size"), known["image_shape"])
+    trained_on = view_shape(recorded.get("augment", {}).get("size"), known.image_shape)
     given = view_shape(plan.augment.size, plan.dataset.image_shape)
     check_shape(plan, trained_on, given)
     return plan, own
@@ -187,12 +181,12 @@ def _recorded(spec: dict[str, Any], plan: DictConfig, typed: list[str], run: Pat
     return {"labelled_fraction": 1.0, **spec, "source": source}
 
 
-def check_same(plan: DictConfig, record: dict[str, Any], dataset: Dataset) -> None:
+def check_same(plan: DictConfig, record: Record, dataset: Dataset) -> None:
     """Raises ConfigError when the data that a run was made from have changed since."""
     # (The split of self-training counts the pseudo-labels, which nobody is evaluated on.)
-    keys = ("fingerprint",) if record["command"] == "self-train" else _FINGERPRINTS
+    keys = ("fingerprint",) if record.command == "self-train" else _FINGERPRINTS
     for key in keys:
-        then, now = record["dataset"][key], getattr(dataset, key)
+        then, now = getattr(record.dataset, key), getattr(dataset, key)
         if then != now:
             raise ConfigError(
                 f"{plan.what}: its data {dataset.name} are others now ({key} {then[:12]}, now "
@@ -201,10 +195,10 @@ def check_same(plan: DictConfig, record: dict[str, Any], dataset: Dataset) -> No
             )
 
 
-def warn_of_classes(record: dict[str, Any], dataset: Dataset) -> None:
+def warn_of_classes(record: Record, dataset: Dataset) -> None:
     """Says when the classes of the data are not those that a run was trained for."""
-    trained = record.get("dataset", {}).get("class_names")
-    if trained is not None and trained != list(dataset.class_names):
+    trained = record.dataset.class_names
+    if trained != list(dataset.class_names):
         log.warning(
             "the network was trained on the classes %s, in %s they are %s",
             ", ".join(trained[:3]) + ", ...",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from typing import Any
 
 from kd_cli.commands.result_table import print_result, print_rounds
 from kd_cli.commands.table import COMMANDS, load
@@ -14,7 +13,7 @@ from kd_cli.device import request
 from kd_cli.errors import ConfigError
 from kd_cli.runs.asked import Run
 from kd_cli.runs.ownership import inputs, lock, refuse_other_inputs
-from kd_cli.runs.record import read_record
+from kd_cli.runs.record import Record
 from kd_cli.terminal import shown
 from kd_cli.training import assembly
 from kd_cli.training.train import Result, Results
@@ -22,7 +21,7 @@ from kd_cli.training.train import Result, Results
 log = logging.getLogger("kd")
 
 
-def execute(run: Run, table: bool = True) -> dict[str, Any]:
+def execute(run: Run, table: bool = True) -> Record:
     """Runs a checked configuration, or answers with its finished result.
 
     Args:
@@ -30,7 +29,7 @@ def execute(run: Run, table: bool = True) -> dict[str, Any]:
         table: Whether to print the result (a sweep prints one table at its end).
 
     Returns:
-        The content of `metrics.json`.
+        Its record.
     """
     (result,) = execute_together([run])
     if isinstance(result, Exception):
@@ -74,9 +73,9 @@ def execute_together(runs: list[Run]) -> list[Result]:
     return [results[run.out] for run in runs]
 
 
-def finished(run: Run) -> dict[str, Any] | None:
-    """The content of a finished run's `metrics.json`; None while there is something to do."""
-    record = read_record(run.out)
+def finished(run: Run) -> Record | None:
+    """The record of a finished run; None while there is something to do."""
+    record = Record.read(run.out)
     if record is not None and len(record.get("rounds", ())) <= run.plan.get("rounds", -1):
         return None  # more rounds are wanted than were
     return record

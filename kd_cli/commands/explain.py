@@ -27,7 +27,7 @@ from kd_cli.errors import ConfigError
 from kd_cli.runs import quality
 from kd_cli.runs.asked import Runs
 from kd_cli.runs.identity import teacher_dir
-from kd_cli.runs.record import read_record
+from kd_cli.runs.record import Record
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.terminal import messages, print_table, shown
 from kd_cli.training import assembly
@@ -89,7 +89,7 @@ def explain(plan: DictConfig, typed: list[str]) -> None:
     Raises:
         ConfigError: The teacher is not trained yet, or anything that a run would refuse.
     """
-    if not is_given(plan) and read_record(teacher_dir(plan)) is None:
+    if not is_given(plan) and Record.read(teacher_dir(plan)) is None:
         raise ConfigError(
             f"no finished teacher in {shown(teacher_dir(plan))}, and explain trains none; train it "
             f"with: {shlex.join(['kd', 'train-teacher', *teacher_overrides(typed, follows(plan))])}"

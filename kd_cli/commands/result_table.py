@@ -2,100 +2,109 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from kd_cli.config.overrides import scratch_overrides
 from kd_cli.config.plans import is_taught, scratch_plan, trains_teacher
+from kd_cli.report.columns import In, columns
 from kd_cli.runs import identity
-from kd_cli.runs.record import read_record
+from kd_cli.runs.finished import FinishedRun
+from kd_cli.runs.record import Record, RecordError, RoundRecord
 from kd_cli.terminal import print_table, shown
 
 
-def print_result(record: dict[str, Any], plan: DictConfig, out: Path, typed: list[str]) -> None:
-    """Teacher, distilled student and scratch student side by side, and where the files are."""
+def print_result(record: Record, plan: DictConfig, out: Path, typed: list[str]) -> None:
+    """Teacher, distilled student and scratch student side by side, and where the files are.
 
-    def row(name: str, run: dict[str, Any]) -> list[str]:
-        best = run.get("validation", {}).get("best")
-        return [
-            name,
-            run["network"],
-            f"{run['parameters']:,}",
-            f"{best['accuracy']:.4f}" if best else "-",
-            f"{run['test']['accuracy']:.4f}",
-            f"{run['test_last']['accuracy']:.4f}",
-            f"{run['timings']['total_seconds']:.0f} s",
-        ]
-
-    columns = ["", "network", "parameters", "validation", "test", "test, last epoch", "time"]
-    files = {}
-    if not is_taught(plan):
-        name = "teacher" if trains_teacher(plan) else "scratch student"
-        rows = [row(name, record)]
-        if trains_teacher(plan) and out.resolve() != identity.teacher_dir(plan).resolve():
-            files["to distil from it"] = f"kd distill teacher_dir={shown(out)}"
-    else:
-        known = record["teacher"]
-        teacher = read_record(Path(known["path"]))
-        if teacher:
-            rows = [row("teacher", teacher)]
+    The run is finished: what can't be read of the others is told, and is no failure.
+    """
+    own = "teacher" if trains_teacher(plan) else "scratch student"
+    name = "distilled student" if is_taught(plan) else own
+    runs: dict[str, FinishedRun] = {}
+    files, missing = {}, ""
+    if record.teacher:
+        runs["teacher"] = _teacher(FinishedRun(record))
+        files["teacher"] = record.teacher.path
+    runs[name] = FinishedRun(record)
+    if record.teacher:
+        scratch, files["scratch student"] = _scratch(record, plan, typed)
+        if isinstance(scratch, FinishedRun):
+            runs["scratch student"] = scratch
         else:
-            accuracy = f"{known['test_accuracy']:.4f}"
-            rows = [["teacher", known["name"], f"{known['parameters']:,}", "-", accuracy, "-", "-"]]
-        files["teacher"] = known["path"]
-        name = "distilled student"
-        rows.append(row(name, record))
-        scratch_dir = identity.run_dir(scratch_plan(plan))
-        scratch = read_record(scratch_dir)
-        data = ("fingerprint", "split_fingerprint")
-        if record["dataset"].get("labelled") == 0:  # (an older record does not say)
-            files["scratch student"] = "needs labels, which the training images do not have"
-        elif scratch and all(scratch["dataset"][key] == record["dataset"][key] for key in data):
-            rows.append(row("scratch student", scratch))
-            files["scratch student"] = shown(scratch_dir)
-        else:
-            command = shlex.join(["kd", "train-student", *scratch_overrides(typed)])
-            files["scratch student"] = f"not trained yet: {command}"
-            rows.append(["scratch student", "not trained yet", "", "", "", "", ""])
+            missing = scratch
+    elif trains_teacher(plan) and out.resolve() != identity.teacher_dir(plan).resolve():
+        files["to distil from it"] = f"kd distill teacher_dir={shown(out)}"
     files[name] = shown(out)
-    print_table(f"{record['dataset']['name']}: accuracy", columns, rows)
-    if "validation" not in record and "selection" in record:  # (an older record does not say)
-        print(f"epoch:             {record['selection']}")
+    measured = columns(In.RUN, list(runs.values()))
+    rows = [
+        [name, *[column.cell(column.value(run)) for column in measured]]
+        for name, run in runs.items()
+    ]
+    if missing:
+        rows.append(["scratch student", missing, *[""] * (len(measured) - 1)])
+    heads = ["", *[column.header for column in measured]]
+    print_table(f"{record.dataset.name}: accuracy", heads, rows)
+    if record.validation is None:
+        print(f"epoch:             {record.selection}")
     for name, where in files.items():
         print(f"{name + ':':<19}{where}")
 
 
-def print_rounds(record: dict[str, Any], out: Path) -> None:
+def _teacher(run: FinishedRun) -> FinishedRun:
+    """A distilled student's teacher: as its own record says, else as the student's does."""
+    with contextlib.suppress(RecordError):
+        own = Record.read(Path(run.record["teacher"]["path"]))
+        if own is not None:
+            return FinishedRun(own)
+    return run.teacher
+
+
+def _scratch(record: Record, plan: DictConfig, typed: list[str]) -> tuple[FinishedRun | str, str]:
+    """A distilled student's scratch student and its directory.
+
+    Where there is none: what stands in its row, and why. Without labels there is no row.
+    """
+    if record.dataset.labelled == 0:
+        return "", "needs labels, which the training images do not have"
+    folder = identity.run_dir(scratch_plan(plan))
+    try:
+        scratch = Record.read(folder)
+    except RecordError as error:
+        return "not readable", str(error)
+    data = ("fingerprint", "split_fingerprint")
+    if scratch and all(scratch.dataset[key] == record.dataset[key] for key in data):
+        return FinishedRun(scratch), shown(folder)
+    command = shlex.join(["kd", "train-student", *scratch_overrides(typed)])
+    return "not trained yet", f"not trained yet: {command}"
+
+
+def print_rounds(record: Record, out: Path) -> None:
     """What each round of self-training learned from, and how good its network is."""
-    rows = []
-    for number, one in enumerate(record["rounds"]):
-        pseudo, best = one["pseudo_labels"] or {}, one["validation"]
-        rows.append(
-            [
-                str(number),
-                f"{one['labelled']:,}",
-                f"{pseudo['images']:,}" if pseudo else "-",
-                f"{pseudo['rows']:,}" if pseudo else "-",
-                f"{pseudo['accuracy']:.4f}" if "accuracy" in pseudo else "-",
-                f"{best['accuracy']:.4f}" if best else "-",
-                f"{one['test']['accuracy']:.4f}",
-                f"{one['seconds']:.0f} s",
-            ]
-        )
-    columns = [
-        "round",
-        "labelled",
-        "pseudo-labelled",
-        "in rows",
-        "right (hidden labels)",
-        "validation",
-        "test",
-        "time",
+    runs = [_as_run(one) for one in record.rounds]
+    measured = columns(In.ROUNDS, runs)
+    rows = [
+        [str(number), *[column.cell(column.value(run)) for column in measured]]
+        for number, run in enumerate(runs)
     ]
-    print_table(f"{record['dataset']['name']}: accuracy after each round", columns, rows)
-    if "best_round" in record:
-        print(f"best on validation: round {record['best_round']}")
+    heads = ["round", *[column.header for column in measured]]
+    print_table(f"{record.dataset.name}: accuracy after each round", heads, rows)
+    if record.best_round is not None:
+        print(f"best on validation: round {record.best_round}")
     print(f"the last round's network: {shown(out / 'model.keras')}")
+
+
+def _as_run(one: RoundRecord) -> FinishedRun:
+    """What the record of all rounds says of one, under the keys of a run's record."""
+    return FinishedRun(
+        {
+            "dataset": {"labelled": one.labelled},
+            "pseudo_labels": one.pseudo_labels,
+            "validation": {"best": one.validation},
+            "test": one.test,
+            "timings": {"total_seconds": one.seconds},
+        }
+    )

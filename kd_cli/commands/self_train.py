@@ -15,6 +15,7 @@ import hashlib
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from kd_cli.config.plans import scratch_plan
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
-from kd_cli.files import atomic, write_json
+from kd_cli.files import atomic
 from kd_cli.runs import identity
 from kd_cli.runs.asked import Run
 from kd_cli.runs.ownership import check_before_start, inputs, refuse_other_inputs
-from kd_cli.runs.record import read_record
+from kd_cli.runs.record import Record, RoundRecord
 from kd_cli.training import assembly
 from kd_cli.training.train import Results, Taught, point_latest, train_inside
 
@@ -45,7 +46,7 @@ def self_train(runs: list[Run], dataset: Dataset, started: float) -> Results:
     return {run.out: _rounds(run, dataset) for run in runs}
 
 
-def _rounds(run: Run, dataset: Dataset) -> dict[str, Any]:
+def _rounds(run: Run, dataset: Dataset) -> Record:
     plan = run.plan
     set_up(plan.device)
     views = assembly.augmentation(plan, dataset)
@@ -56,7 +57,7 @@ def _rounds(run: Run, dataset: Dataset) -> dict[str, Any]:
         )
     first = Run(scratch_plan(plan), run.out / "round-0", run.typed)
     check_before_start(first.plan, first.out)
-    record = read_record(first.out)
+    record = Record.read(first.out)
     if record is None:
         log.info("round 0: the labels of %s images alone", f"{len(dataset.train):,}")
         record = train_inside(first, dataset, time.monotonic(), "student")
@@ -68,7 +69,7 @@ def _rounds(run: Run, dataset: Dataset) -> dict[str, Any]:
         before = run.out / f"round-{number - 1}"
         this = Run(_plan(plan, number, records[-1]), run.out / f"round-{number}", run.typed)
         check_before_start(this.plan, this.out)
-        record = read_record(this.out)
+        record = Record.read(this.out)
         if record is None:
             logits = _logits(plan, dataset, before, records[-1])
             lesson, taught = _lesson(this, dataset, logits, begun)
@@ -77,7 +78,7 @@ def _rounds(run: Run, dataset: Dataset) -> dict[str, Any]:
     return _conclude(run, dataset, records)
 
 
-def _plan(plan: DictConfig, number: int, before: dict[str, Any]) -> DictConfig:
+def _plan(plan: DictConfig, number: int, before: Mapping[str, Any]) -> DictConfig:
     """The configuration of a round above 0, of which the network that labels is a part.
 
     The seeds are of the round's own: with those of the last round its student would begin as its
@@ -95,7 +96,7 @@ def _plan(plan: DictConfig, number: int, before: dict[str, Any]) -> DictConfig:
     return OmegaConf.create(plain)
 
 
-def _logits(plan: DictConfig, dataset: Dataset, before: Path, record: dict[str, Any]) -> np.ndarray:
+def _logits(plan: DictConfig, dataset: Dataset, before: Path, record: Record) -> np.ndarray:
     """What the network of the round before says to the unlabelled images, [n, K], as evaluated."""
     from kd_cli.distillation import teacher as teachers
     from kd_cli.distillation import teacher_outputs
@@ -257,52 +258,52 @@ def soft_targets(labels: np.ndarray, logits: np.ndarray, label_smoothing: float)
     return np.concatenate([known.astype(np.float32), logits])
 
 
-def _conclude(run: Run, dataset: Dataset, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last round's network and predictions at the top, and `metrics.json` last of all."""
+def _conclude(run: Run, dataset: Dataset, records: list[Record]) -> Record:
+    """The last round's network and predictions at the top, and the record last of all."""
     plan, last = run.plan, records[-1]
     folders = [run.out / f"round-{number}" for number in range(len(records))]
     for name in ("model.keras", "predictions.npz"):
         with atomic(run.out / name) as temporary:
             shutil.copyfile(folders[-1] / name, temporary)
     rounds = [_summary(folder, record) for folder, record in zip(folders, records, strict=True)]
-    record = {
-        **{key: value for key, value in last.items() if key != "pseudo_labels"},
-        "run_id": identity.run_id(plan),
-        "config": identity.run_spec(plan),
-        "inputs": inputs(plan, dataset),
-        "rounds": rounds,
-        "timings": {
-            **last["timings"],
-            "total_seconds": sum(one["seconds"] for one in rounds),
-            "train_seconds": sum(one["timings"]["train_seconds"] for one in records),
-        },
-    }
-    if "validation" in last:
-        record["best_round"] = _best(records, plan.early_stopping.monitor)
-    write_json(run.out / "metrics.json", record)
+    record = dataclasses.replace(
+        last,
+        run_id=identity.run_id(plan),
+        config=identity.run_spec(plan),
+        inputs=inputs(plan, dataset),
+        pseudo_labels=None,  # each round's are in `rounds`
+        rounds=rounds,
+        best_round=_best(records, plan.early_stopping.monitor) if last.validation else None,
+        timings=dataclasses.replace(
+            last.timings,
+            total_seconds=sum(one.seconds for one in rounds),
+            train_seconds=sum(one.timings.train_seconds for one in records),
+        ),
+    )
+    record.write(run.out)
     point_latest(run.out, Path(plan.outputs))
     return record
 
 
-def _summary(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+def _summary(folder: Path, record: Record) -> RoundRecord:
     """What the record of all rounds says of one."""
-    return {
-        "directory": folder.name,
-        "labelled": record["dataset"]["labelled"],
-        "pseudo_labels": record.get("pseudo_labels"),
-        "validation": record.get("validation", {}).get("best"),
-        "test": record["test"],
-        "weights_sha256": record["weights_sha256"],
-        "seconds": record["timings"]["total_seconds"],
-    }
+    return RoundRecord(
+        directory=folder.name,
+        labelled=record.dataset.labelled,
+        pseudo_labels=record.pseudo_labels,
+        validation=record.validation.best if record.validation else None,
+        test=record.test,
+        weights_sha256=record.weights_sha256,
+        seconds=record.timings.total_seconds,
+    )
 
 
-def _best(records: list[dict[str, Any]], monitor: str) -> int:
+def _best(records: list[Record], monitor: str) -> int:
     """The round whose network is the best on the validation split."""
     from kd_cli.training.loop import better
 
     best = 0
     for number, record in enumerate(records):
-        if better(record["validation"]["best"], records[best]["validation"]["best"], monitor):
+        if better(record.validation.best, records[best].validation.best, monitor):
             best = number
     return best

@@ -13,7 +13,9 @@ from kd_cli.config.keys import SHORT_NAMES, flat
 from kd_cli.config.messages import explain_hydra
 from kd_cli.errors import ConfigError
 from kd_cli.files import atomic, write_json
-from kd_cli.runs.record import read_record
+from kd_cli.report.columns import NONE, In, columns
+from kd_cli.runs import finished
+from kd_cli.runs.record import RecordError
 from kd_cli.terminal import console, print_table, shown
 
 
@@ -70,34 +72,49 @@ def finish(folder: Path, names: set[str], table: bool = True) -> int:
     """
     if not folder.is_dir():
         return 0
-    rows, failures = [], []
+    runs, failures = [], []
     for directory in sorted(p for p in folder.iterdir() if p.is_dir()):
-        record = read_record(directory)
-        if record is not None:
-            rows.append({**_summary(record), "directory": directory.name})
+        try:
+            run = finished.read(directory)
+        except RecordError as error:
+            failures.append({"directory": directory.name, "message": str(error)})
+            continue
+        if run is not None:
+            runs.append(run)
         elif (directory / "error.json").exists():
-            error = json.loads((directory / "error.json").read_text())
-            failures.append({"directory": directory.name, "message": error["message"]})
-    settings = _varying([row.pop("settings") for row in rows])
-    rows = [{**varied, **row} for varied, row in zip(settings, rows, strict=True)]
-    columns = dict.fromkeys(key for row in rows for key in row)  # a folder may mix commands
-    rows = [{key: row.get(key) for key in columns} for row in rows]
-    rows.sort(
-        key=lambda row: (row["validation_accuracy"] is None, -(row["validation_accuracy"] or 0))
-    )
+            failure = json.loads((directory / "error.json").read_text())
+            failures.append({"directory": directory.name, "message": failure["message"]})
+    runs.sort(key=_rank)
+    settings = _varying([{"seed": run.record.seed, **flat(run.record.config)} for run in runs])
+    names_of_settings = list(dict.fromkeys(key for one in settings for key in one))
+    measured = columns(In.SWEEP, runs)
+    rows = [
+        {
+            **{key: one.get(key) for key in names_of_settings},  # a folder may mix commands
+            **{column.key: column.value(run) for column in measured},
+            "directory": run.folder.name,
+        }
+        for one, run in zip(settings, runs, strict=True)
+    ]
     write_json(folder / "sweep.json", {"points": rows, "failures": failures})
     if rows:
         with atomic(folder / "sweep.csv") as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        columns = [name for name in rows[0] if name != "directory"]
         order = "sorted by validation accuracy"
-        if all(row["validation_accuracy"] is None for row in rows):  # test must not choose a point
+        if finished.validation_accuracy(runs[0]) is None:  # test must not choose a point
             order = "not sorted: there is no validation split, each reports its last epoch"
-        title = f"{shown(folder)}: {len(rows)} points, {order}"
         if table:
-            print_table(title, columns, [[_cell(row[name]) for name in columns] for row in rows])
+            print_table(
+                f"{shown(folder)}: {len(rows)} points, {order}",
+                [*names_of_settings, *[column.header for column in measured]],
+                [
+                    [_cell(row[key]) for key in names_of_settings]
+                    + [column.cell(row[column.key]) for column in measured]
+                    for row in rows
+                ],
+            )
     for failure in failures:
         console.print(
             f"kd: failed: {failure['directory']}: {failure['message'].splitlines()[0]}",
@@ -108,18 +125,10 @@ def finish(folder: Path, names: set[str], table: bool = True) -> int:
     return sum(failure["directory"] in names for failure in failures)
 
 
-def _summary(record: dict[str, Any]) -> dict[str, Any]:
-    best = record.get("validation", {}).get("best", {})
-    return {
-        "settings": {"seed": record["seed"], **flat(record["config"])},
-        "validation_accuracy": best.get("accuracy"),
-        "validation_nll": best.get("nll"),
-        "best_epoch": best.get("epoch"),
-        **({"round_0_test": record["rounds"][0]["test"]["accuracy"]} if "rounds" in record else {}),
-        "test_accuracy": record["test"]["accuracy"],
-        "test_nll": record["test"]["nll"],
-        "seconds": record["timings"]["total_seconds"],
-    }
+def _rank(run: finished.FinishedRun) -> tuple[bool, float]:
+    """The best validation accuracy first; last what has no validation split."""
+    accuracy = finished.validation_accuracy(run)
+    return accuracy is None, -(accuracy or 0)
 
 
 def _varying(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -136,5 +145,5 @@ def _varying(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _cell(value: Any) -> str:
     if value is None:
-        return "-"
+        return NONE
     return f"{value:.4g}" if isinstance(value, float) else str(value)

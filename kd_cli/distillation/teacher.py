@@ -29,7 +29,7 @@ from kd_cli.networks.predict import predictor
 from kd_cli.networks.saved_model import load_saved_model
 from kd_cli.networks.wrap import ADAPTER, build_network, check_network, with_adapter, with_precision
 from kd_cli.runs.identity import dataset_spec, network_spec, teacher_dir
-from kd_cli.runs.record import read_record
+from kd_cli.runs.record import Record
 from kd_cli.terminal import shown
 
 
@@ -137,14 +137,14 @@ def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
     if plan.teacher.checkpoint is not None:
         return _from_file(plan, dataset)
     directory = teacher_dir(plan)
-    record = read_record(directory)
+    record = Record.read(directory)
     if record is None:
         return None
     _refuse_foreign(plan, dataset, directory, record)
     return of_run(directory, record, plan, dataset)
 
 
-def of_run(directory: Path, record: dict[str, Any], plan: DictConfig, dataset: Dataset) -> Teacher:
+def of_run(directory: Path, record: Record, plan: DictConfig, dataset: Dataset) -> Teacher:
     """The network that a finished run left, as its `record` says.
 
     Raises:
@@ -162,7 +162,7 @@ def of_run(directory: Path, record: dict[str, Any], plan: DictConfig, dataset: D
     return teacher
 
 
-def describe(record: dict[str, Any]) -> str:
+def describe(record: Record) -> str:
     """How a teacher was trained, in a few words."""
     return f"{record['epochs_done']} epochs, seed {record['seed']}"
 
@@ -196,9 +196,7 @@ def _origin(file: Path, plan: DictConfig, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _refuse_foreign(
-    plan: DictConfig, dataset: Dataset, directory: Path, record: dict[str, Any]
-) -> None:
+def _refuse_foreign(plan: DictConfig, dataset: Dataset, directory: Path, record: Record) -> None:
     """A teacher must have been trained on the same data and split."""
 
     def refuse(what: str, theirs: Any, ours: Any) -> None:

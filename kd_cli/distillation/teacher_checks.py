@@ -21,7 +21,8 @@ from kd_cli.distillation.teacher import Teacher
 from kd_cli.errors import ConfigError
 from kd_cli.networks.predict import Prepare, predict_rows
 from kd_cli.runs import identity
-from kd_cli.runs.record import chance, read_record
+from kd_cli.runs.quality import chance
+from kd_cli.runs.record import Record, RecordError
 from kd_cli.terminal import shown
 
 _PROBED = 16  # images; logits of so many that are probabilities by accident do not occur
@@ -47,7 +48,7 @@ def refuse(teacher: Teacher, dataset: Dataset, prepare: Prepare | None) -> None:
     """
     record = recorded(teacher)
     if record is not None:
-        moved = _moved(record["dataset"]["class_names"], dataset.class_names)
+        moved = _moved(record.dataset.class_names, dataset.class_names)
         if moved is not None:
             name, theirs, ours = moved
             raise ConfigError(
@@ -102,38 +103,41 @@ def warnings(
             "at its pixels (teacher.input.scale, .offset: 1/255 and 0 for a network that wants "
             "0..1), or raise temperature"
         )
-    scratch, folder = _scratch(plan, dataset, part)
-    if scratch is not None and accuracy < scratch:
-        found.append(
-            f"{who} is below the scratch student's {scratch:.4f} ({shown(folder)}): the student "
-            "does better alone; choose another teacher, or look at its pixels (teacher.input)"
-        )
+    try:
+        scratch, folder = _scratch(plan, dataset, part)
+    except RecordError as error:
+        found.append(f"the teacher is not compared with the scratch student: {error}")
+    else:
+        if scratch is not None and accuracy < scratch:
+            found.append(
+                f"{who} is below the scratch student's {scratch:.4f} ({shown(folder)}): the "
+                "student does better alone; choose another teacher, or look at its pixels "
+                "(teacher.input)"
+            )
     record = recorded(teacher)
     if record is not None:
         found += _against_record(record, dataset, part, known)
     return found
 
 
-def recorded(teacher: Teacher) -> dict[str, Any] | None:
-    """The metrics of the run that left the teacher's file; None for a file that no run left.
+def recorded(teacher: Teacher) -> Record | None:
+    """The record of the run that left the teacher's file; None for a file that no run left.
 
-    The directory of the file must hold them, and the weights be those that it recorded.
+    The directory of the file must hold it, and the weights be those that it recorded.
     """
-    folder = Path(teacher.origin["file"]).parent
     try:
-        record = read_record(folder)
-    except (ValueError, OSError):  # a file of that name that is not ours
+        record = Record.read(Path(teacher.origin["file"]).parent)
+    except RecordError:  # a file of that name beside the user's own network
         return None
-    if not isinstance(record, dict) or record.get("weights_sha256") != teacher.weights_sha256:
-        return None
-    return record
+    same = record is not None and record.weights_sha256 == teacher.weights_sha256
+    return record if same else None
 
 
 def _against_record(
-    record: dict[str, Any], dataset: Dataset, part: str, known: Mapping[str, Mapping[str, Any]]
+    record: Record, dataset: Dataset, part: str, known: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
     found = []
-    theirs, ours = record["dataset"]["class_names"], list(dataset.class_names)
+    theirs, ours = record.dataset.class_names, list(dataset.class_names)
     if not _is_numbering(theirs) and not _is_numbering(ours):
         pairs = enumerate(zip(theirs, ours, strict=True))
         other = next(
@@ -168,24 +172,24 @@ def _standard_error(accuracy: float, count: int) -> float:
     return math.sqrt(share * (1 - share) / count)
 
 
-def _accuracy(record: dict[str, Any], part: str) -> float | None:
+def _accuracy(record: Record, part: str) -> float | None:
     """Of the weights in `model.keras`, as the run recorded it."""
     if part == "test":
-        return record["test"]["accuracy"]
-    return record["validation"]["best"]["accuracy"] if "validation" in record else None
+        return record.test.accuracy
+    return record.validation.best.accuracy if record.validation else None
 
 
-def _same_rows(record: dict[str, Any], dataset: Dataset, part: str) -> bool:
+def _same_rows(record: Record, dataset: Dataset, part: str) -> bool:
     """Whether a run was evaluated on the images that this one has in a split.
 
     The test split does not depend on which rows are trained on, only on how many are kept of it.
     """
-    theirs = record["dataset"]
-    if theirs["fingerprint"] != dataset.fingerprint:
+    theirs = record.dataset
+    if theirs.fingerprint != dataset.fingerprint:
         return False
-    if theirs["split_fingerprint"] == dataset.split_fingerprint:
+    if theirs.split_fingerprint == dataset.split_fingerprint:
         return True
-    return part == "test" and theirs["test"] == len(dataset.test)
+    return part == "test" and theirs.test == len(dataset.test)
 
 
 def _scratch(plan: DictConfig, dataset: Dataset, part: str) -> tuple[float | None, Path]:
@@ -198,7 +202,7 @@ def _scratch(plan: DictConfig, dataset: Dataset, part: str) -> tuple[float | Non
     if alone.sweep is not None:
         places.append(identity.point_dir(alone))
     for folder in places:
-        record = read_record(folder)
+        record = Record.read(folder)
         if record is not None and _same_rows(record, dataset, part):
             return _accuracy(record, part), folder
     return None, places[0]

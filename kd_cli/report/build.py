@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kd_cli.files import atomic
+from kd_cli.report.columns import NONE
 from kd_cli.report.groups import (
     DISTILLED,
     PLAIN,
@@ -26,7 +27,7 @@ from kd_cli.report.groups import (
 )
 from kd_cli.report.page import Bullets, Heading, Picture, Table, Text, to_html, to_markdown
 from kd_cli.report.statistics import MIN_SEEDS
-from kd_cli.report.tables import NONE, differences, results
+from kd_cli.report.tables import differences, results
 from kd_cli.runs.finished import Found, unseen_teachers
 from kd_cli.runs.finished import validation_accuracy as on_validation
 
@@ -57,7 +58,7 @@ def build_report(found: Found, folders: Sequence[str]) -> list[Block]:
     """The report's content.
 
     Args:
-        found: Of `records.find`, with at least one run.
+        found: Of `finished.find`, with at least one run.
         folders: Names of the folders, for the title.
     """
     from kd_cli.report import figures
@@ -113,8 +114,8 @@ ONE_PAIR = (
 HOW_TO_READ = (
     "Chosen on validation: the epoch whose weights each run kept, the temperature of the scaled "
     "ECE, and the group in bold (the best mean validation accuracy of its experiment).",
-    "Read from test: everything right of the validation column. Each run read its test split once, "
-    "at its end; test chose nothing.",
+    "Read from test: the test accuracy and all scores to the right of it. Each run read its test "
+    "split once, at its end; test chose nothing.",
     "Without a validation split (dataset.validation_fraction=0): the numbers are those of the last "
     "epoch, no group is chosen and ECE is not scaled, because choosing by test accuracy would "
     "report the luck of the choice.",
@@ -126,7 +127,9 @@ HOW_TO_READ = (
     "and view may differ.",
     "Numbers: mean ± standard deviation (n - 1) over seeds; NLL in nats; Brier between 0 and 2; "
     "ECE over 15 bins of equal width; agreement is the share of test images on which student and "
-    "teacher have the same top class. " + NONE + " means not known: an older run, or no teacher.",
+    "teacher have the same top class. "
+    + NONE
+    + " means not known: no teacher, or no validation split.",
 )
 
 
@@ -147,7 +150,10 @@ def _left_out(found: Found) -> str:
     if found.unfinished:
         words.append(f"{found.unfinished:,} unfinished or failed")
     if found.unreadable:
-        words.append(f"{found.unreadable:,} with a metrics.json that is not of a run of kd")
+        words.append(
+            f"{found.unreadable:,} with a metrics.json that can't be read (damaged, not of kd, or "
+            "of another version of kd)"
+        )
     return ", ".join(words)
 
 
@@ -199,14 +205,14 @@ def _sections(groups: Sequence[Group]) -> list[_Section]:
     by_data: dict[str, list[Group]] = {}
     for group in groups:
         by_data.setdefault(group.data, []).append(group)
-    names = [str(own[0].record["dataset"].get("name", "data")) for own in by_data.values()]
+    names = [own[0].record["dataset"]["name"] for own in by_data.values()]
     sections = []
     for (data, own), name in zip(by_data.items(), names, strict=True):
         sizes = own[-1].record["dataset"]
         kinds = ("train", "labelled", "validation", "test")
-        known = [f"{sizes[kind]:,} {kind}" for kind in kinds if isinstance(sizes.get(kind), int)]
+        known = [f"{sizes[kind]:,} {kind}" for kind in kinds]
         title = f"{name} ({data[:8]})" if names.count(name) > 1 else name
-        sections.append(_Section(title, f"Images: {', '.join(known) or 'unknown'}.", own))
+        sections.append(_Section(title, f"Images: {', '.join(known)}.", own))
     return sections
 
 
@@ -229,9 +235,6 @@ def _notes(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> li
     alone = [g for g in students if g.key in comparisons and comparisons[g.key].baseline is None]
     if alone:
         notes.append(f"{_some(alone, students)} no plain scratch group to be compared with.")
-    old = [group for group in students if group.runs[0].value("quality.test.brier") is None]
-    if old:
-        notes.append(f"{_some(old, students)} no Brier score and ECE: runs of an older kd.")
     for key in ("device", "precision"):
         mixed = {
             group.name

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kd_cli.report import plots, statistics
+from kd_cli.report.columns import COLUMNS
 from kd_cli.report.groups import (
     DISTILLED,
     PLAIN,
@@ -24,7 +25,14 @@ from kd_cli.report.groups import (
     families,
 )
 from kd_cli.report.page import Bullets, Picture
-from kd_cli.runs.finished import Run, history, predictions, test_accuracy, validation_accuracy
+from kd_cli.runs.finished import (
+    FinishedRun,
+    Value,
+    history,
+    predictions,
+    test_accuracy,
+    validation_accuracy,
+)
 
 MAX_FAMILIES = 4
 MAX_HEAT_MAPS = 2
@@ -59,8 +67,8 @@ class Example:
     """
 
     group: Group
-    run: Run
-    scratch: Run | None
+    run: FinishedRun
+    scratch: FinishedRun | None
     arrays: Mapping[str, np.ndarray]
     scratch_arrays: Mapping[str, np.ndarray]
     why: str
@@ -188,7 +196,7 @@ def _heat_maps(family: Sequence[Group], comparisons: Comparisons, name: str) -> 
 
 
 def _place(group: Group) -> tuple[float | None, float | None]:
-    return group.runs[0].value("alpha"), group.runs[0].value("temperature")
+    return group.record["alpha"], group.record["temperature"]
 
 
 def _curves(family: Sequence[Group], name: str) -> Picture | None:
@@ -246,7 +254,7 @@ def _one_run(shown: Example) -> str:
     return f"{shown.group.name} ({shown.why}), {seeds_of(shown.run)}"
 
 
-def seeds_of(run: Run) -> str:
+def seeds_of(run: FinishedRun) -> str:
     """`seed 0`, or both seeds where they differ."""
     init, data = run.seeds
     return f"seed {init}" if init == data else f"init_seed {init}, data_seed {data}"
@@ -276,7 +284,7 @@ def _confusion(shown: Example, name: str) -> Picture | None:
     student = shown.arrays["student_logits"].argmax(axis=1)
     teacher = shown.arrays["teacher_logits"].argmax(axis=1)
     classes = shown.arrays["student_logits"].shape[1]
-    names = shown.run.record["dataset"].get("class_names") or []
+    names = shown.run.record["dataset"]["class_names"]
     names = names if len(names) == classes else [str(number) for number in range(classes)]
     text = f"Top classes of the student against its teacher's on test ({shown.group.family_name})"
     agreement = 100 * float((student == teacher).mean())
@@ -320,9 +328,7 @@ def trade_offs(groups: Sequence[Group], prefix: str) -> list[Picture]:
     """
     best: dict[tuple, Group] = {}
     for group in groups:
-        place = group.kind, group.runs[0].value("parameters"), group.record.get("network")
-        if place[1] is None or group.summary(test_accuracy) is None:
-            continue
+        place = group.kind, group.record["parameters"], group.record["network"]
         now, before = (
             one.summary(validation_accuracy) if one else None for one in (group, best.get(place))
         )
@@ -330,15 +336,13 @@ def trade_offs(groups: Sequence[Group], prefix: str) -> list[Picture]:
             best[place] = group
     kept = list(best.values())[:MAX_POINTS]
     pictures = []
-    for name, label, cost in (
-        ("parameters", "parameters", lambda run: run.value("parameters")),
-        ("latency", "latency of one image [ms]", lambda run: run.latency()),
-    ):
-        points = [_point(group, cost) for group in kept]
+    for name, label in (("parameters", "parameters"), ("latency", "latency of one image [ms]")):
+        (cost,) = [column for column in COLUMNS if column.key == name]
+        points = [_point(group, cost.value) for group in kept]
         points = [point for point in points if point]
         if len({point.cost for point in points}) < 2:
             continue
-        text = f"Test accuracy against {name} on {groups[0].record['dataset'].get('name', '')}"
+        text = f"Test accuracy against {name} on {groups[0].record['dataset']['name']}"
         caption = f"{text}: means over seeds with one standard deviation."
         if len(points) < len(groups):
             caption += (
@@ -350,12 +354,12 @@ def trade_offs(groups: Sequence[Group], prefix: str) -> list[Picture]:
     return pictures
 
 
-def _point(group: Group, cost: Any) -> plots.Point | None:
+def _point(group: Group, cost: Value) -> plots.Point | None:
     known = [value for value in map(cost, group.runs) if value]
     accuracy = group.summary(test_accuracy)
     if not known or accuracy is None:
         return None
     spread = 100 * accuracy.sd if accuracy.sd is not None else None
-    network = str(group.record.get("network", ""))
+    network = group.record["network"]
     mean = float(np.median(known))
     return plots.Point(group.kind, network, mean, 100 * accuracy.mean, spread)

@@ -3,7 +3,7 @@
 A group is the same experiment with other seeds. A family is all groups that train the same student
 on the same data in the same way, apart from what a teacher brings (loss, teacher, cache, view): in
 it every group is compared with the plain scratch student, seed by seed. The runs were read by
-`records`, or are just finished: `Run(record)` is enough, nothing here reads a file.
+`finished`, or have just finished: `FinishedRun(record)` is enough, nothing here reads a file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from kd_cli.config.keys import SHORT_NAMES, UNUSED, flat
 from kd_cli.report import statistics
-from kd_cli.runs.finished import Run, Value, test_accuracy, validation_accuracy
+from kd_cli.runs.finished import FinishedRun, Value, test_accuracy, validation_accuracy
 from kd_cli.runs.identity import digest
 from kd_cli.terminal import brief
 
@@ -27,7 +27,7 @@ TEACHER, PLAIN, SCRATCH, DISTILLED, SELF = (
     "distilled",
     "self",
 )
-# What makes a seed; augment.seed follows data_seed, and split_seed may (see `Run.seeds`).
+# What makes a seed; augment.seed follows data_seed, and split_seed may (see `FinishedRun.seeds`).
 _SEEDS = ("init_seed", "data_seed", "augment.seed", "dataset.split_seed")
 # What a scratch student has not: equal without these is equal training.
 _NOT_SCRATCH = {*UNUSED["train-student"], "command", "label_smoothing", "round"}
@@ -53,7 +53,7 @@ class Group:
     kind: str
     family: str
     data: str
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     family_name: str = ""
@@ -82,20 +82,20 @@ class Comparison:
     """
 
     baseline: Group | None
-    pairs: tuple[tuple[Run, Run], ...]
+    pairs: tuple[tuple[FinishedRun, FinishedRun], ...]
     result: statistics.Paired | None
     verdict: str
     sentence: str
 
 
-def grouped(runs: Sequence[Run]) -> tuple[list[Group], int]:
+def grouped(runs: Sequence[FinishedRun]) -> tuple[list[Group], int]:
     """Groups with their names, and how many runs were left out as repeats.
 
     A repeat has the settings and seeds of a run before it (a run found in two sweeps, `rerun`): it
     is no further seed. Families come in the order of their first run; in a family first the plain
     scratch group, then the other scratch groups, then the best validation accuracy.
     """
-    parts: dict[str, dict[tuple, Run]] = {}
+    parts: dict[str, dict[tuple, FinishedRun]] = {}
     repeats = 0
     for run in runs:
         seen = parts.setdefault(_group_key(run.record), {})
@@ -160,7 +160,7 @@ def compared(
     return found
 
 
-def paired_runs(group: Group, baseline: Group) -> tuple[tuple[Run, Run], ...]:
+def paired_runs(group: Group, baseline: Group) -> tuple[tuple[FinishedRun, FinishedRun], ...]:
     """(run, baseline run) for each pair of seeds and split that both groups have."""
     scratch = {run.pair: run for run in baseline.runs}
     return tuple((run, scratch[run.pair]) for run in group.runs if run.pair in scratch)
@@ -241,10 +241,10 @@ def _named(groups: list[Group]) -> list[Group]:
         students = {
             json.dumps([v for k, v in s.items() if k.startswith("student.")]) for s in shared
         }
-        if len(students) == len({family[0].record.get("network") for family in siblings}):
+        if len(students) == len({family[0].record["network"] for family in siblings}):
             shared = [{k: v for k, v in s.items() if not k.startswith("student.")} for s in shared]
         for family, settings in zip(siblings, shared, strict=True):
-            network = str(family[0].record.get("network", "student"))
+            network = family[0].record["network"]
             length = [key for key in ("steps", "epochs") if settings.get(key)][:1]
             words = [network, *_words(settings, shared, always=length)]
             for group in family:
@@ -255,7 +255,7 @@ def _named(groups: list[Group]) -> list[Group]:
     settings = [_settings(group) for group in teachers]
     for group, own in zip(teachers, settings, strict=True):
         rivals = [s for s, g in zip(settings, teachers, strict=True) if g.data == group.data]
-        words = [f"teacher {group.record.get('network', '')}".strip(), *_words(own, rivals)]
+        words = [f"teacher {group.record['network']}", *_words(own, rivals)]
         named[group.key] = replace(group, settings=_short(own), name=" ".join(words))
     return _unique([named[group.key] for group in groups])
 

@@ -5,10 +5,11 @@
     resolvers  values in YAML that only code can give
     ownership  no run is skipped, continued or overwritten that is not this very run
     state      the state from which a killed run continues
-    record     metrics.json
-    quality    accuracy, likelihood, calibration, and fidelity to the teacher
+    record     `Record`, the content of metrics.json
+    quality    accuracy, likelihood, calibration, and fidelity to the teacher, from logits
     finished   finished runs as they are found
 
-To add a value to metrics.json: write it where the record is made (training/train.py), and say in
-`record` what it means.
+To add a value to metrics.json: add a field with its meaning to `Record`, and give its value where
+the record is made (training/train.py). If older runs lack it, it is a `_may_say` field, or the
+schema version rises.
 """

@@ -13,14 +13,27 @@ from zipfile import BadZipFile
 import numpy as np
 
 from kd_cli.files import open_npz, read_rows
+from kd_cli.runs.record import FILE, Record, RecordError
+
+
+def at(node: Any, path: str) -> Any:
+    """What stands under a dotted key: `rounds.0.test.accuracy`; None where nothing does."""
+    for key in path.split("."):
+        if isinstance(node, Mapping):
+            node = node.get(key)
+        elif isinstance(node, list) and key.isdigit() and int(key) < len(node):
+            node = node[int(key)]
+        else:
+            return None
+    return node
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run.
 
     Attributes:
-        record: Its `metrics.json`, of any schema version.
+        record: Its `Record`, or as much of one as is known.
         folder: Its directory; None where only the record is known.
         evaluation: What `kd evaluate` left: parameters, flops, latency; None without it.
     """
@@ -41,61 +54,72 @@ class Run:
         """What a run shares with its scratch student: both seeds, and the rows of the split."""
         return *self.seeds, str(self.record["inputs"].get("split"))
 
-    def value(self, *keys: str) -> float | None:
-        """The first of these dotted keys of the record that holds a number."""
-        for key in keys:
-            node: Any = self.record
-            for part in key.split("."):
-                node = node.get(part) if isinstance(node, Mapping) else None
-            if isinstance(node, int | float) and not isinstance(node, bool):
-                return float(node)
-        return None
+    def at(self, path: str) -> Any:
+        """What the record says under a dotted key, and its evaluation under `evaluation.`"""
+        if path.startswith("evaluation."):
+            return at(self.evaluation, path.removeprefix("evaluation."))
+        return at(self.record, path)
 
-    def latency(self, batch: int = 1) -> float | None:
-        """Median milliseconds of a batch of that size, where `kd evaluate` measured it."""
-        node = (self.evaluation or {}).get("latency") or {}
-        value = (node.get(str(batch)) or {}).get("median_ms")
-        return float(value) if isinstance(value, int | float) else None
+    @property
+    def teacher(self) -> FinishedRun | None:
+        """Its teacher as this run's record knows it: without a folder, measured by this run."""
+        known = self.record.get("teacher")
+        if known is None:
+            return None
+        weights = known["weights_sha256"]
+        inputs = {key: self.record["inputs"].get(key) for key in ("data", "split")}
+        validation = at(known, "quality.validation.accuracy")
+        return FinishedRun(
+            {
+                "command": "train-teacher",
+                "config": {},
+                "inputs": {**inputs, "teacher.weights": weights},
+                "dataset": self.record["dataset"],
+                "network": known["name"],
+                "parameters": known["parameters"],
+                "test": {"accuracy": known["test_accuracy"], "nll": known["test_nll"]},
+                "validation": {"best": {"accuracy": validation}},
+                "quality": known["quality"],
+                "weights_sha256": weights,
+            }
+        )
 
 
-Value = Callable[[Run], float | None]
+Value = Callable[[FinishedRun], float | None]
 
 
-def test_accuracy(run: Run) -> float | None:
+def test_accuracy(run: FinishedRun) -> float:
     """Share of test images that the weights in model.keras get right."""
-    return run.value("test.accuracy")
+    return run.at("test.accuracy")
 
 
-def validation_accuracy(run: Run) -> float | None:
+def validation_accuracy(run: FinishedRun) -> float | None:
     """Validation accuracy of the chosen epoch; None without a validation split."""
-    return run.value("validation.best.accuracy")
+    return run.at("validation.best.accuracy")
 
 
-def read(folder: Path) -> Run | None:
-    """The finished run in a folder, or None: no metrics.json, or not one that kd wrote."""
-    try:
-        record = json.loads((folder / "metrics.json").read_text())
-    except (OSError, ValueError):
+def read(folder: Path) -> FinishedRun | None:
+    """The finished run in a folder; None where no run has finished there.
+
+    Raises:
+        RecordError: Its record can't be read.
+    """
+    record = Record.read(folder)
+    if record is None:
         return None
     try:
         evaluation = json.loads((folder / "evaluation.json").read_text())
     except (OSError, ValueError):
         evaluation = None
-    kinds = {"command": str, "config": dict, "inputs": dict, "dataset": dict, "test": dict}
-    if not isinstance(record, dict) or not all(
-        isinstance(record.get(key), kind) for key, kind in kinds.items()
-    ):
-        return None
-    run = Run(record, folder, evaluation if isinstance(evaluation, dict) else None)
-    return run if test_accuracy(run) is not None else None
+    return FinishedRun(record, folder, evaluation)
 
 
-def history(run: Run) -> list[dict[str, Any]]:
+def history(run: FinishedRun) -> list[dict[str, Any]]:
     """Its rows, one per epoch; none where there is no history."""
     return read_rows(run.folder / "history.jsonl") if run.folder else []
 
 
-def predictions(run: Run) -> dict[str, np.ndarray]:
+def predictions(run: FinishedRun) -> dict[str, np.ndarray]:
     """The arrays of its `predictions.npz`: `labels` [n], `student_logits` [n, K], ...
 
     Empty where the file is missing or can't be read.
@@ -111,7 +135,7 @@ def predictions(run: Run) -> dict[str, np.ndarray]:
 class Found:
     """What lies below some folders: runs, and how many folders were left out and why."""
 
-    runs: list[Run]
+    runs: list[FinishedRun]
     unfinished: int
     unreadable: int
 
@@ -121,52 +145,39 @@ def find(folders: Iterable[Path]) -> Found:
 
     The rounds inside a self-train run belong to it and are no runs of their own.
     """
-    runs: dict[Path, Run] = {}
+    runs: dict[Path, FinishedRun] = {}
     unfinished = unreadable = 0
     for root in folders:
         for place, names, files in os.walk(root):
             folder, is_run = Path(place), ".hydra" in names
-            if "metrics.json" in files:
-                run = read(folder)
-                unreadable += run is None
+            if FILE in files:
+                try:
+                    run = read(folder)
+                except RecordError:
+                    unreadable += 1
+                    run = None
                 if run is not None:
                     runs.setdefault(folder.resolve(), run)
             elif is_run and "multirun.yaml" not in files:
                 unfinished += 1
-            if "metrics.json" in files or is_run:
+            if FILE in files or is_run:
                 names.clear()  # whatever lies in a run is its own: rounds, state
             names[:] = sorted(name for name in names if not name.startswith("."))
     return Found(list(runs.values()), unfinished, unreadable)
 
 
-def unseen_teachers(runs: Iterable[Run]) -> list[Run]:
+def unseen_teachers(runs: Iterable[FinishedRun]) -> list[FinishedRun]:
     """Teachers whose own run is not among the runs, as their distilled students' records know them.
 
-    They have no folder, and their accuracies are those through the students' input path.
+    They have no folder, their accuracies are those through the students' input path, and their
+    weights are in their names.
     """
     runs = list(runs)
-    seen = {run.record.get("weights_sha256") for run in runs if run.record["command"] != "distill"}
-    found: dict[str, Run] = {}
-    for run in runs:
-        teacher = run.record.get("teacher") or {}
-        weights = teacher.get("weights_sha256")
-        if run.record["command"] != "distill" or not weights or weights in {*seen, *found}:
-            continue
-        inputs = {key: run.record["inputs"].get(key) for key in ("data", "split")}
-        quality = teacher.get("quality") or {}
-        validation = (quality.get("validation") or {}).get("accuracy")
-        found[weights] = Run(
-            {
-                "command": "train-teacher",
-                "config": {},
-                "inputs": {**inputs, "teacher.weights": weights},
-                "dataset": run.record["dataset"],
-                "network": f"{teacher.get('name', '')} {weights[:8]}",
-                "parameters": teacher.get("parameters"),
-                "test": {"accuracy": teacher.get("test_accuracy"), "nll": teacher.get("test_nll")},
-                "validation": {"best": {"accuracy": validation}},
-                "quality": quality,
-                "weights_sha256": weights,
-            }
-        )
-    return [run for run in found.values() if test_accuracy(run) is not None]
+    seen = {run.record["weights_sha256"] for run in runs if run.record["command"] != "distill"}
+    found: dict[str, FinishedRun] = {}
+    for teacher in (run.teacher for run in runs):
+        if teacher is not None and teacher.record["weights_sha256"] not in seen:
+            weights = teacher.record["weights_sha256"]
+            name = f"{teacher.record['network']} {weights[:8]}"
+            found.setdefault(weights, FinishedRun({**teacher.record, "network": name}))
+    return list(found.values())

@@ -20,7 +20,7 @@ from kd_cli.config.overrides import override_key
 from kd_cli.config.plans import has_rounds, is_given, is_taught, teacher_plan, trains_teacher
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
-from kd_cli.runs.record import read_record
+from kd_cli.runs.record import Record
 from kd_cli.terminal import shown
 
 # Counted where they are used: seed in init_seed and data_seed, alpha in the loss.
@@ -89,23 +89,23 @@ def _content(path: Path, marks: tuple[tuple[int, int], ...]) -> str:
     return file_hash(path)
 
 
-def given_teacher(plan: DictConfig) -> dict[str, Any]:
+def given_teacher(plan: DictConfig) -> Record:
     """The record of the finished teacher in the `teacher_dir` that a distill run names.
 
     Raises:
         ConfigError: When there is none.
     """
     folder = Path(plan.teacher_dir).expanduser()
-    record = read_record(folder)
+    record = Record.read(folder)
     if record is None:
         raise ConfigError(
             f"no finished teacher in teacher_dir={shown(folder)}; train one there with: "
             f"kd train-teacher teacher_dir={shown(folder)} (and its other settings), or leave "
             "teacher_dir out"
         )
-    if record["command"] != "train-teacher":
+    if record.command != "train-teacher":
         raise ConfigError(
-            f"teacher_dir={shown(folder)} holds a run of {record['command']}; expected one of "
+            f"teacher_dir={shown(folder)} holds a run of {record.command}; expected one of "
             "train-teacher (any .keras file can be given as teacher.checkpoint)"
         )
     return record
@@ -123,7 +123,7 @@ def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
     elif given == "teacher.weights":
         spec = {**network_spec(teacher), "weights": content(teacher.weights)}
     elif given == "teacher_dir":
-        spec = {"weights_sha256": given_teacher(plan)["weights_sha256"]}
+        spec = {"weights_sha256": given_teacher(plan).weights_sha256}
     else:
         spec = run_spec(teacher_plan(plan))
         training = {k: v for k, v in spec.items() if k not in ("command", "dataset", "teacher")}

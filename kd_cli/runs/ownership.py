@@ -23,7 +23,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import files_of
 from kd_cli.runs import identity
-from kd_cli.runs.record import read_record
+from kd_cli.runs.record import Record, RecordError
 from kd_cli.runs.state import State
 from kd_cli.terminal import brief, shown
 
@@ -56,9 +56,9 @@ def check_before_start(plan: DictConfig, out: Path, typed: Sequence[str] = ()) -
             a teacher that must exist and does not.
     """
     _refuse_files_of_others(out)
-    record = read_record(out)
-    if record is not None and record["run_id"] != identity.run_id(plan):
-        differing = differences(record["config"], identity.run_spec(plan))
+    record = Record.read(out)
+    if record is not None and record.run_id != identity.run_id(plan):
+        differing = differences(record.config, identity.run_spec(plan))
         raise ConfigError(
             f"{shown(out)} holds a finished run with other settings ({differing}); rerun=true "
             "trains a new one beside it, or choose another directory"
@@ -77,7 +77,7 @@ def check_before_start(plan: DictConfig, out: Path, typed: Sequence[str] = ()) -
     elif not given:
         directory = identity.teacher_dir(plan)
         _refuse_files_of_others(directory)
-        if not plan.teacher.train_if_missing and read_record(directory) is None:
+        if not plan.teacher.train_if_missing and Record.read(directory) is None:
             kept = teacher_overrides(list(typed), follows(plan))
             raise ConfigError(
                 f"no finished teacher in {shown(directory)}; train it with: "
@@ -95,10 +95,13 @@ def similar_teachers(plan: DictConfig) -> list[str]:
     own = identity.teacher_dir(plan)
     found = []
     for folder in sorted(own.parent.glob("*/")):
-        record = read_record(folder)
-        if record is None or record["command"] != "train-teacher" or folder == own:
+        try:
+            record = Record.read(folder)
+        except RecordError:  # no teacher to be taken
             continue
-        spec = record["config"]
+        if record is None or record.command != "train-teacher" or folder == own:
+            continue
+        spec = record.config
         if all(
             identity.digest(spec[key]) == identity.digest(wanted[key])
             for key in ("dataset", "teacher")
@@ -111,15 +114,13 @@ def similar_teachers(plan: DictConfig) -> list[str]:
     return found
 
 
-def _refuse_another_network(
-    plan: DictConfig, record: Mapping[str, Any], typed: Sequence[str]
-) -> None:
+def _refuse_another_network(plan: DictConfig, record: Record, typed: Sequence[str]) -> None:
     """A given teacher is taken as it is; a network that was typed beside it must be its own."""
     named = [o for o in typed if is_typed("teacher", [o]) and "=" in o]
     named = [o for o in named if place_of(o).split(".")[1:2] not in (["precision"], ["training"])]
     wanted = identity.network_spec(plan.teacher)
     differing = differences(
-        {key: record["config"]["teacher"].get(key) for key in wanted}, wanted, "teacher."
+        {key: record.config["teacher"].get(key) for key in wanted}, wanted, "teacher."
     )
     if named and differing:
         raise ConfigError(
@@ -158,7 +159,7 @@ def _refuse_files_of_others(out: Path) -> None:
             raise ConfigError(
                 f"{parent} is a file; kd needs a directory there (move it, or work elsewhere)"
             )
-    if not out.is_dir() or read_record(out) is not None:
+    if not out.is_dir() or Record.read(out) is not None:
         return
     names = {p.name for p in out.iterdir()}
     others = sorted(
@@ -209,9 +210,9 @@ def inputs(plan: DictConfig, dataset: Dataset) -> dict[str, str]:
     found = {"data": dataset.fingerprint, "split": dataset.split_fingerprint}
     if is_taught(plan):
         if is_given(plan) in ("", "teacher_dir"):
-            teacher = read_record(identity.teacher_dir(plan))
+            teacher = Record.read(identity.teacher_dir(plan))
             if teacher is not None:
-                found["teacher"] = teacher["weights_sha256"]
+                found["teacher"] = teacher.weights_sha256
         else:
             found["teacher"] = identity.content(plan.teacher.checkpoint or plan.teacher.weights)
     elif "teacher" in plan and plan.teacher.weights is not None:

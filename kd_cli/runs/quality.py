@@ -12,6 +12,7 @@ distillation really work?" (fidelity to the teacher).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,32 @@ import numpy as np
 BINS = 15
 TOP5_ABOVE = 10  # top-5 of ten classes or fewer says little: chance alone gives half or more
 TEMPERATURES = (1e-2, 1e4)
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """`accuracy`, the share of the examples that are right, and `nll`, in nats.
+
+    Args:
+        logits: [n, K].
+        labels: [n] class numbers.
+
+    Raises:
+        ValueError: As `quality`, which gives the same two numbers among others.
+    """
+    logits, labels = _checked(logits, labels)
+    return _score(logits, log_softmax(logits), labels)
+
+
+def chance(labels: np.ndarray) -> tuple[float, float]:
+    """The accuracy of always naming the most frequent class, and the highest that is no better.
+
+    An accuracy up to two standard errors above it may be luck.
+
+    Args:
+        labels: [n] class numbers.
+    """
+    share = float(np.bincount(labels).max() / len(labels))
+    return share, share + 2 * math.sqrt(share * (1 - share) / len(labels))
 
 
 def quality(
@@ -53,13 +80,12 @@ def quality(
     rows, log_p = np.arange(n), log_softmax(logits)
     ahead = _ahead(logits, labels)
     right, confidence = ahead == 0, np.exp(log_p.max(axis=1))
-    result: dict[str, Any] = {"accuracy": float(right.mean())}
+    result: dict[str, Any] = _score(logits, log_p, labels)
     if classes > TOP5_ABOVE:
         result["top5"] = float((ahead < 5).mean())
     count = np.bincount(labels, minlength=classes)
     hits = np.bincount(labels[right], minlength=classes)
     result |= {
-        "nll": float(-log_p[rows, labels].mean()),
         "brier": _brier(log_p, labels),
         "ece": _ece(confidence, right, _equal_width(confidence, BINS), BINS),
         "ece_equal_mass": _ece(confidence, right, _equal_mass(confidence, BINS), BINS),
@@ -217,6 +243,14 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64)
     shifted = shifted - shifted.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _score(logits: np.ndarray, log_p: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Of logits and their `log_softmax`, where two that are nearly equal can become equal."""
+    return {
+        "accuracy": float((logits.argmax(axis=1) == labels).mean()),
+        "nll": float(-log_p[np.arange(len(labels)), labels].mean()),
+    }
 
 
 def _kl(teacher: np.ndarray, student: np.ndarray, temperature: float) -> float:

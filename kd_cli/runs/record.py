@@ -1,153 +1,335 @@
-"""What a run reports: accuracy and NLL from logits, and the schema of `metrics.json`."""
+"""`metrics.json`: what a finished run says of itself, defined, checked, written and read here.
+
+`Record` is the one definition: its fields are the keys of the file, with their type and meaning.
+A record that misses a key or holds a wrong type can't be made, so it can't be written. The file is
+written last, when all else of a run is on the disk: where it is, the run is finished.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
-import numpy as np
+from kd_cli.errors import ConfigError, first_line
+from kd_cli.files import write_json
+from kd_cli.terminal import shown
 
-from kd_cli.runs.quality import log_softmax
-
-SCHEMA_VERSION = 2
-_NUMBER = (int, float)
-# Key, type, whether it may be absent, meaning. A dotted key lies in a nested object.
-SCHEMA: dict[str, tuple[Any, bool, str]] = {
-    "schema_version": (int, False, "version of this table"),
-    "command": (str, False, "train-teacher, train-student, distill or self-train"),
-    "run_id": (str, False, "hash of the configuration that can change the result"),
-    "config": (dict, False, "that configuration, resolved"),
-    "inputs": (dict, False, "SHA-256 of data, split, teacher and given files"),
-    "seed": (int, False, "seed; init_seed and data_seed are in config"),
-    "git_commit": ((str, type(None)), False, "commit of the working directory, or null"),
-    "versions": (dict, False, "kd, python, tensorflow, keras, numpy, hydra"),
-    "device": (str, False, "what TensorFlow ran on"),
-    "precision": (str, False, "Keras dtype policy of the trained network"),
-    "dataset.name": (str, False, "dataset"),
-    "dataset.image_shape": (list, False, "[height, width, channels]"),
-    "dataset.class_names": (list, False, "class names in label order"),
-    "dataset.train": (int, False, "training images"),
-    "dataset.labelled": (int, False, "training images that have labels of the dataset"),
-    "dataset.validation": (int, False, "validation images, 0 without a validation split"),
-    "dataset.test": (int, False, "test images"),
-    "dataset.fingerprint": (str, False, "SHA-256 of images, labels and class names"),
-    "dataset.split_fingerprint": (str, False, "SHA-256 of the rows of each split"),
-    "input": (str, False, "what model.keras takes"),
-    "network": (str, False, "name of the trained network"),
-    "parameters": (int, False, "parameters of model.keras"),
-    "loss": (str, False, "the loss as a formula"),
-    "alpha": ((*_NUMBER, type(None)), False, "weight of the hard labels, null where unused"),
-    "temperature": ((*_NUMBER, type(None)), False, "temperature, null where unused"),
-    "epochs_done": (int, False, "epochs trained"),
-    "steps_done": (int, False, "optimizer steps"),
-    "stopped": (str, False, "finished, or early stopping"),
-    "warnings": (list, False, "what there is to warn about at its end"),
-    "selection": (str, True, "how the epoch of model.keras was chosen; test has no say in it"),
-    "validation.best.epoch": (int, True, "epoch chosen on validation, from 1"),
-    "validation.best.accuracy": (_NUMBER, True, "validation accuracy of that epoch"),
-    "validation.best.nll": (_NUMBER, True, "validation negative log-likelihood of that epoch"),
-    "validation.last.epoch": (int, True, "last epoch"),
-    "validation.last.accuracy": (_NUMBER, True, "its validation accuracy"),
-    "validation.last.nll": (_NUMBER, True, "its validation negative log-likelihood"),
-    "test.accuracy": (_NUMBER, False, "test accuracy of the weights in model.keras"),
-    "test.nll": (_NUMBER, False, "their test negative log-likelihood, in nats"),
-    "test_last.accuracy": (_NUMBER, False, "test accuracy of the last epoch's weights"),
-    "test_last.nll": (_NUMBER, False, "their test negative log-likelihood"),
-    "quality.validation": (dict, True, "top-1, NLL, Brier, calibration, classes: quality.quality"),
-    "quality.test": (dict, True, "the same of test, temperature fitted on validation"),
-    "fidelity.validation": (dict, True, "agreement with the teacher and KL: quality.fidelity"),
-    "fidelity.test": (dict, True, "the same of test"),
-    "weights_sha256": (str, False, "hash of the weights in model.keras"),
-    "teacher.path": (str, True, "directory or file of the teacher"),
-    "teacher.name": (str, True, "its network"),
-    "teacher.weights_sha256": (str, True, "hash of its weights"),
-    "teacher.training": (str, True, "how it was trained, where that is known"),
-    "teacher.test_accuracy": (_NUMBER, True, "its test accuracy, evaluated in this run"),
-    "teacher.test_nll": (_NUMBER, True, "its test negative log-likelihood"),
-    "teacher.quality.validation": (dict, True, "its quality, through the input path of this run"),
-    "teacher.quality.test": (dict, True, "the same of test"),
-    "teacher.parameters": (int, True, "its parameters"),
-    "teacher.outputs": (str, True, "cached as float32 or float16, or live and why"),
-    "teacher.precision": (str, True, "Keras dtype policy of its forward pass"),
-    "pseudo_labels.round": (int, True, "the round that learned from these pseudo-labels"),
-    "pseudo_labels.labels": (str, True, "hard or soft"),
-    "pseudo_labels.threshold": (_NUMBER, True, "only more confident ones count"),
-    "pseudo_labels.unlabelled": (int, True, "images that the last round's network labelled"),
-    "pseudo_labels.above_threshold": (list, True, "how many passed, per pseudo-label"),
-    "pseudo_labels.images": (int, True, "how many images were kept"),
-    "pseudo_labels.rows": (int, True, "training rows of theirs, repeats included"),
-    "pseudo_labels.per_class": (list, True, "these rows per pseudo-label"),
-    "pseudo_labels.accuracy": (_NUMBER, True, "share of right images, if labels are only hidden"),
-    "rounds": (list, True, "each round's directory, pseudo-labels, validation and test"),
-    "best_round": (int, True, "the best on validation; model.keras is the last round's"),
-    "timings.total_seconds": (_NUMBER, False, "the run; of a resumed one at least its training"),
-    "timings.learners": (int, False, "runs that shared these seconds (1, or a joint sweep)"),
-    "timings.train_seconds": (_NUMBER, False, "training steps alone"),
-    "timings.seconds_per_epoch": (_NUMBER, False, "training steps per epoch"),
-    "timings.examples_per_second": (_NUMBER, False, "training examples per second"),
-    "timings.teacher_forward_seconds": (_NUMBER, False, "computing the teacher's outputs"),
-}  # fmt: skip
+FILE = "metrics.json"
+SCHEMA_VERSION = 3
 
 
-def problems(metrics: Mapping[str, Any]) -> list[str]:
-    """What in a metrics record does not follow SCHEMA, in words; empty when all does."""
-    found = []
-    flat = _flatten(metrics)
-    for key, (kind, optional, _) in SCHEMA.items():
-        if key not in flat:
-            if not optional:
-                found.append(f"{key} is missing")
-        elif not isinstance(flat[key], kind) or (isinstance(flat[key], bool)):
-            found.append(f"{key} is {type(flat[key]).__name__}")
-    found += [f"{key} is not in the schema" for key in flat if key not in SCHEMA]
-    if metrics.get("command") == "distill" and "teacher.path" not in flat:
-        found.append("teacher is missing")
+class RecordError(ConfigError):
+    """A `metrics.json` that can't be read: damaged, of another program, or of another version."""
+
+
+def _says(meaning: str, **options: Any) -> Any:
+    """A field with its meaning; without a default every record has it."""
+    return field(metadata={"meaning": meaning}, **options)
+
+
+def _may_say(meaning: str) -> Any:
+    """A field that is None, and in the file absent, where there is nothing to say."""
+    return _says(meaning, default=None)
+
+
+class Part(Mapping[str, Any]):
+    """A dataclass that checks its fields, and that can be read under its keys in JSON too.
+
+    `record.test.nll` and `record["test"]["nll"]` are the same. A field of another part may be given
+    as a mapping. Parts are equal to mappings with the same content.
+
+    Raises:
+        ValueError: A field is of another type than it says.
+    """
+
+    def __post_init__(self) -> None:
+        for name, kind in _kinds(type(self)).items():
+            value = _as(kind, getattr(self, name), name, strict=True)
+            object.__setattr__(self, name, value)
+
+    def __getitem__(self, key: str) -> Any:
+        one = self.__dataclass_fields__[key]
+        value = getattr(self, key)
+        if value is None and one.default is None:
+            raise KeyError(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([key for key in self.__dataclass_fields__ if key in self])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return {key: _plain(value) for key, value in self.items()}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Score(Part):
+    accuracy: float = _says("share of the images that are right, 0 to 1")
+    nll: float = _says("mean negative log-likelihood, in nats")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EpochScore(Score):
+    epoch: int = _says("after which epoch, from 1")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Validation(Part):
+    best: EpochScore = _says("the chosen epoch, whose weights are in model.keras")
+    last: EpochScore = _says("the last epoch")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BySplit(Part):
+    validation: dict | None = _may_say("on the validation split, where there is one")
+    test: dict = _says("on the test split")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DatasetRecord(Part):
+    name: str = _says("name of the dataset")
+    image_shape: list[int] = _says("[height, width, channels]")
+    class_names: list[str] = _says("names of the classes in the order of their labels")
+    train: int = _says("training images")
+    labelled: int = _says("training images that have labels of the dataset")
+    validation: int = _says("validation images, 0 without a validation split")
+    test: int = _says("test images")
+    fingerprint: str = _says("SHA-256 of images, labels and class names")
+    split_fingerprint: str = _says("SHA-256 of the rows of each split")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TeacherRecord(Part):
+    path: str = _says("its directory or file")
+    name: str = _says("name of its network")
+    weights_sha256: str = _says("hash of its weights")
+    training: str = _says("how it was trained, or 'unknown'")
+    test_accuracy: float = _says("its test accuracy, evaluated in this run")
+    test_nll: float = _says("its test negative log-likelihood, in nats")
+    quality: BySplit = _says("its quality through the input path of this run: quality.quality")
+    parameters: int = _says("its parameters")
+    outputs: str = _says("cached as float32 or float16, or live and why")
+    precision: str = _says("Keras dtype policy of its forward pass")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PseudoLabels(Part):
+    round: int = _says("the round that learned from these pseudo-labels")
+    labels: str = _says("hard or soft")
+    threshold: float = _says("only labels with more confidence count")
+    unlabelled: int = _says("images that the network of the last round labelled")
+    above_threshold: list[int] = _says("images above the threshold, by pseudo-label")
+    images: int = _says("images that were kept")
+    rows: int = _says("training rows of theirs, repeats included")
+    per_class: list[int] = _says("these rows by pseudo-label")
+    accuracy: float | None = _may_say("share of right images, known where labels are only hidden")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RoundRecord(Part):
+    directory: str = _says("its directory, below that of the run")
+    labelled: int = _says("training images that have labels of the dataset")
+    pseudo_labels: PseudoLabels | None = _says("what it learned from besides; null in round 0")
+    validation: EpochScore | None = _says("its chosen epoch; null without a validation split")
+    test: Score = _says("on the test split")
+    weights_sha256: str = _says("hash of its weights")
+    seconds: float = _says("seconds that it took")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Timings(Part):
+    learners: int = _says("runs that shared these seconds (1, or those of a joint sweep)")
+    total_seconds: float = _says("the whole run; of a resumed one at least its training")
+    train_seconds: float = _says("training steps alone")
+    seconds_per_epoch: float = _says("training steps of an epoch")
+    examples_per_second: float = _says("training examples per second of training steps")
+    teacher_forward_seconds: float = _says("computing the teacher's outputs")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record(Part):
+    """The content of a `metrics.json`."""
+
+    schema_version: int = _says("version of these keys", default=SCHEMA_VERSION)
+    command: str = _says("train-teacher, train-student, distill or self-train")
+    run_id: str = _says("hash of the configuration that can change the result")
+    config: dict = _says("that configuration, resolved")
+    inputs: dict = _says("SHA-256 of data, split, teacher and given files")
+    seed: int = _says("seed; init_seed and data_seed are in config")
+    git_commit: str | None = _says("commit of the working directory, or null")
+    versions: dict = _says("versions of kd, python, tensorflow, keras, numpy and hydra")
+    device: str = _says("what TensorFlow ran on")
+    precision: str = _says("Keras dtype policy of the trained network")
+    dataset: DatasetRecord = _says("the data")
+    input: str = _says("what model.keras takes")
+    network: str = _says("name of the trained network")
+    parameters: int = _says("parameters of model.keras")
+    loss: str = _says("the loss as a formula")
+    alpha: float | None = _says("weight of the hard labels, null where the loss has none")
+    temperature: float | None = _says("temperature, null where the loss has none")
+    epochs_done: int = _says("epochs trained")
+    steps_done: int = _says("optimizer steps")
+    stopped: str = _says("finished, or early stopping")
+    warnings: list[str] = _says("what there is to warn about at its end")
+    selection: str = _says("how the epoch of model.keras was chosen; test has no say in it")
+    validation: Validation | None = _may_say("validation scores; absent without such a split")
+    test: Score = _says("test scores of the weights in model.keras")
+    test_last: Score = _says("test scores of the weights after the last epoch")
+    quality: BySplit = _says("top-1, NLL, Brier, calibration, classes: quality.quality")
+    fidelity: BySplit | None = _may_say("agreement with the teacher and KL: quality.fidelity")
+    weights_sha256: str = _says("hash of the weights in model.keras")
+    teacher: TeacherRecord | None = _may_say("who taught; present for distill")
+    pseudo_labels: PseudoLabels | None = _may_say("what a round of self-training learned from")
+    rounds: list[RoundRecord] | None = _may_say("the rounds of self-training")
+    best_round: int | None = _may_say("the best on validation; model.keras is the last round's")
+    timings: Timings = _says("seconds")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {self.schema_version}, expected {SCHEMA_VERSION}")
+        if self.command == "distill" and self.teacher is None:
+            raise ValueError("teacher is missing")
+
+    def write(self, folder: Path) -> None:
+        """Writes `metrics.json`, atomically: from now on the run in `folder` is finished."""
+        write_json(folder / FILE, self.to_json())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The record of the run in a folder; None where no run has finished there.
+
+        Keys that this version does not know are left out.
+
+        Raises:
+            RecordError: There is a `metrics.json`, but it is damaged, or not of kd, or of another
+                version of kd.
+        """
+        path = folder / FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _damaged(path, error.strerror or first_line(error)) from error
+        except ValueError as error:  # no JSON, no UTF-8
+            raise _damaged(path, first_line(error)) from error
+        if not isinstance(content, dict):
+            raise _damaged(path, "no object of keys and values")
+        version = content.get("schema_version")
+        if not isinstance(version, int):
+            raise _damaged(path, "no schema_version")
+        if version != SCHEMA_VERSION:
+            raise RecordError(
+                f"{shown(path)} is of schema version {version}, this kd reads {SCHEMA_VERSION}: "
+                "another version of kd wrote it; move the directory away, or type rerun=true"
+            )
+        try:
+            return _part(cls, content, "", strict=False)
+        except ValueError as error:
+            raise _damaged(path, first_line(error)) from error
+
+
+def _damaged(path: Path, why: str) -> RecordError:
+    return RecordError(
+        f"{shown(path)} is damaged, or not of kd ({why}); if it is of a run of kd, remove this "
+        "file and type the run's command again: it finishes from its saved state"
+    )
+
+
+@functools.cache
+def _kinds(part: type[Part]) -> dict[str, Any]:
+    """The type of each field."""
+    return get_type_hints(part)
+
+
+def _part(kind: type[Part], content: Mapping[str, Any], name: str, strict: bool) -> Any:
+    """A part from a mapping; with `strict` an unknown key is an error, else it is left out."""
+    prefix, given = f"{name}." if name else "", {}
+    for one in dataclasses.fields(kind):
+        if one.name in content:
+            path = f"{prefix}{one.name}"
+            given[one.name] = _as(_kinds(kind)[one.name], content[one.name], path, strict)
+        elif one.default is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{one.name} is missing")
+    unknown = sorted(set(content) - set(_kinds(kind)))
+    if unknown and strict:
+        raise ValueError(f"{prefix}{unknown[0]} is no key of a record")
+    return kind(**given)
+
+
+def _as(kind: Any, value: Any, name: str, strict: bool) -> Any:
+    """`value` of a field's type; mappings become parts.
+
+    Raises:
+        ValueError: It is of another type, or no finite number.
+    """
+    expected = _without_none(kind)
+    if value is None and expected is not kind:
+        return None
+    if get_origin(expected) is list:
+        (each,) = get_args(expected)
+        if isinstance(value, list):
+            return [_as(each, one, f"{name}.{n}", strict) for n, one in enumerate(value)]
+    elif issubclass(expected, Part):
+        if isinstance(value, expected):
+            return value
+        if isinstance(value, Mapping):
+            return _part(expected, value, name, strict)
+    elif isinstance(value, bool):  # an int to Python
+        pass
+    elif expected is float and isinstance(value, int | float):
+        if math.isfinite(value):
+            return value
+        raise ValueError(f"{name} is {value}, expected a finite number")
+    elif isinstance(value, expected):
+        return value
+    wanted = expected if get_origin(expected) else expected.__name__
+    raise ValueError(f"{name} is {type(value).__name__}, expected {wanted}")
+
+
+def _without_none(kind: Any) -> Any:
+    """X of `X | None`, and of X."""
+    if isinstance(kind, types.UnionType):
+        (kind,) = [option for option in get_args(kind) if option is not types.NoneType]
+    return kind
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.to_json()
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
+def schema(part: type[Part] = Record) -> dict[str, tuple[str, str]]:
+    """Type and meaning of every key of `metrics.json`, dotted.
+
+    `rounds.*.seconds` is a key of each of the rounds. A type that ends in `?` may be absent.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for one in dataclasses.fields(part):
+        kind = _without_none(_kinds(part)[one.name])
+        written = one.type.removesuffix(" | None") + "?" if one.default is None else one.type
+        found[one.name] = written, one.metadata["meaning"]
+        each = get_args(kind)[0] if get_origin(kind) is list else kind
+        if issubclass(each, Part):
+            star = "*." if each is not kind else ""
+            found |= {f"{one.name}.{star}{key}": row for key, row in schema(each).items()}
     return found
-
-
-def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Under dotted keys; what the schema calls a dict stays one."""
-    flat = {}
-    for key, value in record.items():
-        whole = SCHEMA.get(prefix + key, (None,))[0] is dict
-        if isinstance(value, dict) and not whole:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1 accuracy and mean negative log-likelihood in nats.
-
-    Args:
-        logits: [n, K].
-        labels: [n] class numbers.
-    """
-    log_p = log_softmax(logits)
-    return {
-        "accuracy": float((logits.argmax(axis=1) == labels).mean()),
-        "nll": float(-log_p[np.arange(len(labels)), labels].mean()),
-    }
-
-
-def chance(labels: np.ndarray) -> tuple[float, float]:
-    """The accuracy of always naming the most frequent class, and the highest that is no better.
-
-    An accuracy up to two standard errors above it may be luck.
-
-    Args:
-        labels: [n] class numbers.
-    """
-    share = float(np.bincount(labels).max() / len(labels))
-    return share, share + 2 * math.sqrt(share * (1 - share) / len(labels))
 
 
 def environment() -> dict[str, Any]:
@@ -175,9 +357,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
-
-
-def read_record(directory: Path) -> dict[str, Any] | None:
-    """The metrics of a finished run, or None: `metrics.json` is written last, when all else is."""
-    path = directory / "metrics.json"
-    return json.loads(path.read_text()) if path.is_file() else None

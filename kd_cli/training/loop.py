@@ -19,7 +19,7 @@ from kd_cli.data.dataset import Split
 from kd_cli.files import append_row, read_rows, rewrite_rows
 from kd_cli.networks.predict import Prepare, predict_rows
 from kd_cli.networks.wrap import dead_layers
-from kd_cli.runs.record import chance, score
+from kd_cli.runs.quality import chance, score
 from kd_cli.runs.state import State
 from kd_cli.terminal import TrainingProgress
 from kd_cli.training.step import Engine, Learner
@@ -74,8 +74,8 @@ def better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a learner's training writes, how it is named, and where it ends.
+class RunSettings:
+    """What is one run's own: where it writes, how it is named, and where it ends.
 
     Attributes:
         out: The run's directory; `history.jsonl` and `state/` are written there.
@@ -95,8 +95,8 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the learners of an engine share.
+class LoopSettings:
+    """What all runs of an engine share.
 
     Attributes:
         patience: Epochs without a better result before stopping; None never stops.
@@ -112,7 +112,7 @@ class Plan:
 
 
 class Training:
-    """One learner's training: it continues from `place.out/state` where there is one.
+    """One learner's training: it continues from `run.out/state` where there is one.
 
     Attributes:
         now: Where it stands.
@@ -120,13 +120,13 @@ class Training:
         error: Why it was given up, or None.
     """
 
-    def __init__(self, learner: Learner, place: Place, plan: Plan) -> None:
+    def __init__(self, learner: Learner, run: RunSettings, shared: LoopSettings) -> None:
         self.learner = learner
-        self.place = place
-        self.plan = plan
+        self.run = run
+        self.shared = shared
         self.error: Exception | None = None
-        self.state = State(place.out / "state")
-        for folder in (place.out, self.state.folder):  # what a kill left of a write
+        self.state = State(run.out / "state")
+        for folder in (run.out, self.state.folder):  # what a kill left of a write
             for left in folder.glob(".tmp-*"):
                 left.unlink()
         saved = self.state.load(learner.variables)
@@ -137,11 +137,11 @@ class Training:
         if saved:
             log.info(
                 "%s: continuing after epoch %d (step %d)",
-                place.label,
+                run.label,
                 self.now.epoch,
                 self.now.step,
             )
-        self.history = place.out / "history.jsonl"
+        self.history = run.out / "history.jsonl"
         rows = [row for row in read_rows(self.history) if row["epoch"] <= self.now.epoch]
         rewrite_rows(self.history, rows)
         self.before = self.now.seconds
@@ -149,8 +149,8 @@ class Training:
 
     @property
     def goes_on(self) -> bool:
-        now, place = self.now, self.place
-        ended = now.stopped or now.epoch >= place.epochs or now.step >= place.total_steps
+        now, run = self.now, self.run
+        ended = now.stopped or now.epoch >= run.epochs or now.step >= run.total_steps
         return self.error is None and not ended
 
     def check_terms(self, epoch: int) -> None:
@@ -172,15 +172,15 @@ class Training:
             return None
 
     def _give_up(self, why: str) -> None:
-        self.error = NonFiniteError(f"{self.place.label}: {why}")
+        self.error = NonFiniteError(f"{self.run.label}: {why}")
 
     def save_inside_epoch(self, step: int, seconds: float) -> None:
-        """Keeps the state when the last one is older than `plan.minutes`."""
-        if time.monotonic() - self.saved < 60 * self.plan.minutes:
+        """Keeps the state when the last one is older than `shared.minutes`."""
+        if time.monotonic() - self.saved < 60 * self.shared.minutes:
             return
         counters = dict(vars(self.now), step=step, epoch_seconds=seconds)
         counters["seconds"] = self.before + time.monotonic() - self.started
-        self.state.save(self.learner.variables, self.place.owner, counters, None)
+        self.state.save(self.learner.variables, self.run.owner, counters, None)
         self.saved = time.monotonic()
 
     def end_epoch(
@@ -190,7 +190,7 @@ class Training:
 
         None when the logits on the validation split are not finite: the training is given up.
         """
-        now, plan, model = self.now, self.plan, self.learner.model
+        now, shared, model = self.now, self.shared, self.learner.model
         epoch = now.epoch + 1
         row = {
             "epoch": epoch,
@@ -202,7 +202,7 @@ class Training:
             "examples_per_second": examples / seconds,
         }
         if validation is not None:
-            logits = predict_rows(self.learner.predict, validation, plan.prepare)
+            logits = predict_rows(self.learner.predict, validation, shared.prepare)
             if not np.isfinite(logits).all():
                 self._give_up(
                     f"the logits on the validation split are not finite after epoch {epoch}, "
@@ -214,47 +214,46 @@ class Training:
         now.train_seconds += seconds
         now.epoch_seconds = 0.0
         now.examples += examples
-        is_best = validation is None or better(now.last, now.best, plan.monitor)
+        is_best = validation is None or better(now.last, now.best, shared.monitor)
         if is_best:
             now.best_epoch, now.best = epoch, now.last
             self.best_weights = model.get_weights()
-        if plan.patience is not None and validation is not None:
-            now.stopped = "early stopping" if epoch - now.best_epoch >= plan.patience else ""
+        if shared.patience is not None and validation is not None:
+            now.stopped = "early stopping" if epoch - now.best_epoch >= shared.patience else ""
         if not self.goes_on or epoch & (epoch - 1) == 0:  # epochs 1, 2, 4, 8, ... and the last
-            _check_health(now, self.learner, validation or rest, plan.prepare, self.place.label)
+            _check_health(now, self.learner, validation or rest, shared.prepare, self.run.label)
         now.seconds = self.before + time.monotonic() - self.started
         append_row(self.history, row)
         best = self.best_weights if is_best else None
-        self.state.save(self.learner.variables, self.place.owner, vars(now), best)
+        self.state.save(self.learner.variables, self.run.owner, vars(now), best)
         self.saved = time.monotonic()
-        self.place.tracker.epoch(row, model)
+        self.run.tracker.epoch(row, model)
         return row
 
 
 def fit(
-    engine: Engine, validation: Split | None, places: list[Place], plan: Plan
+    engine: Engine, validation: Split | None, runs: list[RunSettings], shared: LoopSettings
 ) -> Iterator[Training]:
     """Trains the engine's learners to their ends, each continuing from its own saved state.
 
     Args:
-        engine: Its learners belong to `places`, one each.
+        engine: Its learners belong to `runs`, one each.
         validation: Chooses the best epoch and stops early; None trains to the end.
-        places: Where each writes.
-        plan: What they share.
+        runs: What is each one's own.
+        shared: What they share.
 
     Yields:
         Each as it ends, while those that train longer wait. Its model holds the weights of its
         last step, and may be given others.
     """
     trainings = [
-        Training(learner, place, plan)
-        for learner, place in zip(engine.learners, places, strict=True)
+        Training(learner, run, shared) for learner, run in zip(engine.learners, runs, strict=True)
     ]
-    label = places[0].label if len(places) == 1 else f"{len(places)} students"
+    label = runs[0].label if len(runs) == 1 else f"{len(runs)} students"
     for training in trainings:
         training.now.learners = max(training.now.learners, len(trainings))
     waiting, chunk = list(trainings), 1
-    longest, done = max(place.epochs for place in places), trainings[0].now.epoch
+    longest, done = max(run.epochs for run in runs), trainings[0].now.epoch
     with TrainingProgress(label, longest, engine.size, done) as progress:
         while any(training.goes_on for training in trainings):
             epoch = 1 + min(t.now.epoch for t in trainings if t.goes_on)
@@ -285,7 +284,7 @@ def _run_epoch(
     """One epoch of those that have not done it yet; returns the chunk's length for the next one."""
     first_step = (epoch - 1) * engine.steps_per_epoch
     # Alike for all that are active: those of an engine end after whole epochs, or all together.
-    steps = min(engine.steps_per_epoch, active[0].place.total_steps - first_step)
+    steps = min(engine.steps_per_epoch, active[0].run.total_steps - first_step)
     for training in trainings:
         training.learner.from_step.assign(training.now.step if training in active else _NEVER)
         if training in active and training.now.step == first_step:
@@ -323,8 +322,8 @@ def _run_epoch(
                 training.end_epoch, first_step + steps, seconds, examples, validation, engine.split
             )
             if row is not None:
-                place = training.place
-                progress.epoch(place.label, row, place.epochs, place.out)
+                run = training.run
+                progress.epoch(run.label, row, run.epochs, run.out)
                 rows.append(row)
     if len(trainings) > 1 and rows:
         parts = ("train",) if validation is None else ("train", "validation")

@@ -15,11 +15,20 @@ from omegaconf import OmegaConf
 from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
-from kd_cli.files import save_model, write_json, write_npz
+from kd_cli.files import save_model, write_npz
 from kd_cli.runs import identity, quality
 from kd_cli.runs.asked import Run
 from kd_cli.runs.ownership import inputs, refuse_other_inputs
-from kd_cli.runs.record import SCHEMA_VERSION, environment, read_record, score
+from kd_cli.runs.record import (
+    BySplit,
+    DatasetRecord,
+    EpochScore,
+    Record,
+    Score,
+    Timings,
+    Validation,
+    environment,
+)
 from kd_cli.runs.state import State
 from kd_cli.terminal import log_file
 from kd_cli.training import assembly
@@ -32,8 +41,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("kd")
 
 
-# What a run ended with: the content of its metrics.json, or why it failed.
-Result = dict[str, Any] | Exception
+# What a run ended with: its record, or why it failed.
+Result = Record | Exception
 Results = dict[Path, Result]
 
 
@@ -44,9 +53,9 @@ class Taught:
     Attributes:
         outputs: The teacher's, for the training; None where its labels stand in the data.
         seconds: Spent on asking the teacher before the training.
-        record: For `metrics.json`.
+        record: Fields of the run's `Record`.
         arrays: For `predictions.npz`.
-        warnings: For `metrics.json`, by the run's directory.
+        warnings: For the `Record`, by the run's directory.
     """
 
     outputs: Outputs | None
@@ -58,11 +67,11 @@ class Taught:
 
 def train_inside(
     run: Run, dataset: Dataset, started: float, role: str, taught: Taught | None = None
-) -> dict[str, Any]:
+) -> Record:
     """One run inside another: with its own log, and its configuration as Hydra leaves it.
 
     Returns:
-        The content of its `metrics.json`; its failure is raised.
+        Its record; its failure is raised.
     """
     (run.out / ".hydra").mkdir(parents=True, exist_ok=True)
     OmegaConf.save(run.plan, run.out / ".hydra" / "config.yaml")
@@ -104,11 +113,11 @@ def train(
         return results
     plans = [run.plan for run in runs]
     engine = assembly.engine_for(plans, dataset, role, taught.outputs if taught else None)
-    from kd_cli.training.loop import Place, Plan, fit
+    from kd_cli.training.loop import LoopSettings, RunSettings, fit
     from kd_cli.training.trackers import tracker
 
-    places = [
-        Place(
+    settings = [
+        RunSettings(
             run.out,
             {"run_id": identity.run_id(run.plan), "inputs": inputs(run.plan, dataset)},
             role if len(runs) == 1 else run.out.name,
@@ -118,7 +127,7 @@ def train(
         )
         for run in runs
     ]
-    shared = Plan(
+    shared = LoopSettings(
         patience=plans[0].early_stopping.patience,
         monitor=plans[0].early_stopping.monitor,
         minutes=plans[0].checkpoint.minutes,
@@ -135,11 +144,11 @@ def train(
             "end, and the last epoch is kept"
         )
     of = {run.out: run for run in runs}
-    for training in fit(engine, dataset.validation, places, shared):
-        run = of[training.place.out]
+    for training in fit(engine, dataset.validation, settings, shared):
+        run, record = of[training.run.out], None
         if training.error is None:
-            training.attempt(_finish, run, training, dataset, role, started, taught)
-        results[run.out] = training.error or read_record(run.out)
+            record = training.attempt(_finish, run, training, dataset, role, started, taught)
+        results[run.out] = training.error or record
     return results
 
 
@@ -150,8 +159,8 @@ def _finish(
     role: str,
     started: float,
     taught: Taught | None,
-) -> None:
-    """Reads the test split, once; writes model, predictions, and metrics last."""
+) -> Record:
+    """Reads the test split, once; writes model, predictions, and the record last."""
     from kd_cli.distillation.losses import formula
     from kd_cli.networks.keras_file import weights_hash
     from kd_cli.networks.predict import predict_rows
@@ -160,11 +169,11 @@ def _finish(
     plan, out, ended, learner = run.plan, run.out, training.now, training.learner
     labels = dataset.test.labels[dataset.test.rows]
     model = learner.model
-    prepare = training.plan.prepare
-    test_last = score(predict_rows(learner.predict, dataset.test, prepare), labels)
+    prepare = training.shared.prepare
+    last_logits = predict_rows(learner.predict, dataset.test, prepare)
     model.set_weights(training.best_weights)
     test_logits = predict_rows(learner.predict, dataset.test, prepare)
-    if not np.isfinite(test_logits).all():
+    if not (np.isfinite(test_logits).all() and np.isfinite(last_logits).all()):
         raise NonFiniteError("the logits on the test split are not finite; lower learning_rate")
     save_model(out / "model.keras", model)
     arrays = {"labels": labels, f"{role}_logits": test_logits}
@@ -176,66 +185,69 @@ def _finish(
     arrays |= taught.arrays if taught else {}
     write_npz(out / "predictions.npz", arrays)
 
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "command": plan.command,
-        "run_id": training.place.owner["run_id"],
-        "config": identity.run_spec(plan),
-        "inputs": training.place.owner["inputs"],
-        "seed": plan.seed,
+    validation = None
+    if dataset.validation is not None:
+        validation = Validation(
+            best=EpochScore(epoch=ended.best_epoch, **ended.best),
+            last=EpochScore(epoch=ended.epoch, **ended.last),
+        )
+    fidelity = None
+    if taught and "teacher_logits" in arrays:
+        fidelity = quality.fidelity_of_splits(arrays, plan.get("temperature"))
+    record = Record(
+        command=plan.command,
+        run_id=training.run.owner["run_id"],
+        config=identity.run_spec(plan),
+        inputs=training.run.owner["inputs"],
+        seed=plan.seed,
         **environment(),
-        "device": set_up(plan.device),
-        "precision": plan.precision,
-        "dataset": {
-            "name": dataset.name,
-            "image_shape": list(dataset.image_shape),
-            "class_names": list(dataset.class_names),
-            "train": len(dataset.train),
-            "labelled": dataset.labelled,
-            "validation": len(dataset.validation) if dataset.validation else 0,
-            "test": len(dataset.test),
-            "fingerprint": dataset.fingerprint,
-            "split_fingerprint": dataset.split_fingerprint,
-        },
-        "input": f"pixels 0..255, [batch, {', '.join(map(str, model.input_shape[1:]))}]",
-        "network": plan[role].name,
-        "parameters": model.count_params(),
-        "loss": formula(plan.loss["_target_"], learner.hyper),
-        "alpha": plan.get("alpha"),
-        "temperature": plan.get("temperature"),
-        "epochs_done": ended.epoch,
-        "steps_done": ended.step,
-        "stopped": ended.stopped,
-        "warnings": [*(taught.warnings.get(out, []) if taught else []), *ended.warnings.values()],
-        "selection": (
+        device=set_up(plan.device),
+        precision=plan.precision,
+        dataset=DatasetRecord(
+            name=dataset.name,
+            image_shape=list(dataset.image_shape),
+            class_names=list(dataset.class_names),
+            train=len(dataset.train),
+            labelled=dataset.labelled,
+            validation=len(dataset.validation) if dataset.validation else 0,
+            test=len(dataset.test),
+            fingerprint=dataset.fingerprint,
+            split_fingerprint=dataset.split_fingerprint,
+        ),
+        input=f"pixels 0..255, [batch, {', '.join(map(str, model.input_shape[1:]))}]",
+        network=plan[role].name,
+        parameters=model.count_params(),
+        loss=formula(plan.loss["_target_"], learner.hyper),
+        alpha=plan.get("alpha"),
+        temperature=plan.get("temperature"),
+        epochs_done=ended.epoch,
+        steps_done=ended.step,
+        stopped=ended.stopped,
+        warnings=[*(taught.warnings.get(out, []) if taught else []), *ended.warnings.values()],
+        selection=(
             "the last epoch: without a validation split none can be chosen but by test"
             if dataset.validation is None
-            else f"the best epoch by validation {training.plan.monitor}"
+            else f"the best epoch by validation {training.shared.monitor}"
         ),
-        "test": score(test_logits, labels),
-        "test_last": test_last,
-        "quality": quality.of_splits(arrays, role),
-        "weights_sha256": weights_hash(model),
-        "timings": {
-            "learners": ended.learners,
-            "total_seconds": max(time.monotonic() - started, ended.seconds),
-            "train_seconds": ended.train_seconds,
-            "seconds_per_epoch": ended.train_seconds / max(ended.epoch, 1),
-            "examples_per_second": ended.examples / max(ended.train_seconds, 1e-9),
-            "teacher_forward_seconds": taught.seconds if taught else 0.0,
-        },
-    }
-    if dataset.validation is not None:
-        record["validation"] = {
-            "best": {"epoch": ended.best_epoch, **ended.best},
-            "last": {"epoch": ended.epoch, **ended.last},
-        }
-    if taught:
-        record |= taught.record
-        if "teacher_logits" in arrays:
-            record["fidelity"] = quality.fidelity_of_splits(arrays, plan.get("temperature"))
-    write_json(out / "metrics.json", record)
+        validation=validation,
+        test=Score(**quality.score(test_logits, labels)),
+        test_last=Score(**quality.score(last_logits, labels)),
+        quality=BySplit(**quality.of_splits(arrays, role)),
+        fidelity=fidelity,
+        weights_sha256=weights_hash(model),
+        timings=Timings(
+            learners=ended.learners,
+            total_seconds=max(time.monotonic() - started, ended.seconds),
+            train_seconds=ended.train_seconds,
+            seconds_per_epoch=ended.train_seconds / max(ended.epoch, 1),
+            examples_per_second=ended.examples / max(ended.train_seconds, 1e-9),
+            teacher_forward_seconds=taught.seconds if taught else 0.0,
+        ),
+        **(taught.record if taught else {}),
+    )
+    record.write(out)
     point_latest(out, Path(plan.outputs))
+    return record
 
 
 def point_latest(out: Path, outputs: Path) -> None:

@@ -21,6 +21,15 @@ from pathlib import Path
 import numpy as np
 
 from kd_cli.runs import quality
+from kd_cli.runs.record import (
+    DatasetRecord,
+    EpochScore,
+    Record,
+    Score,
+    TeacherRecord,
+    Timings,
+    Validation,
+)
 
 SEEDS, EPOCHS, CLASSES = 10, 20, 10
 SPLITS = {"": 1000, "validation_": 500}
@@ -41,43 +50,78 @@ def make(root: Path, count: int) -> None:
         folder = root / f"point{point}_seed{seed}"
         (folder / ".hydra").mkdir(parents=True)
         np.savez(folder / "predictions.npz", **held)
-        record = {
-            "schema_version": 2,
-            "command": "distill" if point else "train-student",
-            "run_id": f"{number:010x}",
-            "seed": seed,
-            "config": config(seed, (alpha, temperature) if point else None),
-            "inputs": {"data": "d" * 64, "split": "s" * 64} | ({"teacher": "t"} if point else {}),
-            "dataset": {"name": "synthetic", "class_names": list("abcdefghij"), "test": 1000},
-            "network": "mlp",
-            "parameters": 101770,
-            "alpha": alpha if point else None,
-            "temperature": temperature if point else None,
-            "quality": quality.of_splits(held, "student"),
-            "weights_sha256": f"{number:064x}",
-            "warnings": [],
-            "timings": {"total_seconds": 60.0},
+        of_student = quality.of_splits(held, "student")
+        kept = {
+            split: Score(**{k: own[k] for k in ("accuracy", "nll")})
+            for split, own in of_student.items()
         }
-        record["test"] = {key: record["quality"]["test"][key] for key in ("accuracy", "nll")}
-        best = {key: record["quality"]["validation"][key] for key in ("accuracy", "nll")}
-        record["validation"] = {"best": {"epoch": EPOCHS, **best}}
-        if point:
-            record["fidelity"] = quality.fidelity_of_splits(held, float(temperature))
-            record["teacher"] = {
-                "name": "cnn",
-                "weights_sha256": "t",
-                "test_accuracy": known["test"]["accuracy"],
-                "test_nll": known["test"]["nll"],
-                "quality": known,
-                "parameters": 421642,
-            }
+        best = EpochScore(epoch=EPOCHS, **kept["validation"])
+        taught = TeacherRecord(
+            path="outputs/teachers/synthetic-cnn",
+            name="cnn",
+            weights_sha256="t",
+            training="20 epochs, seed 0",
+            test_accuracy=known["test"]["accuracy"],
+            test_nll=known["test"]["nll"],
+            quality=known,
+            parameters=421642,
+            outputs="cached as float32",
+            precision="float32",
+        )
+        Record(
+            command="distill" if point else "train-student",
+            run_id=f"{number:010x}",
+            seed=seed,
+            config=config(seed, (alpha, temperature) if point else None),
+            inputs={"data": "d" * 64, "split": "s" * 64} | ({"teacher": "t"} if point else {}),
+            git_commit=None,
+            versions={},
+            device="CPU",
+            precision="float32",
+            dataset=DatasetRecord(
+                name="synthetic",
+                image_shape=[28, 28, 1],
+                class_names=list("abcdefghij"),
+                train=9000,
+                labelled=9000,
+                validation=500,
+                test=1000,
+                fingerprint="d" * 64,
+                split_fingerprint="s" * 64,
+            ),
+            input="pixels 0..255, [batch, 28, 28, 1]",
+            network="mlp",
+            parameters=101770,
+            loss="",
+            alpha=alpha if point else None,
+            temperature=temperature if point else None,
+            epochs_done=EPOCHS,
+            steps_done=36 * EPOCHS,
+            stopped="finished",
+            warnings=[],
+            selection="the best epoch by validation accuracy",
+            validation=Validation(best=best, last=best),
+            test=kept["test"],
+            test_last=kept["test"],
+            quality=of_student,
+            fidelity=quality.fidelity_of_splits(held, float(temperature)) if point else None,
+            weights_sha256=f"{number:064x}",
+            teacher=taught if point else None,
+            timings=Timings(
+                learners=1,
+                total_seconds=60.0,
+                train_seconds=50.0,
+                seconds_per_epoch=2.5,
+                examples_per_second=3600.0,
+                teacher_forward_seconds=0.0,
+            ),
+        ).write(folder)
         rows = []
         for epoch in range(1, EPOCHS + 1):
-            accuracy = best["accuracy"] * (1 - 0.5 / epoch)
+            accuracy = best.accuracy * (1 - 0.5 / epoch)
             part = {"accuracy": accuracy, "nll": 1 / epoch}
             rows.append({"epoch": epoch, "train": part, "validation": part})
         (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / "metrics.json").write_text(json.dumps(record, indent=2))
 
 
 def config(seed: int, point: tuple[float, float] | None) -> dict:

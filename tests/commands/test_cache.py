@@ -7,7 +7,7 @@ import pytest
 
 from kd_cli.distillation import logits_cache
 from kd_cli.files import file_hash
-from kd_cli.runs.record import read_record
+from tests.conftest import read_record
 
 
 @pytest.fixture

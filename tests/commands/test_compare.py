@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from kd_cli.commands.compare import sweeps
+from kd_cli.commands.compare import conclude, sweeps
 from kd_cli.errors import ConfigError
+from tests.records import TEACHER, content
 
 
 def runs(work):
@@ -59,6 +60,47 @@ def test_a_mistake_in_the_distilled_half_is_told_before_the_scratch_half_trains(
     done = kd("compare", *small, "alpha=0.1,7", "seeds=3")
     assert done.code == 2 and "alpha=7.0 must be between 0 and 1" in done.error
     assert not (work / "outputs").exists()
+
+
+def test_the_table_of_a_comparison(work, capsys):
+    """Differences 2, 3, 4 points: 3 with the interval 3 -+ 4.3027 / sqrt(3), 0.52 to 5.48."""
+    for command, tests in (("train-student", (80, 81, 79)), ("distill", (82, 84, 83))):
+        for seed, test in enumerate(tests):
+            best = {"epoch": 1, "accuracy": 0.8, "nll": 0.5}
+            loss = {"train-student": "cross_entropy", "distill": "hinton"}[command]
+            changes = {"teacher": TEACHER} if command == "distill" else {}
+            made = content(
+                command=command,
+                seed=seed,
+                config={
+                    "init_seed": seed,
+                    "data_seed": seed,
+                    "loss": {"_target_": f"kd_cli.distillation.{loss}"},
+                },
+                validation={"best": best, "last": best},
+                test={"accuracy": test / 100},
+                weights_sha256=f"{command}{seed}",
+                **changes,
+            )
+            folder = work / "mine" / f"{command}{seed}"
+            folder.mkdir(parents=True)
+            (folder / "metrics.json").write_text(json.dumps(made))
+    conclude(work / "mine")
+    title, head, *lines = capsys.readouterr().out.splitlines()
+    assert title.strip() == "mine: mean and standard deviation over seeds"
+    assert [cell.strip() for cell in head.split("   ") if cell.strip()] == [
+        "seeds", "validation, %", "test, %", "test against scratch, points", "verdict",
+    ]  # fmt: skip
+    cells = [[cell.strip() for cell in line.split("   ") if cell.strip()] for line in lines[:3]]
+    assert cells == [
+        ["teacher cnn tttttttt", "1", "–", "95.00", "–", "–"],
+        ["scratch", "3", "80.00 ± 0.00", "80.00 ± 1.00", "–", "baseline"],
+        ["hinton", "3", "80.00 ± 0.00", "83.00 ± 1.00", "+3.00", "better"],
+    ]
+    assert lines[3].startswith("hinton: better by 3.00 points (95 % interval 0.52 to 5.48")
+    (one,) = json.loads((work / "mine" / "comparison.json").read_text())["against_scratch"]
+    assert one["paired"]["mean"] == pytest.approx(0.03)
+    assert (work / "mine" / "report" / "report.html").is_file()
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ from kd_cli.config.compose import compose
 from kd_cli.networks import cost
 from kd_cli.networks.predict import predictor
 from kd_cli.runs import quality
-from kd_cli.runs.record import read_record, score
+from kd_cli.runs.quality import score
 from kd_cli.runs.resolvers import register_resolvers
-from tests.conftest import assert_refused, only_run
+from tests.conftest import assert_refused, only_run, read_record
 
 layers = keras.layers
 
@@ -171,7 +171,9 @@ def test_a_run_on_its_own_data(kd, work, distilled):
     assert found["versions"]["keras"] == keras.__version__
     for word in ("ECE", "agreement with its teacher", "parameters", "FLOPs", "latency, batch 64"):
         assert word in done.out
-    assert f"{found['quality']['test']['accuracy']:.4f}" in done.out
+    (line,) = [line for line in done.out.splitlines() if line.startswith("accuracy, %")]
+    shares = [found["quality"][split]["accuracy"] for split in ("validation", "test")]
+    assert line.split()[2:] == [f"{100 * share:.2f}" for share in shares]
     # Nothing else was touched, and the run still counts as finished.
     assert all(path.read_bytes() == content for path, content in before.items())
     assert {p.name for p in run.iterdir()} - {p.name for p in before} >= {"evaluation.json"}
@@ -388,8 +390,8 @@ def _vectors(there):
 LATE_MISTAKES = {
     "no archive": ("a.keras", _text, [], ["a.keras is not a .keras file"]),
     "unfinished": ("run", _unfinished, [], ["run is not a finished run", "continues it"]),
-    "broken metrics": ("run", _no_json, [], ["run/metrics.json can't be read"]),
-    "metrics of another program": ("run", _foreign, [], ["not of a run of kd"]),
+    "broken metrics": ("run", _no_json, [], ["run/metrics.json is damaged, or not of kd (Expect"]),
+    "metrics of another program": ("run", _foreign, [], ["not of kd (no schema_version)"]),
     "a sweep's folder": ("sweep", _points, [], ["holds some, such as sweep/point"]),
     "classes": ("a.keras", lambda p: plain(p, layers.Dense(4), size=8), [], ["4 outputs", "10"]),
     "shape": ("a.keras", plain, [], ["[6, 6, 1]", "[8, 8, 1]", "input.size"]),

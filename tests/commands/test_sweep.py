@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from kd_cli.commands import distill
-from kd_cli.commands.sweep import expand
+from kd_cli.commands.sweep import expand, finish
 from kd_cli.files import open_npz
-from kd_cli.runs.record import read_record
+from tests.conftest import read_record
+from tests.records import content
 
 
 def points(work):
@@ -25,6 +26,64 @@ def test_expand_gives_every_point_and_the_swept_keys():
         ["alpha=0.2", "seed=0", "epochs=3"], ["alpha=0.2", "seed=1", "epochs=3"],
     ]  # fmt: skip
     assert swept == {"alpha", "seed"}
+
+
+def leave(folder, name, **changes):
+    (folder / name).mkdir(parents=True)
+    (folder / name / "metrics.json").write_text(json.dumps(content(**changes)))
+
+
+def test_the_table_of_a_sweep_and_its_files(work, capsys):
+    """Percent in the table, recorded values in the files; best on validation first."""
+    folder = work / "outputs" / "sweeps" / "mine"
+    for name, accuracy, units in (("a", 1 / 3, "[8]"), ("b", 2 / 3, "[b]")):
+        best = {"epoch": 2, "accuracy": accuracy, "nll": 0.25}
+        leave(
+            folder,
+            name,
+            validation={"best": best, "last": best},
+            config={"alpha": accuracy, "student": {"network": {"units": units}}},
+        )
+    leave(folder, "c", config={"alpha": 0.125, "student": {"network": {"units": "[8]"}}})
+    leave(folder, "old", schema_version=2)
+    leave(folder, "damaged", test=7)
+    (folder / "failed").mkdir()
+    (folder / "failed" / "error.json").write_text('{"message": "not finite\\nat all"}')
+    assert finish(folder, {"a", "b", "old"}) == 1  # of this command's points
+    out, err = capsys.readouterr()
+    title, head, *lines = out.splitlines()
+    assert title.strip() == "outputs/sweeps/mine: 3 points, sorted by validation accuracy"
+    assert [cell.strip() for cell in head.split("   ") if cell] == [
+        "alpha", "student.network.units", "validation, %", "validation NLL, nats", "best epoch",
+        "test, %", "test NLL, nats", "time, s",
+    ]  # fmt: skip
+    assert [line.split() for line in lines] == [
+        ["0.6667", "[b]", "66.67", "0.2500", "2", "90.00", "0.3000", "12.5"],
+        ["0.3333", "[8]", "33.33", "0.2500", "2", "90.00", "0.3000", "12.5"],
+        ["0.125", "[8]", "–", "–", "–", "90.00", "0.3000", "12.5"],
+    ]
+    said = [line for line in err.splitlines() if line.startswith("kd: failed: ")]
+    assert [line.split(": ")[2] for line in said] == ["damaged", "failed", "old"]
+    assert "test is int" in said[0] and said[1].endswith("not finite") and "version 2" in said[2]
+    saved = json.loads((folder / "sweep.json").read_text())
+    assert [row["validation_accuracy"] for row in saved["points"]] == [2 / 3, 1 / 3, None]
+    assert saved["points"][1]["best_epoch"] == 2 and saved["points"][1]["directory"] == "a"
+    assert [one["directory"] for one in saved["failures"]] == ["damaged", "failed", "old"]
+    first, _, last = csv.DictReader(open(folder / "sweep.csv"))
+    assert float(first["validation_accuracy"]) == 2 / 3 and last["validation_accuracy"] == ""
+    assert list(first)[2:] == [
+        "validation_accuracy", "validation_nll", "best_epoch", "test_accuracy", "test_nll",
+        "seconds", "directory",
+    ]  # fmt: skip
+
+
+def test_a_sweep_without_validation_is_not_sorted(work, capsys):
+    for name, accuracy in (("a", 0.25), ("b", 0.75)):
+        leave(work / "mine", name, test={"accuracy": accuracy}, config={"alpha": accuracy})
+    assert finish(work / "mine", set()) == 0
+    title, _, *lines = capsys.readouterr().out.splitlines()
+    assert "not sorted: there is no validation split" in title
+    assert [line.split()[0] for line in lines] == ["0.25", "0.75"]
 
 
 @pytest.mark.slow

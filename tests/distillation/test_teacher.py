@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from kd_cli.files import open_npz
-from kd_cli.runs.record import read_record
-from tests.conftest import only_run
+from tests.conftest import only_run, read_record
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ from kd_cli.commands.report import USAGE
 from kd_cli.report import figures, groups, page, plots, tables
 from kd_cli.report.groups import DISTILLED, PLAIN, SCRATCH, SELF, TEACHER
 from kd_cli.runs import finished
-from kd_cli.runs.finished import Run
+from kd_cli.runs.finished import FinishedRun
 from tests.conftest import assert_refused
+from tests.records import TEACHER as TEACHER_RECORD
+from tests.records import content
 
 CLASSES = ["cat", "dog", "<script>alert(1)</script>"]
 # Test accuracies by seed. Distilled minus scratch: 0.02, 0.03, 0.04, so the mean is 0.03 and the
@@ -43,47 +45,39 @@ def config(seed, loss, *, epochs=5, **more):
 
 
 def record(command, seed, test, *, validation=None, loss=None, teacher="t" * 64, **more):
-    """A record of schema 2, with as much as a report reads."""
+    """A record that differs in what a report reads."""
     default = ("hinton", {"alpha": 0.1, "temperature": 4.0, "t_squared": True})
     if command != "distill":
         default = ("cross_entropy", {"label_smoothing": 0.0})
     loss = loss or default
-    made = {
-        "schema_version": 2,
-        "command": command,
-        "run_id": f"{command}{seed}{loss}",
-        "seed": seed,
-        "config": config(seed, loss, **more) | {"command": command},
-        "inputs": {"data": "d" * 64, "split": "s" * 64},
-        "dataset": {"name": "pets", "class_names": CLASSES, "train": 90, "test": 30},
-        "network": "mlp",
-        "parameters": 1000,
-        "alpha": loss[1].get("alpha"),
-        "temperature": loss[1].get("temperature"),
-        "test": {"accuracy": test, "nll": 0.5},
-        "quality": {"test": {"accuracy": test, "nll": 0.5, "brier": 0.25, "ece": 0.125}},
-        "weights_sha256": f"{command}{seed}",
-        "warnings": [],
-    }
+    made = content(
+        command=command,
+        run_id=f"{command}{seed}{loss}",
+        seed=seed,
+        inputs={"data": "d" * 64, "split": "s" * 64},
+        dataset={"name": "pets", "class_names": CLASSES},
+        alpha=loss[1].get("alpha"),
+        temperature=loss[1].get("temperature"),
+        test={"accuracy": test, "nll": 0.5},
+        quality={"test": {"accuracy": test, "nll": 0.5, "brier": 0.25, "ece": 0.125}},
+        weights_sha256=f"{command}{seed}",
+    )
+    made["config"] = config(seed, loss, **more) | {"command": command}
     if validation is not None:
-        made["validation"] = {"best": {"epoch": 3, "accuracy": validation, "nll": 0.4}}
+        best = {"epoch": 3, "accuracy": validation, "nll": 0.4}
+        made["validation"] = {"best": best, "last": best}
         made["quality"]["test"]["ece_scaled"] = 0.0625
     if command == "distill":
         made["inputs"]["teacher"] = teacher
         made["config"]["teacher"] = {"network": {"_target_": "kd_cli.networks.cnn"}}
         made["fidelity"] = {"test": {"agreement": 0.75}}
-        made["teacher"] = {
-            "name": "cnn",
-            "weights_sha256": teacher,
-            "parameters": 9000,
-            "test_accuracy": 0.9,
-            "test_nll": 0.3,
-        }
+        known = {"weights_sha256": teacher, "test_accuracy": 0.9, "test_nll": 0.3}
+        made["teacher"] = TEACHER_RECORD | known
     return made
 
 
 def runs(command, tests, **options):
-    return [Run(record(command, seed, test, **options)) for seed, test in enumerate(tests)]
+    return [FinishedRun(record(command, seed, test, **options)) for seed, test in enumerate(tests)]
 
 
 def by_name(made):
@@ -210,7 +204,7 @@ def test_only_the_seeds_of_both_are_paired():
     made = [*runs("distill", (*BETTER_TEST, 0.1)), *runs("train-student", SCRATCH_TEST)]
     (one,) = groups.compared(groups.grouped(made)[0]).values()
     assert len(one.pairs) == 3 and "1 of 4 seeds have no scratch run" in one.sentence
-    foreign = [Run(record("train-student", seed, 0.8)) for seed in (7, 8, 9)]
+    foreign = [FinishedRun(record("train-student", seed, 0.8)) for seed in (7, 8, 9)]
     (one,) = groups.compared(groups.grouped([*runs("distill", BETTER_TEST), *foreign])[0]).values()
     assert (
         one.verdict == "no pairs" and "seeds 0, 1, 2 here, 7, 8, 9 of the scratch" in one.sentence
@@ -299,10 +293,10 @@ def test_validation_chooses_and_test_does_not():
 def test_a_teacher_that_only_a_student_knows_has_a_row():
     made = runs("distill", BETTER_TEST)
     (teacher,) = finished.unseen_teachers(made)
-    assert teacher.value("test.accuracy") == 0.9 and teacher.value("parameters") == 9000
+    assert teacher.at("test.accuracy") == 0.9 and teacher.at("parameters") == 9000
     found, _ = groups.grouped([*made, teacher])
     assert [group.kind for group in found] == [TEACHER, DISTILLED]
-    own = Run(record("train-teacher", 0, 0.9) | {"weights_sha256": "t" * 64})
+    own = FinishedRun(record("train-teacher", 0, 0.9) | {"weights_sha256": "t" * 64})
     assert finished.unseen_teachers([*made, own]) == []
 
 
@@ -369,8 +363,9 @@ def test_the_report_of_a_sweep(kd, work, outputs):
         x for x in markdown.splitlines() if x.startswith("| **hinton alpha=0.1 temperature=4")
     ]
     # Mean of 82, 84, 83; interval of the smallest p value of five points: 3 -+ t(0.995) sd.
-    assert "| 3 | 83.00 ± 0.00 | 83.00 ± 1.00 | 0.500 ± 0.000 | 0.250 ± 0.000 | 12.50 ± 0.00" in row
-    assert "6.25 ± 0.00 | 75.00 ± 0.00 | 1,000 | inconclusive: +3.00 points (99 % interval" in row
+    numbers = "| 3 | 1,000 | 83.00 ± 0.00 | 83.00 ± 1.00 | 0.5000 ± 0.0000 | 0.2500 ± 0.0000 | "
+    assert f"{numbers}12.50 ± 0.00 | 6.25 ± 0.00 | 75.00 ± 0.00 | inconclusive: +3.00 points" in row
+    assert "(99 % interval" in row
     assert "digits" not in markdown and "teacher cnn" in markdown
     assert (
         "- Inconclusive: pets mlp epochs=5: hinton alpha=0.1 temperature=4 (chosen among 4, 83.00 %"
@@ -409,11 +404,11 @@ def test_calibration_is_paired_by_seed():
             run.record["quality"]["test"] = quality
     found, _ = groups.grouped(made)
     table = tables.differences(found, groups.compared(found))
-    assert list(table.columns[2:]) == ["NLL", "Brier", "ECE [%]", "ECE scaled [%]"]
+    assert list(table.columns[2:]) == ["NLL, nats", "Brier", "ECE, %", "ECE scaled, %"]
     (row,) = [row for row in table.rows if row.cells]
     # t of 2 degrees of freedom at 97.5 %: 4.3027, times 0.01 / sqrt(3): 0.0248.
-    nll, ece = "+0.030 (0.005 to 0.055)", "-3.00 (-5.48 to -0.52)"
-    assert row.cells[1:] == ["3", nll, "+0.010", ece, "–"]
+    nll, ece = "+0.0300 (0.0052 to 0.0548)", "-3.00 (-5.48 to -0.52)"
+    assert row.cells[1:] == ["3", nll, "+0.0100", ece, "–"]
 
 
 def test_the_figure_of_all_verdicts(monkeypatch):
@@ -455,20 +450,28 @@ def test_without_validation_the_last_epoch_is_said(kd, work):
     assert "training accuracy by epoch" in text
 
 
-def test_older_records_are_read(kd, work):
+def test_what_can_not_be_read_is_counted(kd, work):
+    for seed in range(3):
+        leave(work / "runs" / f"seed{seed}", record("distill", seed, 0.8, validation=0.7))
+    for number, old in enumerate((record("distill", 3, 0.8) | {"schema_version": 2}, {"a": 1}, [])):
+        (work / "runs" / f"old{number}").mkdir()
+        (work / "runs" / f"old{number}" / "metrics.json").write_text(json.dumps(old))
+    assert kd("report", "runs").out.startswith("3 runs")
+    text = (work / "runs" / "report" / "report.md").read_text()
+    assert "3 finished runs in 1 groups of students" in text
+    assert "Left out: 3 with a metrics.json that can't be read (damaged, not of kd, or of" in text
+
+
+def test_files_beside_the_record_may_be_gone(kd, work):
     for seed in range(2):
-        made = record("distill", seed, 0.8, validation=0.7)
-        made |= {"schema_version": 1}
-        for key in ("quality", "fidelity", "warnings"):
-            del made[key]
-        folder = leave(work / "runs" / f"seed{seed}", made)
+        folder = leave(work / "runs" / f"seed{seed}", record("distill", seed, 0.8, validation=0.7))
         (folder / "predictions.npz").write_bytes(b"cut short")
         (folder / "history.jsonl").unlink()
+        (folder / "evaluation.json").write_text('{"latency": 3}')
     assert kd("report", "runs").code == 0
     text = (work / "runs" / "report" / "report.md").read_text()
-    assert "80.00 ± 0.00 | 0.500 ± 0.000 | – | – | – | – | 1,000 |" in text
-    assert "All groups have" not in text and "The group has fewer than 3 seeds" in text
-    assert "The group has no Brier score and ECE: runs of an older kd." in text
+    assert "80.00 ± 0.00 | 0.5000 ± 0.0000" in text and "latency" not in text
+    assert "The group has fewer than 3 seeds" in text
 
 
 def test_latency_has_its_column_and_figure(kd, work, outputs):
@@ -479,9 +482,13 @@ def test_latency_has_its_column_and_figure(kd, work, outputs):
         (outputs / folder / "evaluation.json").write_text(json.dumps({"latency": latency}))
     assert kd("report", "outputs").code == 0
     text = (outputs / "report" / "report.md").read_text()
-    assert (
-        "latency \\[ms\\]" in text and "| 9,000 | 8.000 |" in text and "| 1,000 | 0.500 |" in text
+    assert "| latency, ms |" in text and "median" in text
+    taught, teacher = (
+        next(line for line in text.splitlines() if line.startswith(name)).split(" | ")
+        for name in ("| **hinton alpha=0.1 temperature=4", "| teacher mlp")
     )
+    assert (taught[2], taught[-2]) == ("1,000", "0.500")
+    assert (teacher[2], teacher[-2]) == ("9,000", "8.000")
     assert (outputs / "report" / "data-1-latency.png").exists()
 
 

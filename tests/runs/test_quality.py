@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax as scipy_log_softmax
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from kd_cli.runs import quality
-from kd_cli.runs.record import score
 
 LABELS = np.random.default_rng(0).integers(0, 12, 300)
 LOGITS = np.random.default_rng(1).normal(0, 2, (300, 12)).astype("float32")
@@ -36,12 +35,13 @@ def test_log_softmax_equals_scipy():
     assert quality.log_softmax(LOGITS).dtype == np.float64
 
 
-def test_accuracy_nll_and_top5_equal_score_and_scikit_learn():
+def test_accuracy_nll_and_top5_equal_scikit_learn():
     result = quality.quality(LOGITS, LABELS)
-    p = np.exp(quality.log_softmax(LOGITS))
-    scored = score(LOGITS, LABELS)
-    assert (result["accuracy"], result["nll"]) == (scored["accuracy"], pytest.approx(scored["nll"]))
-    assert result["nll"] == pytest.approx(log_loss(LABELS, p, labels=range(12)))
+    p = np.exp(scipy_log_softmax(LOGITS.astype(np.float64), axis=1))
+    for one in (result, quality.score(LOGITS, LABELS)):
+        assert one["accuracy"] == accuracy_score(LABELS, LOGITS.argmax(axis=1))
+        assert one["nll"] == pytest.approx(log_loss(LABELS, p, labels=range(12)))
+    assert set(quality.score(LOGITS, LABELS)) == {"accuracy", "nll"}
     assert result["top5"] == top_k_accuracy_score(LABELS, LOGITS, k=5, labels=range(12))
     one_hot = np.eye(12)[LABELS]
     assert result["brier"] == pytest.approx(((p - one_hot) ** 2).sum() / 300)
@@ -290,3 +290,21 @@ def test_other_refusals():
             quality.fidelity(LOGITS, LOGITS, LABELS, temperature)
     with pytest.raises(ValueError, match="differ in shape"):
         quality.fidelity(LOGITS[:, :5], LOGITS, LABELS % 5)
+
+
+def test_logits_that_are_nearly_equal_are_told_apart():
+    """Their log-probabilities are the same number: 1e-17 is less than the last digit of ln 2."""
+    logits, labels = np.array([[0.0, 1e-17]]), np.array([1])
+    assert len(set(quality.log_softmax(logits)[0])) == 1
+    assert quality.score(logits, labels)["accuracy"] == 1
+    assert quality.quality(logits, labels)["accuracy"] == 1
+
+
+def test_a_score_of_logits_that_are_not_finite_is_refused():
+    with pytest.raises(ValueError, match="finite"):
+        quality.score(np.array([[0.0, np.nan]]), np.array([0]))
+
+
+def test_chance_is_the_most_frequent_class_and_two_standard_errors():
+    share, limit = quality.chance(np.repeat([0, 1, 2], [50, 25, 25]))
+    assert (share, limit) == (0.5, pytest.approx(0.5 + 2 * 0.05))

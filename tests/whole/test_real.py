@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from kd_cli.runs.record import problems
 from tests.conftest import only_run
 
 pytestmark = pytest.mark.slow
@@ -24,7 +23,6 @@ def test_fashion_mnist_end_to_end(kd, work, real_data, monkeypatch):
     # Three epochs of these MLPs reach 0.86 to 0.88; 0.83 is what a linear model gets.
     for record in (teacher, distilled, scratch):
         assert record["test"]["accuracy"] > 0.84
-        assert problems(record) == []
     assert distilled["dataset"]["train"] == 54000 and distilled["dataset"]["test"] == 10000
 
 

@@ -254,7 +254,7 @@ def test_a_directory_that_vanishes_is_one_line(place, monkeypatch, capfd):
     def end_epoch(self, *args):
         row = real(self, *args)
         if row["epoch"] == 2:
-            shutil.rmtree(self.place.out)
+            shutil.rmtree(self.run.out)
         return row
 
     monkeypatch.setattr(loop.Training, "end_epoch", end_epoch)
