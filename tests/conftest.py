@@ -97,6 +97,8 @@ def npz(tmp_path: Path) -> Path:
     return path
 
 
+# What dataset=tfds needs to know of a set.
+TFDS = ("dataset.name=toy", "dataset.image_shape=[9,9,3]", "dataset.num_classes=2")
 # Small networks and few epochs for runs whose accuracy is not the point.
 SMALL = ("teacher=mlp", "teacher.network.units=[16]", "epochs=2", "recipe.teacher.epochs=2")
 

@@ -15,7 +15,7 @@ from kd_cli.commands.result_table import print_result, print_rounds
 from kd_cli.commands.self_train import self_train
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
-from kd_cli.config.overrides import override_key
+from kd_cli.config.overrides import place_of
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import request, set_up
 from kd_cli.errors import ConfigError
@@ -185,6 +185,7 @@ _TEACHER_KEYS = (
     "memory_gib",
     "checkpoint",
     "augment",
+    "debug",
 )
 
 
@@ -194,7 +195,7 @@ def teacher_overrides(typed: list[str]) -> list[str]:
 
 
 def _belongs_to_teacher(override: str) -> bool:
-    key = override_key(override)
+    key = place_of(override)
     if key in ("teacher.checkpoint", "teacher.train_if_missing", "teacher.precision"):
         return False
     return key.split(".")[0] in _TEACHER_KEYS or key.startswith("recipe.teacher")

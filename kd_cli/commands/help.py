@@ -20,6 +20,7 @@ GROUPS = (
     "augment",
     "tracker",
     "experiment",
+    "debug",
 )
 
 
@@ -27,7 +28,7 @@ def page() -> str:
     """The help page, with the groups and options that the configuration folder holds."""
     conf = conf_dir()
     groups = "\n".join(
-        _wrapped(f"  {group:<11}", sorted(p.stem for p in (conf / group).glob("*.yaml")))
+        _wrapped(f"  {group:<11}", sorted(p.stem for p in (conf / group).glob("[!_]*.yaml")))
         for group in GROUPS
     )
     return f"""\

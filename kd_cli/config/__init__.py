@@ -4,6 +4,7 @@
     schema       their types and ranges
     compose      YAML and overrides become one configuration, by Hydra
     check        that configuration becomes a plan, or a mistake in one line
+    debug        what debug=smoke makes smaller
     overrides    overrides as they were typed
     messages     errors of Hydra and OmegaConf in your words
     instantiate  `build` calls a node's `_target_`

@@ -12,11 +12,22 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kd_cli.config.debug import WHERE_PRESENT, smaller
 from kd_cli.config.keys import LOSS_KEYS
-from kd_cli.config.messages import explain
-from kd_cli.config.overrides import override_key
+from kd_cli.config.messages import GLOBAL, explain
+from kd_cli.config.overrides import override_key, place_of
 from kd_cli.config.schema import UNUSED, Config, check_ranges
 from kd_cli.errors import ConfigError
+
+# Where each group names the function that is called.
+_BUILT = {
+    "dataset": "dataset.source",
+    "teacher": "teacher.network",
+    "student": "student.network",
+    "loss": "loss",
+    "schedule": "schedule",
+    "optimizer": "optimizer",
+}
 
 
 def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictConfig:
@@ -37,14 +48,10 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
         if override_key(override) in ("command", "role"):
             raise ConfigError(f"{override}: the command is a word, as in: kd train-student")
     unused = dict(UNUSED[command])
-    for group in ("dataset", "teacher", "student", "loss", "schedule", "optimizer"):
-        node = cfg.get(group) if group not in unused else {}
-        if not isinstance(node, Mapping | DictConfig):
-            raise ConfigError(f"{command} needs a {group}: type {group}=OPTION (see kd --help)")
-        if "network" in node and "_target_" not in (node["network"] or {}):
-            raise ConfigError(
-                f"{group}.network must name its function: {group}.network._target_=..."
-            )
+    for group in _BUILT:
+        if group not in unused:
+            _require_node(cfg, group, command)
+    _refuse_unread_files(cfg)
     if command == "distill":
         loss_text = OmegaConf.to_yaml(cfg.loss)
         for key in LOSS_KEYS:
@@ -63,6 +70,8 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
             "_partial_": True,
             "label_smoothing": resolved["label_smoothing"],
         }
+    _fill_partial(resolved)
+    smaller(resolved, overrides)
     try:
         schema = OmegaConf.structured(Config)
         for group in ("dataset", "teacher", "student", "augment"):
@@ -79,6 +88,47 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     return plan
 
 
+def _require_node(cfg: DictConfig, group: str, command: str) -> None:
+    """Refuses a group without an option, and an option that names no function."""
+    place = _BUILT[group]
+    try:
+        node = OmegaConf.select(cfg, group)
+        built = OmegaConf.select(cfg, place)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    # (base.yaml holds what all options have, so `~student` leaves a node without a name.)
+    if not isinstance(node, DictConfig) or ("." in place and built is None and _nameless(node)):
+        raise ConfigError(f"{command} needs a {group}: type {group}=OPTION (see kd --help)")
+    if not isinstance(built, DictConfig) or "_target_" not in built:
+        raise ConfigError(f"{place} must name its function: {place}._target_=...")
+
+
+def _nameless(node: DictConfig) -> bool:
+    return "name" not in node or OmegaConf.is_missing(node, "name")
+
+
+def _refuse_unread_files(cfg: DictConfig) -> None:
+    """Keys of an experiment or of debug that stay in that group are no keys of kd."""
+    for group in ("experiment", "debug"):
+        node = cfg.get(group)
+        if not isinstance(node, DictConfig):
+            continue
+        stray = [str(key) for key in node if (group, key) != ("debug", WHERE_PRESENT)]
+        if stray:
+            option = OmegaConf.select(cfg, f"hydra.runtime.choices.{group}") or "..."
+            raise ConfigError(f"{group}={option}: {stray[0]} is no key there; {GLOBAL}")
+
+
+def _fill_partial(resolved: dict[str, Any]) -> None:
+    """Losses, schedules and augmentation nodes are called later, whether or not they say so."""
+    augment = resolved.get("augment") or {}
+    nodes = [resolved.get("loss"), resolved.get("schedule")]
+    nodes += [node for part in ("train", "evaluate") for node in augment.get(part) or []]
+    for node in nodes:
+        if isinstance(node, dict) and "_target_" in node:
+            node.setdefault("_partial_", True)
+
+
 def refuse_unused(
     command: str, overrides: list[str] | tuple[str, ...], unused: Mapping[str, str]
 ) -> None:
@@ -90,7 +140,7 @@ def refuse_unused(
         unused: Keys and why they are of no use, such as `schema.UNUSED[command]`.
     """
     for override in overrides:
-        key = override_key(override)
+        key = place_of(override)
         why = unused.get(key) or unused.get(key.split(".")[0])
         if why:
             trains = command not in ("distill", "evaluate")

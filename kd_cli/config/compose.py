@@ -47,4 +47,11 @@ def compose(command: str, overrides: list[str], config_dir: str | None = None) -
             if not path.is_dir():
                 raise ConfigError(f"--config-dir {config_dir} is not a folder")
             overrides = [*overrides, f"hydra.searchpath=[file://{path}]"]
-        return hydra.compose(command, overrides, return_hydra_config=True)
+        cfg = hydra.compose(command, overrides, return_hydra_config=True)
+    for group, option in cfg.hydra.runtime.choices.items():
+        if str(option).startswith("_"):
+            raise ConfigError(
+                f"no option '{option}' in group '{group}': a name that begins with _ is for other "
+                "options to extend (defaults: in their YAML)"
+            )
+    return cfg

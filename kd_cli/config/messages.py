@@ -23,6 +23,15 @@ _TYPES = {
     "Boolean": "true or false",
     "String": "a text",
 }
+# Keys of nodes that are built: the function decides which there are.
+_BUILT = re.compile(r"(dataset\.source|(teacher|student)\.network|loss|schedule|optimizer)\.")
+# What an option needs that sets keys of the root and chooses options of other groups.
+GLOBAL = (
+    "the first line of the file must be '# @package _global_' and nothing else, so that its keys "
+    "count from the root"
+)
+# Groups whose options go into a node of another group.
+_INSIDE = {"network": ("student", "teacher")}
 
 
 def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
@@ -53,7 +62,14 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
         return f"the chosen loss does not use '{key}'; leave it out, or choose another loss="
     if key.split(".")[0] in ROUND_KEYS and key.split(".")[0] not in known:
         return f"'{key}' belongs to self-train: leave it out, or type kd self-train"
-    return f"unknown key '{key}'{suggest(key, known)} (all keys: kd distill --cfg job)"
+    group, _, option = key.rpartition("/")
+    if option in _INSIDE and group in (*_INSIDE[option], ""):
+        places = " or ".join(f"{option}@{p}.{option}=OPTION" for p in _INSIDE[option] if group in p)
+        return f"'{key}' stands inside another group: type {places}"
+    near = suggest(key, known)
+    if _BUILT.match(key) and key != "optimizer.learning_rate":  # whose rate is the schedule's
+        near += f"{' If' if near else '; if'} the function takes it, type +{key}=..."
+    return f"unknown key '{key}'{near} (all keys: kd distill --cfg job)"
 
 
 def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
@@ -64,6 +80,9 @@ def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
         keys: All dotted keys that exist, to suggest one.
     """
     text = str(error)
+    found = re.search(r"In '((?:experiment|debug)/\S+)': Could not override '\w+@", text)
+    if found:
+        return f"{found[1]}.yaml: {GLOBAL}"
     found = re.search(r"Could not override '([^']+)'", text)
     if found:
         detail = str(error.__cause__ or "").splitlines()
@@ -74,7 +93,7 @@ def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
     if found:
         group, _, option = found[1].rpartition("/")
         listed = text.partition("Available options")[2].partition("Config search path")[0]
-        available = re.findall(r"^\t(\S+)", listed, flags=re.MULTILINE)
+        available = re.findall(r"^\t([^_\s]\S*)", listed, flags=re.MULTILINE)
         if group and available:
             return (
                 f"no option '{option}' in group '{group}'{suggest(option, available)} "

@@ -62,7 +62,7 @@ UNUSED = {
             *("alpha", "temperature", "t_squared", "loss", "label_smoothing", "schedule"),
             *("optimizer", "tracker", "recipe", "epochs", "steps", "batch_size", "learning_rate"),
             *("seed", "init_seed", "data_seed", "early_stopping", "checkpoint", "memory_gib"),
-            *("precision", "rerun", "sweep", "view", "cache", *ROUND_KEYS),
+            *("precision", "rerun", "sweep", "view", "cache", "debug", *ROUND_KEYS),
         )
     }
     | {
@@ -164,6 +164,7 @@ class Config:
     view: str = "consistent"
     tracker: Any = None
     recipe: Any = None
+    debug: Any = None
     epochs: int = MISSING
     steps: int | None = None
     batch_size: int = MISSING

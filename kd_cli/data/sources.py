@@ -65,7 +65,8 @@ def tfds(
         validation_split: Name of an official validation split.
 
     Raises:
-        ConfigError: When the set is not there and can't be fetched.
+        ConfigError: When the set is not there and can't be fetched, has no `image` and `label`, or
+            lacks a split.
     """
     folder = Path(data_dir or "~/tensorflow_datasets").expanduser()
     prepared = sorted((folder / name.split(":")[0]).glob("*/dataset_info.json"))
@@ -96,6 +97,11 @@ def _decode_tfds(
         builder = tensorflow_datasets.builder(name, data_dir=str(folder))
     except tensorflow_datasets.core.DatasetNotFoundError as error:
         raise ConfigError(f"tensorflow-datasets knows no dataset '{name}'") from error
+    if not {"image", "label"} <= set(builder.info.features):  # before gigabytes are fetched
+        raise ConfigError(
+            f"{name} of tensorflow-datasets has {', '.join(builder.info.features)}; expected image "
+            "and label"
+        )
     try:
         # tensorflow-datasets retries an unreachable host for minutes: look first, unless the
         # archives may lie in downloads/ already.
@@ -112,6 +118,12 @@ def _decode_tfds(
             "put the prepared dataset there, or type data_dir=FOLDER (or set TFDS_DATA_DIR)"
         ) from error
 
+    known = builder.info.splits
+    for split in ("train", "test", validation_split):
+        if split is not None and known and split not in known:
+            raise ConfigError(
+                f"{name} of tensorflow-datasets has no split '{split}' (it has {', '.join(known)})"
+            )
     height, width, channels = image_shape
 
     def decode(example: dict[str, Any]) -> tuple[Any, Any]:

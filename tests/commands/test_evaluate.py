@@ -16,7 +16,7 @@ from kd_cli.networks.predict import predictor
 from kd_cli.runs import quality
 from kd_cli.runs.record import read_record, score
 from kd_cli.runs.resolvers import register_resolvers
-from tests.conftest import assert_refused, only_run
+from tests.conftest import TFDS, assert_refused, only_run
 
 layers = keras.layers
 
@@ -467,6 +467,7 @@ def test_every_option_of_its_groups_composes(group, work, npz):
     (work / "images" / "train" / "a").mkdir(parents=True)
     (work / "images" / "train" / "b").mkdir()
     extra = {"npz": [f"dataset.path={npz}"], "image_folder": [f"dataset.path={work}/images"]}
+    extra["tfds"] = TFDS
     for option in sorted(p.stem for p in (conf_dir() / group).glob("*.yaml")):
         words = ["what=x", f"{group}={option}", *extra.get(option, [])]
         assert check(compose("evaluate", words), words).what == "x"
