@@ -111,6 +111,8 @@ def plan_of(*words: str) -> DictConfig:
     return check(cfg, request.overrides)
 
 
+# What dataset=tfds needs to know of a set.
+TFDS = ("dataset.name=toy", "dataset.image_shape=[9,9,3]", "dataset.num_classes=2")
 # Small networks and few epochs for runs whose accuracy is not the point.
 SMALL = ("teacher=mlp", "teacher.network.units=[16]", "epochs=2", "teacher.training.epochs=2")
 

@@ -12,8 +12,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kd_cli.config.debug import WHERE_PRESENT, smaller
 from kd_cli.config.keys import UNUSED, VARIABLES, Config, flat, walk
-from kd_cli.config.messages import explain, unknown_key
+from kd_cli.config.messages import GLOBAL, explain, unknown_key
 from kd_cli.config.overrides import is_typed, override_key, place_of
 from kd_cli.config.plans import (
     cross_entropy,
@@ -25,9 +26,17 @@ from kd_cli.config.plans import (
 )
 from kd_cli.errors import ConfigError
 
-# Groups whose options set keys of others, and have none of their own.
+# Groups whose options set keys of others.
 RECIPES = ("experiment", "debug")
-_BUILT = ("dataset", "teacher", "student", "loss", "schedule", "optimizer")
+# Where each group names the function that is called.
+_BUILT = {
+    "dataset": "dataset.source",
+    "teacher": "teacher.network",
+    "student": "student.network",
+    "loss": "loss",
+    "schedule": "schedule",
+    "optimizer": "optimizer",
+}
 
 
 def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictConfig:
@@ -51,7 +60,8 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     unused = dict(UNUSED[command])
     for group in _BUILT:
         if group not in unused:
-            _require_node(cfg.get(group), group, command)
+            _require_node(cfg, group, command)
+    _refuse_unread_files(cfg)
     refuse_unused(command, overrides, unused | _unused_by_loss(cfg, unused))
     unused |= _unused_by_loss(cfg, unused)
     for key in cfg:
@@ -68,6 +78,8 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     for key in VARIABLES:
         if key in resolved and resolved[key] is None:
             raise ConfigError(f"{key}=null: loss={_loss_name(cfg)} needs a value; type {key}=...")
+    _fill_partial(resolved)
+    smaller(resolved, OmegaConf.to_container(cfg).get("debug"), overrides)
     plan = _typed(resolved)
     check_ranges(plan)
     if is_taught(plan) and is_given(plan) and is_typed("teacher.training", overrides):
@@ -83,11 +95,48 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     return plan
 
 
-def _require_node(node: Any, group: str, command: str) -> None:
-    if not isinstance(node, Mapping | DictConfig):
+def _require_node(cfg: DictConfig, group: str, command: str) -> None:
+    """Refuses a group without an option, and an option that names no function."""
+    place = _BUILT[group]
+    try:
+        node = OmegaConf.select(cfg, group)
+        built = OmegaConf.select(cfg, place)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    # (The table has the keys of all options, so `~student` leaves a node without a name.)
+    if not isinstance(node, DictConfig) or ("." in place and built is None and _nameless(node)):
         raise ConfigError(f"{command} needs a {group}: type {group}=OPTION (see kd --help)")
-    if "network" in node and "_target_" not in (node["network"] or {}):
-        raise ConfigError(f"{group}.network must name its function: {group}.network._target_=...")
+    if not isinstance(built, DictConfig) or "_target_" not in built:
+        raise ConfigError(f"{place} must name its function: {place}._target_=...")
+
+
+def _nameless(node: DictConfig) -> bool:
+    return "name" not in node or OmegaConf.is_missing(node, "name")
+
+
+def _refuse_unread_files(cfg: DictConfig) -> None:
+    """Keys of an experiment or of debug that stay in that group are no keys of kd."""
+    for group in RECIPES:
+        node = cfg.get(group)
+        if not isinstance(node, DictConfig):
+            continue
+        stray = [str(key) for key in node if (group, key) != ("debug", WHERE_PRESENT)]
+        if stray:
+            option = OmegaConf.select(cfg, f"hydra.runtime.choices.{group}") or "..."
+            raise ConfigError(f"{group}={option}: {stray[0]} is no key there; {GLOBAL}")
+
+
+def _fill_partial(resolved: dict[str, Any]) -> None:
+    """Losses, schedules and augmentation nodes are called later, whether or not they say so."""
+    training = (resolved.get("teacher") or {}).get("training") or {}
+    nodes = [resolved.get("loss")]
+    for place in (resolved, training):
+        augment = place.get("augment") or {}
+        nodes.append(place.get("schedule"))
+        nodes += [node for part in ("train", "evaluate") for node in augment.get(part) or []]
+    for node in nodes:
+        if isinstance(node, dict) and "_target_" in node:
+            node.setdefault("_partial_", True)
 
 
 def _unused_by_loss(cfg: DictConfig, unused: Mapping[str, str]) -> dict[str, str]:

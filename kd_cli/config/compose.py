@@ -42,17 +42,24 @@ def main_dir(config_dir: str | None) -> str:
 
 
 def register() -> None:
-    """Makes the typed keys of the table known to Hydra, as `kd/keys` and `kd/training`."""
+    """Makes the typed keys of the table known to Hydra, as options of the group `kd`."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    from kd_cli.config.keys import Keys, Training
+    from kd_cli.config.keys import Dataset, Keys, Student, Teacher, Training
 
-    for name, table in (("keys", Keys), ("training", Training)):
+    tables = {
+        "keys": Keys,
+        "training": Training,
+        "dataset": Dataset,
+        "teacher": Teacher,
+        "student": Student,
+    }
+    for name, table in tables.items():
         typed = OmegaConf.structured(table)
-        # An open mapping of typed keys: groups and a user's own YAML add theirs.
-        node = OmegaConf.create({str(key): typed._get_node(key) for key in typed})
-        ConfigStore.instance().store(group="kd", name=name, node=node, provider="kd")
+        # An open mapping of typed keys: options, and a user's own YAML, add theirs.
+        nodes = {str(key): typed._get_node(key) for key in typed if key != "training"}
+        ConfigStore.instance().store(group="kd", name=name, node=OmegaConf.create(nodes))
 
 
 def compose(command: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
@@ -76,13 +83,20 @@ def compose(command: str, overrides: list[str], config_dir: str | None = None) -
     register()
     try:
         with hydra.initialize_config_dir(main_dir(config_dir), version_base="1.3", job_name="kd"):
-            return hydra.compose(command, overrides, return_hydra_config=True)
+            cfg = hydra.compose(command, overrides, return_hydra_config=True)
     except HydraException as error:
         raise ConfigError(explain_hydra(error, known_keys(command, overrides))) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     except ValueError as error:  # Hydra's own, for student=null
         raise ConfigError(first_line(error)) from error
+    for group, option in cfg.hydra.runtime.choices.items():
+        if str(option).startswith("_"):
+            raise ConfigError(
+                f"no option '{option}' in group '{group}': a name that begins with _ is for other "
+                "options to extend (defaults: in their YAML)"
+            )
+    return cfg
 
 
 def known_keys(command: str, overrides: list[str]) -> list[str]:

@@ -31,8 +31,14 @@ def build(node: Any, what: str, **runtime: Any) -> Any:
     if "_target_" not in plain:
         raise ConfigError(f"{what} has no _target_: name the function to call, {what}._target_=...")
     target = plain["_target_"]
+    keys = [key for key in plain if not key.startswith("_")]
+    for key in keys:
+        if key in runtime:
+            raise ConfigError(f"{what}.{key}: kd gives {target} this argument itself; leave it out")
+    by_position = bool(plain.get("_partial_") or plain.get("_args_"))
+    _check_arguments(target, {*keys, *runtime}, by_position, what)
     try:
-        built = instantiate(plain, _convert_="all", **runtime)
+        return instantiate(plain, _convert_="all", **runtime)
     except InstantiationException as error:
         cause = error.__cause__
         while not isinstance(cause, ConfigError) and getattr(cause, "__cause__", None) is not None:
@@ -44,22 +50,45 @@ def build(node: Any, what: str, **runtime: Any) -> Any:
         raise ConfigError(
             f"{what}: {target} failed: {first_line(cause or error)}{_public_name(target)}"
         ) from error
-    if plain.get("_partial_"):
-        _check_partial(built, what, target)
-    return built
 
 
-def _check_partial(partial: Any, what: str, target: str) -> None:
-    """A partial object takes any keyword until it is called: look at the signature now."""
-    parameters = inspect.signature(partial.func).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+def _check_arguments(target: str, given: set[str], by_position: bool, what: str) -> None:
+    """Compares the keys of a node with the signature of its function, where that can be seen.
+
+    Hydra would take any keyword for a partial function, until it is called.
+
+    Args:
+        target: The function's dotted name.
+        given: Names of the arguments.
+        by_position: Whether more come by position, now or when a partial function is called.
+        what: How to name the node.
+    """
+    try:
+        parameters = inspect.signature(pkgutil.resolve_name(target)).parameters
+    except Exception:  # no such function, or its module fails: Hydra tells; or it is written in C
         return
-    for key in partial.keywords:
-        if key not in parameters:
-            raise ConfigError(
-                f"{what}: {target} takes no '{key}'; it takes {', '.join(parameters)} "
-                f"(remove it with ~{what}.{key})"
-            )
+    kinds = {parameter.kind for parameter in parameters.values()}
+    extra = [key for key in sorted(given) if key not in parameters]
+    if extra and inspect.Parameter.VAR_KEYWORD not in kinds:
+        words = ", ".join(f"'{key}'" for key in extra)
+        remove = " ".join(f"~{what}.{key}" for key in extra)
+        raise ConfigError(
+            f"{what}: {target} takes no {words}; it takes {', '.join(parameters)} "
+            f"(remove it with {remove})"
+        )
+    named = {inspect.Parameter.KEYWORD_ONLY}
+    named |= set() if by_position else {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in named and parameter.default is parameter.empty and name not in given
+    ]
+    if missing:
+        words = ", ".join(f"'{name}'" for name in missing)
+        raise ConfigError(
+            f"{what}: {target} needs {words}; type +{what}.{missing[0]}=..., or write it into the "
+            "option's YAML"
+        )
 
 
 def _public_name(target: str) -> str:

@@ -22,6 +22,15 @@ _TYPES = {
     "Boolean": "true or false",
     "String": "a text",
 }
+# Keys of nodes that are built: the function decides which there are.
+_BUILT = re.compile(r"(dataset\.source|(teacher|student)\.network|loss|schedule|optimizer)\.")
+# What an option needs that sets keys of the root and chooses options of other groups.
+GLOBAL = (
+    "the first line of the file must be '# @package _global_' and nothing else, so that its keys "
+    "count from the root"
+)
+# Groups whose options go into a node of another group.
+_INSIDE = {"network": ("student", "teacher")}
 
 
 def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
@@ -51,13 +60,20 @@ def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Says which key is not known, and the nearest one that is."""
+    """Says which key is not known, and what there is instead."""
     if key.startswith("teacher.training.augment."):
         return (
             f"unknown key '{key}': the teacher's augmentation follows the student's; choose one of "
             "its own first, as in: augment@teacher.training.augment=flip_crop"
         )
-    return f"unknown key '{key}'{suggest(key, known)} (all keys: kd distill --help)"
+    group, _, option = key.rpartition("/")
+    if option in _INSIDE and group in (*_INSIDE[option], ""):
+        places = " or ".join(f"{option}@{p}.{option}=OPTION" for p in _INSIDE[option] if group in p)
+        return f"'{key}' stands inside another group: type {places}"
+    near = suggest(key, known)
+    if _BUILT.match(key) and key != "optimizer.learning_rate":  # whose rate is the schedule's
+        near += f"{' If' if near else '; if'} the function takes it, type +{key}=..."
+    return f"unknown key '{key}'{near} (all keys: kd distill --help)"
 
 
 def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
@@ -70,6 +86,9 @@ def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
     text = str(error)
     if isinstance(error.__cause__, ValidationError):
         return explain(error.__cause__, keys)
+    found = re.search(r"In '((?:experiment|debug)/\S+)': Could not override '\w+@", text)
+    if found:
+        return f"{found[1]}.yaml: {GLOBAL}"
     found = re.search(r"Could not override '([^']+)'", text)
     if found:
         detail = str(error.__cause__ or "").splitlines()
@@ -80,7 +99,7 @@ def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
     if found:
         group, _, option = found[1].rpartition("/")
         listed = text.partition("Available options")[2].partition("Config search path")[0]
-        available = re.findall(r"^\t(\S+)", listed, flags=re.MULTILINE)
+        available = re.findall(r"^\t([^_\s]\S*)", listed, flags=re.MULTILINE)
         if group and available:
             return (
                 f"no option '{option}' in group '{group}'{suggest(option, available)} "

@@ -62,7 +62,7 @@ def image_folder(
     image_shape: list[int],
     cache_dir: str,
     test_fraction: float = 0.2,
-    seed: int = 0,
+    test_seed: int = 0,
     unreadable: str = "error",
 ) -> Arrays:
     """Images in one folder per class, under train/ and test/ or under one folder that is split.
@@ -75,7 +75,8 @@ def image_folder(
         image_shape: [H, W, C] to which every image is resized; C is 1 for grey, 3 for colour.
         cache_dir: Where the decoded arrays are kept.
         test_fraction: Share of each class that becomes the test split, without train/ and test/.
-        seed: Seed of that split.
+        test_seed: Draws that split. Nothing else moves it, so no seed of a run brings test images
+            into the training split of another.
         unreadable: `error` names a file that can't be decoded, `skip` leaves such files out.
 
     Raises:
@@ -104,7 +105,7 @@ def image_folder(
                     )
             files[part] = _class_files(root / part, classes)
     else:
-        files = _split_files(_class_files(root, classes), test_fraction, seed)
+        files = _split_files(_class_files(root, classes), test_fraction, test_seed)
     for part, listed in files.items():
         if not listed:
             raise ConfigError(f"{root}: no images for the {part} split ({', '.join(_SUFFIXES)})")
@@ -113,7 +114,7 @@ def image_folder(
         "image_folder": classes,
         "shape": list(image_shape),
         "files": stamp(everything, root),
-        "split": [len(files["train"]), test_fraction, seed],
+        "split": [len(files["train"]), test_fraction, test_seed],
         "unreadable": unreadable,
     }
     if "validation" in files:

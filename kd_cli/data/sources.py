@@ -22,21 +22,23 @@ from kd_cli.data.arrays import Arrays, decoded, stamp
 # The YAML names `kd_cli.data.image_folder`, which counts in the ids of runs.
 from kd_cli.device import import_tensorflow
 from kd_cli.errors import ConfigError
+from kd_cli.files import open_npz
 
 log = logging.getLogger("kd")
 
 
 def digits() -> Arrays:
-    """scikit-learn's 1,797 handwritten digits, 8x8, pixels 0..16 brought to 0..255.
+    """1,797 handwritten digits, 8x8, pixels 0..16 brought to 0..255, out of `digits.npz`.
 
     Every fifth image of each class, in the file's order, is the test split (the file names none).
-    Source: E. Alpaydin and C. Kaynak, UCI Optical Recognition of Handwritten Digits.
-    """
-    from sklearn.datasets import load_digits
+    The same images in the same order as scikit-learn's `load_digits`.
 
-    data = load_digits()
-    images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = data.target.astype(np.int64)
+    Source: E. Alpaydin and C. Kaynak 1998, Optical Recognition of Handwritten Digits (its test
+    images), UCI Machine Learning Repository, doi:10.24432/C50P49, CC BY 4.0.
+    """
+    with open_npz(Path(__file__).with_name("digits.npz")) as archive:
+        images = np.round(archive["images"] * (255 / 16)).astype(np.uint8)[..., None]
+        labels = archive["labels"].astype(np.int64)
     order = np.zeros(len(labels), dtype=np.int64)
     for label in range(10):
         of_class = np.flatnonzero(labels == label)
@@ -63,7 +65,8 @@ def tfds(
         validation_split: Name of an official validation split.
 
     Raises:
-        ConfigError: When the set is not there and can't be fetched.
+        ConfigError: When the set is not there and can't be fetched, has no `image` and `label`, or
+            lacks a split.
     """
     folder = Path(data_dir or "~/tensorflow_datasets").expanduser()
     prepared = sorted((folder / name.split(":")[0]).glob("*/dataset_info.json"))
@@ -94,6 +97,11 @@ def _decode_tfds(
         builder = tensorflow_datasets.builder(name, data_dir=str(folder))
     except tensorflow_datasets.core.DatasetNotFoundError as error:
         raise ConfigError(f"tensorflow-datasets knows no dataset '{name}'") from error
+    if not {"image", "label"} <= set(builder.info.features):  # before gigabytes are fetched
+        raise ConfigError(
+            f"{name} of tensorflow-datasets has {', '.join(builder.info.features)}; expected image "
+            "and label"
+        )
     try:
         # tensorflow-datasets retries an unreachable host for minutes: look first, unless the
         # archives may lie in downloads/ already.
@@ -110,6 +118,12 @@ def _decode_tfds(
             "put the prepared dataset there, or type data_dir=FOLDER (or set TFDS_DATA_DIR)"
         ) from error
 
+    known = builder.info.splits
+    for split in ("train", "test", validation_split):
+        if split is not None and known and split not in known:
+            raise ConfigError(
+                f"{name} of tensorflow-datasets has no split '{split}' (it has {', '.join(known)})"
+            )
     height, width, channels = image_shape
 
     def decode(example: dict[str, Any]) -> tuple[Any, Any]:

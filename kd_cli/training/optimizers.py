@@ -19,7 +19,8 @@ class AdamW(keras.optimizers.AdamW):
 
     Args:
         learning_rate: Set at every step from the schedule.
-        weight_decay: As above; a value for one form is some 1 / rate times that for the other.
+        weight_decay: As above; a value for one form is some 1 / rate times that for the other. None
+            is off.
         decoupled: Whether the decay leaves the learning rate out.
         **options: Keras's own, such as `clipnorm`, of each variable's gradient.
 
@@ -33,10 +34,11 @@ class AdamW(keras.optimizers.AdamW):
     def __init__(
         self,
         learning_rate: float = 0.001,
-        weight_decay: float = 0.004,
+        weight_decay: float | None = 0.004,
         decoupled: bool = False,
         **options: Any,
     ) -> None:
+        weight_decay = 0.0 if weight_decay is None else weight_decay
         if not 0 <= weight_decay or (decoupled and weight_decay >= 1):
             bounds = "at least 0 and below 1 (a share of a weight per step)"
             raise ConfigError(

@@ -16,7 +16,7 @@ from kd_cli.networks.predict import predictor
 from kd_cli.runs import quality
 from kd_cli.runs.quality import score
 from kd_cli.runs.resolvers import register_resolvers
-from tests.conftest import assert_refused, only_run, read_record
+from tests.conftest import TFDS, assert_refused, only_run, read_record
 
 layers = keras.layers
 
@@ -469,6 +469,7 @@ def test_every_option_of_its_groups_composes(group, work, npz):
     (work / "images" / "train" / "a").mkdir(parents=True)
     (work / "images" / "train" / "b").mkdir()
     extra = {"npz": [f"dataset.path={npz}"], "image_folder": [f"dataset.path={work}/images"]}
+    extra["tfds"] = TFDS
     for option in sorted(p.stem for p in (conf_dir() / group).glob("*.yaml")):
         words = ["what=x", f"{group}={option}", *extra.get(option, [])]
         assert check(compose("evaluate", words), words).what == "x"

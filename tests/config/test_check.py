@@ -9,11 +9,13 @@ from kd_cli.config.compose import conf_dir
 from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import override_key
 from kd_cli.runs.identity import run_dir, run_id, run_name, run_spec, teacher_dir
+from tests.conftest import TFDS
 from tests.conftest import plan_of as plan
 
 COMMANDS = [command.word for command in TABLE if command.trains]
 OPTIONS = [f"{group}={option}" for group in GROUPS for option in options(group)]
-NEEDS_PATH = {
+NEEDED = {
+    "dataset=tfds": TFDS,
     "dataset=npz": ["dataset.path={npz}"],
     "dataset=image_folder": ["dataset.path={dir}"],
     "experiment=flowers12_function_matching": ["dataset.path={dir}"],
@@ -26,9 +28,7 @@ def extra(npz, tmp_path):
         (tmp_path / "images" / name).mkdir(parents=True)
 
     def for_option(option):
-        return [
-            text.format(npz=npz, dir=tmp_path / "images") for text in NEEDS_PATH.get(option, [])
-        ]
+        return [text.format(npz=npz, dir=tmp_path / "images") for text in NEEDED.get(option, [])]
 
     return for_option
 
@@ -46,7 +46,7 @@ def test_every_option_composes_for_every_command_that_uses_it(option, extra):
 
 def test_the_manual_names_every_group():
     folders = {p.name for p in conf_dir().iterdir() if p.is_dir()} - {"hydra"}
-    assert folders == set(GROUPS)
+    assert folders == {*GROUPS, "network"}  # whose options go into teachers and students
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,27 @@ MISTAKES = {
         ["distill", "student.network.unit=[3]"],
         ["'student.network.unit'", "did you mean 'student.network.units'"],
     ),
+    "a key of a function": (
+        ["distill", "schedule.warmup=3"],
+        ["'schedule.warmup'", "function takes it, type +schedule.warmup=..."],
+    ),
+    "a network where students are chosen": (
+        ["distill", "student/network=cnn"],
+        ["'student/network'", "type network@student.network=OPTION"],
+    ),
+    "a network of nobody": (
+        ["distill", "network=cnn"],
+        ["network@student.network=OPTION or network@teacher.network=OPTION"],
+    ),
+    "a network without its widths": (
+        ["distill", "network@student.network=cnn"],
+        ["student.network.filters is missing", "type student.network.filters=..."],
+    ),
+    "useless network": (
+        ["train-teacher", "network@student.network=cnn", "student.network=x"],
+        ["no use for 'student.network'"],
+    ),
+    "a set without a name": (["distill", "dataset=tfds"], ["type dataset.name=..."]),
     "added key": (["distill", "+typo=1"], ["unknown key 'typo'"]),
     "unknown option": (
         ["distill", "dataset=minst"],
@@ -104,6 +125,10 @@ MISTAKES = {
     "empty word": (["distill", ""], ["'' is neither key=value nor a flag"]),
     "no student": (["distill", "student=null"], ["group override must be"]),
     "no loss": (["distill", "~loss"], ["distill needs a loss", "loss=OPTION"]),
+    "no student option": (["distill", "~student"], ["distill needs a student"]),
+    "no dataset": (["distill", "~dataset"], ["distill needs a dataset"]),
+    "no function": (["distill", "~loss._target_"], ["loss must name its function"]),
+    "no source": (["distill", "dataset.source=null"], ["dataset.source._target_=..."]),
     "no network": (["distill", "student.network=null"], ["student.network._target_=..."]),
     "no value for alpha": (["distill", "alpha=null"], ["alpha=null", "loss=hinton"]),
     "no value for epochs": (["distill", "epochs=null"], ["epochs=null", "needs a value"]),
@@ -165,7 +190,17 @@ LATE_MISTAKES = {
         ["train-student", "+student.network.depth=3"],
         ["student.network", "'depth'"],
     ),
+    "arguments of another network": (
+        ["train-student", "student=cnn", "network@student.network=mlp"],
+        ["kd_cli.networks.mlp takes no 'filters', 'pool'; it takes image_shape, num_classes, units",
+         "~student.network.filters ~student.network.pool"],
+    ),
     "schedule argument": (["train-student", "+schedule.floor=3"], ["takes no 'floor'"]),
+    "the optimizer's own rate": (
+        ["train-student", "+optimizer.learning_rate=0.5"],
+        ["optimizer.learning_rate: kd gives keras.optimizers.Adam this argument itself"],
+    ),
+    "optimizer argument": (["train-student", "+optimizer.beta_9=0.5"], ["'beta_9'"]),
     "GPU that is not there": (["train-student", "device=gpu:7"], ["device=gpu:7", "device=cpu"]),
     "warm-up in steps": (
         ["train-student", "schedule=warmup_cosine", "schedule.warmup_steps=999"],

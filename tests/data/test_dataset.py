@@ -15,6 +15,7 @@ from kd_cli.data import sources
 from kd_cli.data.arrays import Arrays, fingerprint
 from kd_cli.data.dataset import Dataset, Split, load_dataset
 from kd_cli.errors import ConfigError
+from kd_cli.files import open_npz
 from kd_cli.runs.resolvers import register_resolvers
 
 # --- digits ---
@@ -84,6 +85,17 @@ def test_the_splits_of_digits_share_no_image():
     found = sorted(zip(images.reshape(1797, -1).tolist(), labels.tolist(), strict=True))
     pixels = np.round(file.images.reshape(1797, -1) / 16 * 255).astype(int)
     assert found == sorted(zip(pixels.tolist(), file.target.tolist(), strict=True))
+
+
+def test_the_digits_in_the_package_are_those_of_scikit_learn():
+    file = load_digits()
+    with open_npz(Path(sources.__file__).with_name("digits.npz")) as archive:
+        np.testing.assert_array_equal(archive["images"], file.images)  # in the same order
+        np.testing.assert_array_equal(archive["labels"], file.target)
+        assert "Alpaydin" in str(archive["source"]) and "CC BY 4.0" in str(archive["source"])
+    # What kd 0.4 made of scikit-learn's own copy.
+    sha = "5b378da425447affab3f3ff311febe79f0bc11122d9c4c21ba6eda3e702750b2"
+    assert fingerprint(sources.digits()) == sha
 
 
 def test_without_a_validation_fraction_all_rows_train():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from omegaconf import OmegaConf
 
 from kd_cli.data import folders
 from kd_cli.data.arrays import Arrays, fingerprint
@@ -95,16 +96,33 @@ def test_the_number_of_classes_is_read_from_the_folder(folder):
 
 
 def test_one_folder_is_split_by_class(flat):
-    arrays = read_folder(flat, test_fraction=0.2, seed=0)
+    arrays = read_folder(flat, test_fraction=0.2, test_seed=0)
     train, test = values(arrays.train), values(arrays.test)
     assert [label for _, label in test] == [0, 0, 1]
     assert sorted(train + test) == [(number, int(number >= 10)) for number in range(15)]
 
 
 def test_the_split_of_one_folder_follows_its_seed(flat):
-    first, again = read_folder(flat, seed=0), read_folder(flat, seed=0)
+    first, again = read_folder(flat, test_seed=0), read_folder(flat, test_seed=0)
     assert values(first.test) == values(again.test)
-    assert any(values(first.test) != values(read_folder(flat, seed=s).test) for s in (1, 2, 3))
+    others = [values(read_folder(flat, test_seed=seed).test) for seed in (1, 2, 3)]
+    assert any(values(first.test) != other for other in others)
+
+
+def test_split_seeds_share_the_test_split_and_the_data(flat):
+    """So runs of several split seeds are pairs of one group in the report."""
+    words = ("dataset=image_folder", f"dataset.path={flat}", "dataset.image_shape=[4,4,3]")
+    words += (f"cache_dir={flat.parent / 'cache'}", "dataset.validation_fraction=0.3")
+    cfgs = [plan(*words, f"dataset.split_seed={seed}").dataset for seed in (0, 1)]
+    first, second = map(load_dataset, cfgs)
+    assert values((first.test.images, first.test.labels)) == values(
+        (second.test.images, second.test.labels)
+    )
+    assert first.fingerprint == second.fingerprint
+    assert first.validation.rows.tolist() != second.validation.rows.tolist()
+    plain = [OmegaConf.to_container(cfg) for cfg in cfgs]
+    assert [one.pop("split_seed") for one in plain] == [0, 1]
+    assert plain[0] == plain[1]  # the report leaves split_seed out of what a group shares
 
 
 def test_grey_images_stay_as_they_are(tmp_path):

@@ -64,6 +64,21 @@ def test_flowers102_is_resized_and_keeps_its_official_validation_split(tmp_path,
     assert dataset.class_names[0] == "pink primrose"
 
 
+def test_any_image_set_of_tfds_without_a_file_of_its_own(tmp_path, online):
+    words = ("dataset=tfds", "dataset.name=svhn_cropped", "dataset.num_classes=10")
+    words += ("dataset.image_shape=[32,32,3]", f"data_dir={tmp_path}", f"cache_dir={tmp_path}")
+    with tensorflow_datasets.testing.mock_data(num_examples=40):
+        dataset = load_dataset(plan(*words).dataset)
+        assert (len(dataset.train) + len(dataset.validation), len(dataset.test)) == (40, 40)
+        assert (dataset.name, dataset.image_shape) == ("svhn_cropped", (32, 32, 3))
+
+
+def test_a_set_without_image_and_label_is_refused_before_it_is_fetched(tmp_path, waited):
+    with pytest.raises(ConfigError, match="coco of .* has .*objects; expected image and label"):
+        tfds("coco", str(tmp_path), str(tmp_path), [32, 32, 3])
+    assert waited == []
+
+
 def test_a_limit_holds_for_the_official_validation_split(tmp_path, online):
     with tensorflow_datasets.testing.mock_data(num_examples=7):
         source = tfds_source(
@@ -140,6 +155,14 @@ def test_missing_tfds_data_leave_nothing_behind(tmp_path, waited):
 
 
 # --- real images ---
+
+
+def test_a_split_that_a_set_lacks_is_told(real_data, tmp_path):
+    words = ("dataset=fashion_mnist", "dataset.source.validation_split=dev")
+    cfg = plan(*words, f"data_dir={real_data / 'tfds'}", f"cache_dir={tmp_path}")
+    with pytest.raises(ConfigError, match="no split 'dev' .it has train, test"):
+        load_dataset(cfg.dataset)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -108,3 +108,25 @@ def test_the_configuration_of_the_flowers_recipe_s_optimizer():
     optimizer = build(OmegaConf.create(node), "optimizer", learning_rate=0.003)
     assert (optimizer.decoupled, optimizer.weight_decay, optimizer.clipnorm) == (True, 0.001, 1.0)
     assert AdamW.from_config(optimizer.get_config()).decoupled is True
+
+
+@pytest.mark.parametrize("option", ["adam", "adamw", "sgd"])
+def test_every_optimizer_takes_a_decay_and_a_clip_and_none_of_them(option):
+    register_resolvers()
+
+    def built(*words):
+        words = [f"optimizer={option}", *words]
+        node = check(compose("train-student", words), words).optimizer
+        return build(node, "optimizer", learning_rate=0.5)
+
+    given = built("optimizer.weight_decay=0.1", "optimizer.clipnorm=2")
+    assert (given.weight_decay, given.clipnorm) == (0.1, 2)
+    default = built()
+    assert default.clipnorm is None
+    assert default.weight_decay == (0.004 if option == "adamw" else None)  # as before 0.5
+    off = built("optimizer.weight_decay=null")
+    weight = keras.Variable([1.0, -2.0])
+    off.apply([keras.ops.zeros(2)], [weight])
+    np.testing.assert_array_equal(weight, [1.0, -2.0])
+    given.apply([keras.ops.zeros(2)], [weight])  # Keras: the rate 0.5 times 0.1 of every weight
+    np.testing.assert_allclose(weight, [0.95, -1.9], rtol=1e-6)
