@@ -18,7 +18,7 @@ from typing import Any
 from kd_cli import __version__
 from kd_cli.arguments import FLAGS, SHOW, arrange, is_sweep, value_of, without_links
 from kd_cli.commands.help import AS_DISTILL, COMPOSED, WORDS, page
-from kd_cli.commands.job import RunFailed, job, outcome
+from kd_cli.commands.job import Job, RunFailed, outcome
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -289,7 +289,7 @@ def _hydra(command: str, overrides: list[str], flags: list[str]) -> int:
     sys.argv = [saved[0] if saved else "kd", *overrides, *flags]
     try:
         outcome.clear()
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(Job())()
         if outcome:
             raise outcome.pop()
         return 0

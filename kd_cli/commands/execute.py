@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.config.overrides import override_key
 from kd_cli.data.dataset import Dataset, load_dataset
-from kd_cli.device import request, set_up
+from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
-from kd_cli.runs import quality
 from kd_cli.runs.ownership import check_before_start, inputs, lock, refuse_other_inputs
 from kd_cli.runs.record import read_record
+from kd_cli.runs.session import Session
 from kd_cli.terminal import shown
 from kd_cli.training import assembly
 from kd_cli.training.train import Result, Results, Run, Taught, train, train_inside
@@ -29,17 +30,18 @@ from kd_cli.training.train import Result, Results, Run, Taught, train, train_ins
 log = logging.getLogger("kd")
 
 
-def execute(run: Run, table: bool = True) -> dict[str, Any]:
+def execute(run: Run, session: Session, table: bool = True) -> dict[str, Any]:
     """Runs a checked configuration, or answers with its finished result.
 
     Args:
         run: Its directory exists.
+        session: Of the command.
         table: Whether to print the result (a sweep prints one table at its end).
 
     Returns:
         The content of `metrics.json`.
     """
-    (result,) = execute_together([run])
+    (result,) = execute_together([run], session)
     if isinstance(result, Exception):
         raise result
     if table and "rounds" in result:
@@ -49,23 +51,34 @@ def execute(run: Run, table: bool = True) -> dict[str, Any]:
     return result
 
 
-def execute_together(runs: list[Run]) -> list[Result]:
+def execute_together(runs: list[Run], session: Session) -> list[Result]:
     """Runs configurations that share data, batches and teacher, in one graph.
+
+    Args:
+        runs: Their directories exist.
+        session: Of the command.
 
     Returns:
         Their results in order. A run that fails for itself (another process holds its directory,
         its loss is not finite) leaves the others alone; what concerns all is raised.
     """
     started = time.monotonic()
-    request(runs[0].plan.device)
-    dataset = load_dataset(runs[0].plan.dataset)
     results: Results = {}
     with contextlib.ExitStack() as locks:
-        unfinished = []
+        found = {}
         for run in {run.out: run for run in runs}.values():  # two points may be the same run
-            try:
+            with _failing_alone(run, results):
                 locks.enter_context(lock(run.out))
                 record = finished(run)
+                if record is None:
+                    _ = run.trackers  # their mistakes, before the data are read
+                found[run.out] = run, record
+        if not found:
+            return [results[run.out] for run in runs]
+        dataset = load_dataset(runs[0].plan.dataset, runs[0].plan.device)
+        unfinished = []
+        for run, record in found.values():
+            with _failing_alone(run, results):
                 if record is None:
                     assembly.check_labels(run.plan, dataset)
                     unfinished.append(run)
@@ -73,11 +86,18 @@ def execute_together(runs: list[Run]) -> list[Result]:
                     refuse_other_inputs(record["inputs"], inputs(run.plan, dataset), run.out)
                     log.info("%s is finished; rerun=true makes a new run beside it", shown(run.out))
                     results[run.out] = record
-            except ConfigError as error:
-                results[run.out] = error
         if unfinished:
-            results |= _COMMANDS[unfinished[0].plan.command](unfinished, dataset, started)
+            results |= _COMMANDS[unfinished[0].plan.command](unfinished, dataset, started, session)
     return [results[run.out] for run in runs]
+
+
+@contextlib.contextmanager
+def _failing_alone(run: Run, results: Results) -> Iterator[None]:
+    """A mistake in one run becomes its result, and leaves the others alone."""
+    try:
+        yield
+    except ConfigError as error:
+        results[run.out] = error
 
 
 def finished(run: Run) -> dict[str, Any] | None:
@@ -88,41 +108,37 @@ def finished(run: Run) -> dict[str, Any] | None:
     return record
 
 
-def train_teacher(runs: list[Run], dataset: Dataset, started: float) -> Results:
+def train_teacher(runs: list[Run], dataset: Dataset, started: float, session: Session) -> Results:
     """Trains teachers with cross-entropy and keeps them in their directories."""
-    return train(runs, dataset, started, "teacher")
+    return train(runs, dataset, started, "teacher", session)
 
 
-def train_student(runs: list[Run], dataset: Dataset, started: float) -> Results:
+def train_student(runs: list[Run], dataset: Dataset, started: float, session: Session) -> Results:
     """Trains students with cross-entropy, without a teacher: the baseline."""
-    return train(runs, dataset, started, "student")
+    return train(runs, dataset, started, "student", session)
 
 
-def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
+def distill(runs: list[Run], dataset: Dataset, started: float, session: Session) -> Results:
     """Distils one teacher into students; trains the teacher first where it is missing."""
     plan, typed = runs[0].plan, runs[0].typed
     device = set_up(plan.device)
-    from kd_cli.distillation import teacher as teachers
-    from kd_cli.distillation import teacher_checks, teacher_outputs
+    from kd_cli.distillation import teacher_outputs
+    from kd_cli.distillation.prepare import prepare
 
-    views = assembly.augmentation(plan, dataset)
-    teacher_outputs.why_live(plan, views)  # its mistakes, before a teacher's training
-    teacher = teachers.find(plan, dataset)
-    if teacher is None:
+    views = assembly.augmentation(plan, dataset, session)
+    prepared = prepare(plan, dataset, views, session)
+    if prepared is None:
         assembly.parts(plan, dataset, "student")  # its mistakes, before the teacher's training
         begun = time.monotonic()
-        _train_missing_teacher(plan, dataset, typed)
+        _train_missing_teacher(plan, dataset, typed, session)
         started += time.monotonic() - begun  # the teacher's record has its own time
-        teacher = teachers.find(plan, dataset)
-    teacher_checks.refuse(teacher, dataset, views.evaluate if views else None)
-    arrays = teacher_outputs.held_out(teacher, plan, dataset, views)
-    known = quality.of_splits(arrays, "teacher")
-    scores = known["test"]
-    doubts = {run.out: teacher_checks.warnings(teacher, run.plan, dataset, known) for run in runs}
+        prepared = prepare(plan, dataset, views, session)
+    teacher, scores = prepared.teacher, prepared.quality["test"]
+    doubts = {run.out: prepared.warnings(run.plan) for run in runs}
     for text in dict.fromkeys(text for lines in doubts.values() for text in lines):
         log.warning("%s", text)
     longest = max(assembly.epochs(run.plan, dataset) for run in runs)
-    outputs = teacher_outputs.outputs(teacher, plan, dataset, views, longest)
+    outputs = teacher_outputs.outputs(teacher, plan, dataset, views, longest, session)
     log.info(
         "teacher: %s%s, test %.4f (%s, %s, on %s)",
         teacher.name,
@@ -139,13 +155,13 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
         "training": teacher.training or "unknown",
         "test_accuracy": scores["accuracy"],
         "test_nll": scores["nll"],
-        "quality": known,
+        "quality": prepared.quality,
         "parameters": teacher.model.count_params(),
         "outputs": outputs.how,
         "precision": teacher.precision,
     }
-    taught = Taught(outputs, outputs.seconds, {"teacher": record}, arrays, doubts)
-    return train(runs, dataset, started, "student", taught)
+    taught = Taught(outputs, outputs.seconds, {"teacher": record}, prepared.arrays, doubts)
+    return train(runs, dataset, started, "student", session, taught)
 
 
 _COMMANDS = {
@@ -156,7 +172,9 @@ _COMMANDS = {
 }
 
 
-def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str]) -> None:
+def _train_missing_teacher(
+    plan: DictConfig, dataset: Dataset, typed: list[str], session: Session
+) -> None:
     """Trains the teacher as `kd train-teacher` would with the same data, teacher and recipe."""
     kept = teacher_overrides(typed)
     out = Path(plan.teacher_dir)
@@ -171,7 +189,7 @@ def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str])
             shown(out),
             shlex.join(["kd", "train-teacher", *kept]),
         )
-        train_inside(Run(teacher_plan, out, kept), dataset, time.monotonic(), "teacher")
+        train_inside(Run(teacher_plan, out, kept), dataset, time.monotonic(), "teacher", session)
 
 
 _TEACHER_KEYS = (

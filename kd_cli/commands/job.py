@@ -8,8 +8,11 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from kd_cli.runs.session import Session
 
 log = logging.getLogger("kd")
 
@@ -22,9 +25,17 @@ class RunFailed(Exception):
 outcome: list[Exception] = []
 
 
-def job(cfg: Any) -> dict[str, Any] | None:
-    """One run, called by Hydra in its directory (in a sweep maybe in a launcher's process)."""
-    return concluded(lambda: _run(cfg))
+@dataclass(frozen=True)
+class Job:
+    """What Hydra calls for a run in its directory, in a sweep for each point.
+
+    A launcher may pickle it for another process, where its session is empty.
+    """
+
+    session: Session = field(default_factory=Session)
+
+    def __call__(self, cfg: Any) -> dict[str, Any] | None:
+        return concluded(lambda: _run(cfg, self.session))
 
 
 def concluded(produce: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
@@ -59,7 +70,7 @@ def concluded(produce: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     return None
 
 
-def _run(cfg: Any) -> dict[str, Any]:
+def _run(cfg: Any, session: Session) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -75,7 +86,7 @@ def _run(cfg: Any) -> dict[str, Any]:
     plan = check(cfg, typed)
     if sweeping:
         log.info("point %s", out.name)
-    return execute.execute(Run(plan, out, typed), table=not sweeping)
+    return execute.execute(Run(plan, out, typed), session, table=not sweeping)
 
 
 def _record_failure(out: Path, error: Exception, text: str) -> None:

@@ -25,6 +25,7 @@ from kd_cli.config.check import check
 from kd_cli.errors import ConfigError
 from kd_cli.runs.identity import digest, point_dir, run_id, run_spec
 from kd_cli.runs.resolvers import register_resolvers
+from kd_cli.runs.session import Session
 from kd_cli.terminal import ConsoleHandler, log_file
 from kd_cli.training.train import Result, Run
 
@@ -44,6 +45,7 @@ def launch(
     job_overrides: Sequence[Sequence[str]],
     first: int,
     max_points: int,
+    session: Session,
 ) -> list[JobReturn]:
     """Trains all points, group by group; returns what Hydra expects of a launcher, in order.
 
@@ -62,7 +64,7 @@ def launch(
     for group in groups([point.run for point in points], max_points):
         members = [points[number] for number in group]
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-        results = _train([member.run for member in members])
+        results = _train([member.run for member in members], session)
         for number, member, result in zip(group, members, results, strict=True):
             returned[number] = run_job(
                 hydra_context=context,
@@ -112,7 +114,7 @@ def _point(
     return Point(number, composed, Run(plan, point_dir(plan), typed))
 
 
-def _train(runs: list[Run]) -> list[Result]:
+def _train(runs: list[Run], session: Session) -> list[Result]:
     unfinished = {run.out: run for run in runs if finished(run) is None}
     for run in unfinished.values():
         (run.out / ".hydra").mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,7 @@ def _train(runs: list[Run]) -> list[Result]:
         with _logging_to(list(unfinished)):
             if len(unfinished) > 1:
                 log.info("%d points train together", len(unfinished))
-            return execute_together(runs)
+            return execute_together(runs, session)
     except Exception as error:  # raised again by each point that it concerns: by all
         return [error] * len(runs)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from kd_cli.config.instantiate import build
 from kd_cli.config.keys import ROUND_KEYS
 from kd_cli.errors import ConfigError
 
@@ -121,7 +122,6 @@ class Augment:
     size: int | None = None
     seed: int = 0
     preview: bool = False
-    compiled: bool = True
 
 
 @dataclass
@@ -263,6 +263,15 @@ def check_ranges(plan: DictConfig) -> None:
                     f"augment.{part}[{number}]={node} must be a node such as "
                     "{_target_: kd_cli.data.horizontal_flip, _partial_: true}"
                 )
+    for name, node in (plan.tracker or {}).items():
+        if not isinstance(node, DictConfig):
+            raise ConfigError(
+                f"tracker.{name}={node}: each tracker is a node under a name of its own; begin its "
+                "file with the line: # @package tracker.NAME"
+            )
+        # Imported, and its options compared with what it takes; it is made when the run begins.
+        plain = OmegaConf.to_container(node)
+        build({**plain, "_partial_": True, "_recursive_": False}, f"tracker.{name}")
     size = plan.augment.size
     require(size is None or size >= 1, "augment.size", "at least 1, or null for the dataset's")
     require(plan.view in VIEWS, "view", f"{', '.join(VIEWS[:-1])} or {VIEWS[-1]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -19,9 +20,11 @@ from kd_cli.files import save_model, write_json, write_npz
 from kd_cli.runs import identity, quality
 from kd_cli.runs.ownership import inputs, refuse_other_inputs
 from kd_cli.runs.record import SCHEMA_VERSION, environment, read_record, score
+from kd_cli.runs.session import Session
 from kd_cli.runs.state import State
 from kd_cli.terminal import log_file
 from kd_cli.training import assembly
+from kd_cli.training.trackers import Trackers
 
 if TYPE_CHECKING:
     from kd_cli.distillation.teacher_outputs import Outputs
@@ -44,6 +47,11 @@ class Run:
     plan: DictConfig
     out: Path
     typed: list[str]
+
+    @functools.cached_property
+    def trackers(self) -> Trackers:
+        """Made when first asked for, which raises ConfigError for one that can't be made."""
+        return Trackers(self.plan.get("tracker"), self.plan, self.out)
 
 
 # What a run ended with: the content of its metrics.json, or why it failed.
@@ -71,7 +79,12 @@ class Taught:
 
 
 def train_inside(
-    run: Run, dataset: Dataset, started: float, role: str, taught: Taught | None = None
+    run: Run,
+    dataset: Dataset,
+    started: float,
+    role: str,
+    session: Session,
+    taught: Taught | None = None,
 ) -> dict[str, Any]:
     """One run inside another: with its own log, and its configuration as Hydra leaves it.
 
@@ -84,7 +97,7 @@ def train_inside(
     handler = log_file(run.out / "kd.log")
     log.addHandler(handler)
     try:
-        result = train([run], dataset, started, role, taught)[run.out]
+        result = train([run], dataset, started, role, session, taught)[run.out]
     finally:
         log.removeHandler(handler)
         handler.close()
@@ -104,6 +117,7 @@ def train(
     dataset: Dataset,
     started: float,
     role: str,
+    session: Session,
     taught: Taught | None = None,
 ) -> Results:
     """Trains the runs' networks, and leaves everything that a run leaves in their directories."""
@@ -117,16 +131,16 @@ def train(
     if not runs:
         return results
     plans = [run.plan for run in runs]
-    engine = assembly.engine_for(plans, dataset, role, taught.outputs if taught else None)
+    outputs = taught.outputs if taught else None
+    engine = assembly.engine_for(plans, dataset, role, outputs, session)
     from kd_cli.training.loop import Place, Plan, fit
-    from kd_cli.training.trackers import tracker
 
     places = [
         Place(
             run.out,
             {"run_id": identity.run_id(run.plan), "inputs": inputs(run.plan, dataset)},
             role if len(runs) == 1 else run.out.name,
-            tracker(run.plan.get("tracker"), run.out),
+            run.trackers,
             epochs=assembly.epochs(run.plan, dataset),
             total_steps=assembly.length(run.plan, dataset)[0],
         )
@@ -154,6 +168,8 @@ def train(
         if training.error is None:
             training.attempt(_finish, run, training, dataset, role, started, taught)
         results[run.out] = training.error or read_record(run.out)
+        if training.error is None:
+            run.trackers.finish(results[run.out])
     return results
 
 

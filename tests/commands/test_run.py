@@ -174,7 +174,7 @@ def test_ctrl_c_loses_no_finished_epoch_and_the_run_continues_bit_for_bit(
         if row["epoch"] == after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trackers.NoTracker, "epoch", interrupt)
+    monkeypatch.setattr(trackers.Trackers, "epoch", interrupt)
     stopped = kd(*words)
     assert stopped.code == 130 and "continues from the last saved state" in stopped.err
     monkeypatch.undo()
@@ -191,7 +191,7 @@ def test_an_unfinished_run_does_not_continue_on_other_data(kd, work, small, npz,
     def interrupt(self, row, model):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trackers.NoTracker, "epoch", interrupt)
+    monkeypatch.setattr(trackers.Trackers, "epoch", interrupt)
     words = ("train-student", *small[:2], "epochs=2")
     assert kd(*words).code == 130
     monkeypatch.undo()
@@ -215,7 +215,7 @@ def test_two_processes_do_not_share_a_directory(kd, work, small, monkeypatch):
             environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
             second.append(subprocess.run(command, capture_output=True, text=True, env=environment))
 
-    monkeypatch.setattr(trackers.NoTracker, "epoch", start_another)
+    monkeypatch.setattr(trackers.Trackers, "epoch", start_another)
     assert kd(*words).code == 0
     assert second[0].returncode == 2
     assert second[0].stderr.startswith("kd: error: another process is at work in outputs/")

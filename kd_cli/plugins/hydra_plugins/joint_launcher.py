@@ -18,9 +18,10 @@ class JointLauncher(Launcher):
         self.max_points = max_points
 
     def setup(self, *, hydra_context, task_function, config):
-        self.context, self.config = hydra_context, config
+        self.context, self.config, self.session = hydra_context, config, task_function.session
 
     def launch(self, job_overrides, initial_job_idx):
         from kd_cli.commands.joint import launch
 
-        return launch(self.context, self.config, job_overrides, initial_job_idx, self.max_points)
+        options = (initial_job_idx, self.max_points, self.session)
+        return launch(self.context, self.config, job_overrides, *options)
