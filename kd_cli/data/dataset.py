@@ -116,7 +116,7 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
         rows = np.setdiff1d(rows, held_out)
         validation = Split(*pool, held_out)
     hidden = rows[:0]
-    fraction = cfg.get("labelled_fraction", 1.0)  # (the record of an older cache has no such key)
+    fraction = cfg.labelled_fraction
     if fraction < 1:
         if pool[1].min() < 0:
             raise ConfigError(

@@ -67,12 +67,15 @@ class Trackers:
         self.out = out
         self._active: dict[str, Tracker] = {}
         for name, node in (nodes or {}).items():
-            what = f"tracker.{name}"
-            made = build(node, what, folder=self._folder(name), settings=run_spec(plan))
+            what = f"tracker.{name}: {node['_target_']}"
+            make = build({**node, "_partial_": True}, f"tracker.{name}")
+            try:  # not by Hydra, which would build the nodes among the settings
+                made = make(folder=self._folder(name), settings=run_spec(plan))
+            except Exception as error:
+                raise ConfigError(f"{what} failed: {first_line(error)}") from error
             if not callable(getattr(made, "epoch", None)):
                 raise ConfigError(
-                    f"{what}: {node['_target_']} made a {type(made).__name__} without a method "
-                    "epoch(row, model)"
+                    f"{what} made a {type(made).__name__} without a method epoch(row, model)"
                 )
             self._active[name] = made
 

@@ -8,7 +8,6 @@ import sys
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from kd_cli.files import open_npz
 from kd_cli.runs import quality
@@ -268,23 +267,6 @@ def test_mixed_precision_trains(kd, work, small, precision):
     network = keras.saving.load_model(run / "model.keras").layers[-1]
     policies = {layer.name: layer.dtype_policy.name for layer in network.layers}
     assert policies["logits"] == "float32" and precision in policies.values()
-
-
-@pytest.mark.slow
-def test_tensorboard_gets_scalars_and_histograms(kd, work, small):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    words = ("train-student", *small[:2], "epochs=3", "tracker=tensorboard")
-    assert kd(*words, "tracker.histograms=true").code == 0
-    run, record = only_run(work / "outputs")
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0})
-    events.Reload()
-    tags = set(events.Tags()["tensors"])
-    assert {"train/loss", "validation/accuracy", "learning_rate"} <= tags
-    assert any(tag.endswith("kernel") for tag in tags)
-    values = [float(tf.make_ndarray(e.tensor_proto)) for e in events.Tensors("validation/nll")]
-    assert len(values) == 3
-    assert values[-1] == pytest.approx(record["validation"]["last"]["nll"], rel=1e-5)
 
 
 def test_dead_units_and_chance_are_warned_about_and_recorded(kd, work, small):

@@ -260,7 +260,7 @@ def test_a_softmax_in_a_teacher_directory_is_refused(kd, work, small):
 def test_another_order_of_classes_in_a_run_s_file_is_refused(kd, work, small, npz):
     (work / "named_classes.py").write_text(
         "import dataclasses\n"
-        "from kd_cli.sources import npz\n"
+        "from kd_cli.data import npz\n"
         "def source(path, scale, names):\n"
         "    arrays = npz(path, scale)\n"
         "    return dataclasses.replace(arrays, class_names=tuple(names), fingerprint='')\n"
