@@ -1,45 +1,59 @@
-"""The device and determinism of this process: called once, before the first tensor."""
+"""TensorFlow's import, and the device and determinism of this process.
+
+TensorFlow takes a choice of devices until its first tensor and keeps it from then on, so the device
+belongs to the process. TensorFlow itself remembers which one it is; nothing here does.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextvars import ContextVar
 from types import ModuleType
 
 from kd_cli.errors import ConfigError
 
-log = logging.getLogger("kd")
-_chosen: dict[str, str] = {}
-_request = ["auto"]
+_wanted = ContextVar("wanted", default="auto")
 
 
-def request(device: str) -> None:
-    """Says which device this process will want, for the first that needs TensorFlow."""
-    _request[0] = device
+@contextlib.contextmanager
+def wanting(device: str) -> Iterator[None]:
+    """Inside the block, `import_tensorflow` sets `device` up.
+
+    It reaches code whose arguments are a user's affair: a source of images that may need TensorFlow
+    to decode them, or not need it at all.
+    """
+    token = _wanted.set(device)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
 
 
 def import_tensorflow() -> ModuleType:
-    """TensorFlow, set up for the requested device: its settings must come before its first tensor.
+    """TensorFlow, with the wanted device: that choice must come before its first tensor.
 
     Raises:
         ConfigError: As `set_up`.
     """
-    set_up(_request[0])
-    return sys.modules["tensorflow"]
+    set_up(_wanted.get())
+    return _import_quietly()
 
 
+@functools.cache
 def _import_quietly() -> ModuleType:
-    """Imports TensorFlow without its start-up chatter.
+    """Imports TensorFlow without its start-up chatter; its operations are deterministic from then.
 
     TF_CPP_MIN_LOG_LEVEL does not reach what TensorFlow 2.21 writes to file descriptor 2 before its
     logging is initialised, so the descriptor itself is turned away for the first import and the
     first look for devices. What was written appears when the import fails.
     """
-    if _chosen:
-        return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     for name in ("absl", "tensorflow"):
@@ -59,6 +73,7 @@ def _import_quietly() -> ModuleType:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+    tensorflow.config.experimental.enable_op_determinism()
     # What the import made stays: 370,000 objects over which no collection has to walk again, which
     # takes 0.2 s, and each point of a sweep collects.
     gc.freeze()
@@ -66,7 +81,7 @@ def _import_quietly() -> ModuleType:
 
 
 def set_up(device: str) -> str:
-    """Makes the wanted device the only visible one, with memory growth and deterministic ops.
+    """Makes the wanted device the only visible one, with memory growth.
 
     Args:
         device: `auto`, `cpu`, `gpu` or `gpu:N`.
@@ -75,7 +90,7 @@ def set_up(device: str) -> str:
         What is used, for people and the metrics.
 
     Raises:
-        ConfigError: When there is no such GPU, or this process has settled on another device.
+        ConfigError: When there is no such GPU, or this process computes on another device already.
     """
     tf = _import_quietly()
     gpus = tf.config.list_physical_devices("GPU")
@@ -84,20 +99,21 @@ def set_up(device: str) -> str:
         raise ConfigError(
             f"device={device}: TensorFlow finds {len(gpus)} GPUs; type device=auto or device=cpu"
         )
-    if _chosen:
-        if device not in _chosen:
-            raise ConfigError(
-                f"device={device}: this process runs on device={next(iter(_chosen))} already; "
-                "sweep over devices in separate commands"
-            )
-        return _chosen[device]
     use = [] if device == "cpu" else gpus[number : number + 1]
-    tf.config.set_visible_devices(use, "GPU")
-    for gpu in use:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    tf.config.experimental.enable_op_determinism()
-    name = "cpu"
-    if use:
-        name = tf.config.experimental.get_device_details(use[0]).get("device_name", use[0].name)
-    _chosen[device] = name
-    return name
+    try:
+        tf.config.set_visible_devices(use, "GPU")
+        for gpu in use:
+            tf.config.experimental.set_memory_growth(gpu, True)
+    except RuntimeError as error:  # it has made tensors
+        raise ConfigError(
+            f"device={device}: this process computes on "
+            f"{_names(tf, tf.config.get_visible_devices('GPU'))} already; sweep over devices in "
+            "separate commands"
+        ) from error
+    return _names(tf, use)
+
+
+def _names(tf: ModuleType, gpus: list) -> str:
+    """For people: the model of the GPU, or `cpu` where there is none."""
+    details = [(tf.config.experimental.get_device_details(gpu), gpu.name) for gpu in gpus]
+    return ", ".join(known.get("device_name", name) for known, name in details) or "cpu"

@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 
 from kd_cli.commands.table import Request
 from kd_cli.data.dataset import load_dataset
-from kd_cli.device import request, set_up
+from kd_cli.device import set_up
 from kd_cli.distillation import logits_cache
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.files import file_hash, files_of
+from kd_cli.runs.session import Session
 from kd_cli.terminal import print_table
 
 # Action, its options with their defaults, what it does.
@@ -106,13 +107,14 @@ def _size(folder: Path) -> str:
 
 def _verify(root: Path, count: int, seed: int) -> int:
     """Checksums first; then `count` random rows of each entry against the teacher's answer now."""
-    faults = 0
+    faults, session = 0, Session()
     for folder in logits_cache.entries(root):
         record = logits_cache.read_manifest(folder)
         if record is None:
             print(f"{folder.name}: unfinished; the next run that needs it continues")
             continue
-        fault = logits_cache.fault(folder) or _difference(folder, record, count, seed)
+        fault = logits_cache.fault(folder, session.checked)
+        fault = fault or _difference(folder, record, count, seed, session)
         faults += fault is not None
         right = f"right ({min(count, record['rows'])} random rows compared)"
         print(f"{folder.name}: {fault or right}")
@@ -124,9 +126,10 @@ def _verify(root: Path, count: int, seed: int) -> int:
     return 1 if faults else 0
 
 
-def _difference(folder: Path, record: dict[str, Any], count: int, seed: int) -> str | None:
+def _difference(
+    folder: Path, record: dict[str, Any], count: int, seed: int, session: Session
+) -> str | None:
     """How the entry differs from what its teacher says now; None when it doesn't."""
-    request("auto")
     set_up("auto")
     from kd_cli.data.dataset import Split
     from kd_cli.distillation.teacher_outputs import of_origin
@@ -135,7 +138,7 @@ def _difference(folder: Path, record: dict[str, Any], count: int, seed: int) -> 
     origin = record["origin"]
     try:
         dataset = load_dataset(OmegaConf.create(origin["dataset"]))
-        teacher, prepare, hashes = of_origin(origin, dataset)
+        teacher, prepare, hashes = of_origin(origin, dataset, session)
     except ConfigError as error:
         return f"its teacher or data are gone ({error})"
     for key, value in hashes.items():
@@ -165,7 +168,7 @@ def _prune(root: Path, days: int | None, everything: str) -> int:
         useless = (
             record is None
             or not _has_its_teacher(record["origin"]["teacher"])
-            or logits_cache.fault(folder) is not None
+            or logits_cache.fault(folder, set()) is not None
         )
         old = days is not None and age >= days
         if (everything == "true" or useless or old) and logits_cache.remove(folder):

@@ -25,6 +25,7 @@ from kd_cli.report.columns import NONE, PERCENT, In, columns
 from kd_cli.report.statistics import MAX_SEEDS, MIN_SEEDS
 from kd_cli.runs import finished
 from kd_cli.runs.identity import sweep_id
+from kd_cli.runs.session import Session
 from kd_cli.terminal import print_table, shown
 
 SEEDS = 5
@@ -38,7 +39,8 @@ def run(request: Request) -> int:
         job.prepare(Request(COMMANDS[word], overrides, flags, request.config_dir))
         for word, overrides in sweeps(request.overrides, request.config_dir)
     ]
-    codes = [job.train(part, table=False) for part in parts]
+    session = Session()
+    codes = [job.train(part, session, table=False) for part in parts]
     conclude(parts[0].points[0].parent)
     return max(codes)
 

@@ -12,10 +12,11 @@ from kd_cli.config.overrides import teacher_overrides
 from kd_cli.config.plans import follows, teacher_plan
 from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
-from kd_cli.runs import identity, quality
+from kd_cli.runs import identity
 from kd_cli.runs.asked import Run
 from kd_cli.runs.ownership import check_before_start, lock, similar_teachers
 from kd_cli.runs.record import Record
+from kd_cli.runs.session import Session
 from kd_cli.terminal import shown
 from kd_cli.training import assembly
 from kd_cli.training.train import Results, Taught, train, train_inside
@@ -23,31 +24,27 @@ from kd_cli.training.train import Results, Taught, train, train_inside
 log = logging.getLogger("kd")
 
 
-def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
+def distill(runs: list[Run], dataset: Dataset, started: float, session: Session) -> Results:
     """Distils one teacher into students; trains the teacher first where it is missing."""
     plan, typed = runs[0].plan, runs[0].typed
     device = set_up(plan.device)
-    from kd_cli.distillation import teacher as teachers
-    from kd_cli.distillation import teacher_checks, teacher_outputs
+    from kd_cli.distillation import teacher_outputs
+    from kd_cli.distillation.prepare import prepare
 
-    views = assembly.augmentation(plan, dataset)
-    teacher_outputs.why_live(plan, views)  # its mistakes, before a teacher's training
-    teacher = teachers.find(plan, dataset)
-    if teacher is None:
+    views = assembly.augmentation(plan, dataset, session)
+    prepared = prepare(plan, dataset, views, session)
+    if prepared is None:
         assembly.parts(plan, dataset, "student")  # its mistakes, before the teacher's training
         begun = time.monotonic()
-        _train_missing_teacher(plan, dataset, typed)
+        _train_missing_teacher(plan, dataset, typed, session)
         started += time.monotonic() - begun  # the teacher's record has its own time
-        teacher = teachers.find(plan, dataset)
-    teacher_checks.refuse(teacher, dataset, views.evaluate if views else None)
-    arrays = teacher_outputs.held_out(teacher, plan, dataset, views)
-    known = quality.of_splits(arrays, "teacher")
-    scores = known["test"]
-    doubts = {run.out: teacher_checks.warnings(teacher, run.plan, dataset, known) for run in runs}
+        prepared = prepare(plan, dataset, views, session)
+    teacher, scores = prepared.teacher, prepared.quality["test"]
+    doubts = {run.out: prepared.warnings(run.plan) for run in runs}
     for text in dict.fromkeys(text for lines in doubts.values() for text in lines):
         log.warning("%s", text)
     longest = max(assembly.epochs(run.plan, dataset) for run in runs)
-    outputs = teacher_outputs.outputs(teacher, plan, dataset, views, longest)
+    outputs = teacher_outputs.outputs(teacher, plan, dataset, views, longest, session)
     log.info(
         "teacher: %s%s, test %.4f (%s, %s, on %s)",
         teacher.name,
@@ -64,16 +61,18 @@ def distill(runs: list[Run], dataset: Dataset, started: float) -> Results:
         "training": teacher.training or "unknown",
         "test_accuracy": scores["accuracy"],
         "test_nll": scores["nll"],
-        "quality": known,
+        "quality": prepared.quality,
         "parameters": teacher.model.count_params(),
         "outputs": outputs.how,
         "precision": teacher.precision,
     }
-    taught = Taught(outputs, outputs.seconds, {"teacher": record}, arrays, doubts)
-    return train(runs, dataset, started, "student", taught)
+    taught = Taught(outputs, outputs.seconds, {"teacher": record}, prepared.arrays, doubts)
+    return train(runs, dataset, started, "student", session, taught)
 
 
-def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str]) -> None:
+def _train_missing_teacher(
+    plan: DictConfig, dataset: Dataset, typed: list[str], session: Session
+) -> None:
     """Trains the teacher as `kd train-teacher` would from the same description."""
     kept = teacher_overrides(typed, follows(plan))
     wanted, out = teacher_plan(plan), identity.teacher_dir(plan)
@@ -89,4 +88,4 @@ def _train_missing_teacher(plan: DictConfig, dataset: Dataset, typed: list[str])
         )
         for line in similar_teachers(plan)[:3]:
             log.info("  or %s", line)
-        train_inside(Run(wanted, out, kept), dataset, time.monotonic(), "teacher")
+        train_inside(Run(wanted, out, kept), dataset, time.monotonic(), "teacher", session)

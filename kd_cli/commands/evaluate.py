@@ -31,19 +31,21 @@ from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import is_typed
 from kd_cli.config.plans import view_shape
 from kd_cli.data.dataset import Dataset, load_dataset
-from kd_cli.device import request, set_up
+from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, RunFailed, first_line
 from kd_cli.files import open_npz, write_json, write_npz
 from kd_cli.report.columns import COLUMNS, PERCENT, In
 from kd_cli.runs import identity, quality
 from kd_cli.runs.record import Record, environment
 from kd_cli.runs.resolvers import register_resolvers
+from kd_cli.runs.session import Session
 from kd_cli.terminal import messages, print_table, shown
 from kd_cli.training import assembly
 
 if TYPE_CHECKING:
     import keras
 
+    from kd_cli.data.views import Views
     from kd_cli.networks.predict import Prepare
 
 
@@ -78,7 +80,9 @@ def run(request: Request) -> int:
         with messages():
             target = find(plan.what)
             plan, own = with_data(plan, overrides, target)
-            out, result, arrays = _measure(plan, target, own, load_dataset(plan.dataset))
+            out, result, arrays = _measure(
+                plan, target, own, load_dataset(plan.dataset, plan.device)
+            )
             if arrays is not None:
                 write_npz(out / "predictions.npz", arrays)
             write_json(out / "evaluation.json", result)
@@ -100,13 +104,13 @@ def _measure(
         check_same(plan, record, dataset)
     if record:
         warn_of_classes(record, dataset)
-    request(plan.device)
     device = set_up(plan.device)
     from kd_cli.networks import cost
     from kd_cli.networks.keras_file import weights_hash
     from kd_cli.networks.predict import predict_rows, predictor
 
-    views = assembly.augmentation(plan, dataset)
+    session = Session()
+    views = assembly.augmentation(plan, dataset, session)
     prepare = views.evaluate if views is not None else None
     model = _model(plan, target, dataset)
     sha = weights_hash(model)
@@ -157,7 +161,7 @@ def _measure(
             "trained on, so validation, and the temperature fitted on it, say little"
         )
     if record and record.command == "distill":
-        why = _ask_teacher(plan, target, own, dataset, arrays, prepare)
+        why = _ask_teacher(plan, target, own, dataset, arrays, views, session)
         if why:
             warnings.append(f"no fidelity to the teacher: {why}")
         else:
@@ -249,7 +253,8 @@ def _ask_teacher(
     own: bool,
     dataset: Dataset,
     arrays: Arrays,
-    prepare: Prepare | None,
+    views: Views | None,
+    session: Session,
 ) -> str:
     """Adds the teacher's logits to `arrays`: those that the run kept, or else asked now.
 
@@ -267,31 +272,29 @@ def _ask_teacher(
                 if "teacher_logits" in found:
                     arrays |= found
                     return ""
+    from kd_cli.distillation import prepare
     from kd_cli.distillation import teacher as teachers
-    from kd_cli.networks.predict import predict_rows
 
     known, spec = target.record.teacher, target.record.config["teacher"]
+    node = {"checkpoint": None, "weights": None, "precision": None, **spec}
     path = Path(known.path)
+    if node["weights"] is not None:
+        node["weights"] = str(path)
+    elif node["checkpoint"] is not None:
+        node["checkpoint"] = str(path)
+    else:
+        node["checkpoint"] = str(path / "model.keras")
     if not path.exists():
         return f"{shown(path)} is gone"
-    key = next((key for key in ("checkpoint", "weights") if key in spec), "")
-    node = {"checkpoint": None, "weights": None, "precision": None, **spec}
-    node |= {key: str(path)} if key else {}
-    asked = OmegaConf.create({"augment": plan.augment, "teacher": node, "teacher_dir": None})
+    plain = OmegaConf.to_container(plan)
+    asked = OmegaConf.create({**plain, "teacher": node, "cache": {"logits": "none"}})
     try:
-        if key:
-            teacher = teachers.find(asked, dataset)
-        else:
-            record = Record.read(path)
-            if record is None:
-                return f"{shown(path)} holds no finished teacher"
-            teacher = teachers.of_run(path, record, asked, dataset)
+        teacher = teachers.find(asked, dataset, session)
     except ConfigError as error:
         return str(error)
     if teacher.weights_sha256 != known.weights_sha256:
         return f"{shown(path)} holds another teacher now"
-    for prefix, split in dataset.held_out:
-        arrays[f"{prefix}teacher_logits"] = predict_rows(teacher.predict, split, prepare)
+    arrays |= prepare.ask(teacher, asked, dataset, views, session).arrays
     return ""
 
 

@@ -21,21 +21,20 @@ from kd_cli.config.compose import compose
 from kd_cli.config.overrides import teacher_overrides
 from kd_cli.config.plans import follows, is_given
 from kd_cli.data.dataset import Dataset, load_dataset
-from kd_cli.device import request as request_device
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
-from kd_cli.runs import quality
 from kd_cli.runs.asked import Runs
 from kd_cli.runs.identity import teacher_dir
 from kd_cli.runs.record import Record
 from kd_cli.runs.resolvers import register_resolvers
+from kd_cli.runs.session import Session
 from kd_cli.terminal import messages, print_table, shown
 from kd_cli.training import assembly
 from kd_cli.training.schedules import in_steps
 
 if TYPE_CHECKING:
     from kd_cli.data.views import Views
-    from kd_cli.distillation.teacher import Teacher
+    from kd_cli.distillation.prepare import Prepared
     from kd_cli.distillation.teacher_outputs import Outputs
     from kd_cli.training.step import Engine, Learner
 
@@ -94,25 +93,20 @@ def explain(plan: DictConfig, typed: list[str]) -> None:
             f"no finished teacher in {shown(teacher_dir(plan))}, and explain trains none; train it "
             f"with: {shlex.join(['kd', 'train-teacher', *teacher_overrides(typed, follows(plan))])}"
         )
-    request_device(plan.device)
+    session = Session()
     with messages():
-        dataset = load_dataset(plan.dataset)
+        dataset = load_dataset(plan.dataset, plan.device)
         assembly.check_labels(plan, dataset)
         set_up(plan.device)
-        from kd_cli.distillation import teacher as teachers
-        from kd_cli.distillation import teacher_checks, teacher_outputs
+        from kd_cli.distillation import teacher_outputs
+        from kd_cli.distillation.prepare import prepare
 
-        views = assembly.augmentation(plan, dataset)
-        teacher_outputs.why_live(plan, views)
-        teacher = teachers.find(plan, dataset)
-        teacher_checks.refuse(teacher, dataset, views.evaluate if views else None)
-        known = quality.of_splits(
-            teacher_outputs.held_out(teacher, plan, dataset, views), "teacher"
-        )
-        doubts = teacher_checks.warnings(teacher, plan, dataset, known)
+        views = assembly.augmentation(plan, dataset, session)
+        prepared = prepare(plan, dataset, views, session)
+        teacher, doubts = prepared.teacher, prepared.warnings(plan)
         epochs = assembly.epochs(plan, dataset)
-        outputs = teacher_outputs.outputs(teacher, plan, dataset, views, epochs)
-        engine = assembly.engine_for([plan], dataset, "student", outputs)
+        outputs = teacher_outputs.outputs(teacher, plan, dataset, views, epochs, session)
+        engine = assembly.engine_for([plan], dataset, "student", outputs, session)
         (learner,) = engine.learners
         found = pull(learner, *engine.first_batch())
     for head, text in [
@@ -121,7 +115,7 @@ def explain(plan: DictConfig, typed: list[str]) -> None:
         ("optimizer", optimizer_line(plan)),
         *_data_path(plan, dataset, views, engine),
         ("student", f"{plan.student.name}, {_network(learner.model)}"),
-        ("teacher", _teacher_line(teacher, known)),
+        ("teacher", _teacher_line(prepared)),
         ("", _network(teacher.model)),
         ("its logits", _answers_line(outputs, views)),
         ("first batch", f"{found.examples} images; initial weights of init_seed {plan.init_seed}"),
@@ -324,10 +318,11 @@ def _data_path(
     ]
 
 
-def _teacher_line(teacher: Teacher, known: Mapping[str, Mapping[str, Any]]) -> str:
-    part = "validation" if "validation" in known else "test"
+def _teacher_line(prepared: Prepared) -> str:
+    teacher = prepared.teacher
+    part = "validation" if "validation" in prepared.quality else "test"
     training = f", {teacher.training}" if teacher.training else ""
-    accuracy = f"{part} {known[part]['accuracy']:.4f}"
+    accuracy = f"{part} {prepared.quality[part]['accuracy']:.4f}"
     return f"{teacher.name}{training}, {accuracy} ({shown(teacher.path)})"
 
 

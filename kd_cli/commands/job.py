@@ -23,6 +23,7 @@ from kd_cli.runs.asked import Run, Runs
 from kd_cli.runs.identity import sweep_id
 from kd_cli.runs.ownership import lock
 from kd_cli.runs.resolvers import register_resolvers
+from kd_cli.runs.session import Session
 
 log = logging.getLogger("kd")
 
@@ -32,11 +33,13 @@ class Job:
 
     Attributes:
         runs: Those that were checked before Hydra began.
+        session: What they share in memory; empty in a launcher's process.
         failure: Why a single run ended. (Raised through Hydra, its own words would come first.)
     """
 
-    def __init__(self, runs: Runs) -> None:
+    def __init__(self, runs: Runs, session: Session) -> None:
         self.runs = runs
+        self.session = session
         self.failure: Exception | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -58,7 +61,7 @@ class Job:
         plan = self.runs.plan(cfg, typed)
         if sweeping:
             log.info("point %s", out.name)
-        return execute(Run(plan, out, typed), table=not sweeping)
+        return execute(Run(plan, out, typed), self.session, table=not sweeping)
 
     def conclude(self, produce: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """What `produce` returns; its failure is recorded in the directory of Hydra's job."""
@@ -93,14 +96,14 @@ class Job:
 def run(request: Request) -> int:
     """Trains what the command names: a single run, or with --multirun every point of a sweep."""
     if is_sweep(request.flags):
-        return train(prepare(request))
+        return train(prepare(request), Session())
     runs = Runs()
     register_resolvers(runs)
     overrides = request.overrides
     one = runs.single(compose(request.command.config, overrides, request.config_dir))
     if not is_typed("hydra.run.dir", overrides):
         overrides = [*overrides, f"hydra.run.dir={quoted(one.out)}"]
-    job = Job(runs)
+    job = Job(runs, Session())
     code = hand_over(request, overrides, job)
     if job.failure is not None:
         raise job.failure
@@ -164,11 +167,11 @@ def prepare(request: Request) -> Sweep:
     return Sweep(request, runs, list(found))
 
 
-def train(sweep: Sweep, table: bool = True) -> int:
+def train(sweep: Sweep, session: Session, table: bool = True) -> int:
     """Trains a sweep's points and prints its table; 1 when one failed."""
     code = 1
     try:
-        code = hand_over(sweep.request, sweep.request.overrides, Job(sweep.runs))
+        code = hand_over(sweep.request, sweep.request.overrides, Job(sweep.runs, session))
     except RunFailed:
         code = 1  # the sweep's end names every failed point
     finally:

@@ -25,6 +25,7 @@ from kd_cli.config.plans import has_rounds
 from kd_cli.errors import ConfigError
 from kd_cli.runs.asked import Run
 from kd_cli.runs.identity import digest, run_id, run_spec
+from kd_cli.runs.session import Session
 from kd_cli.terminal import ConsoleHandler, log_file
 from kd_cli.training.train import Result
 
@@ -62,7 +63,7 @@ def launch(
     for group in groups([point.run for point in points], max_points):
         members = [points[number] for number in group]
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-        results = _train([member.run for member in members])
+        results = _train([member.run for member in members], job.session)
         for number, member, result in zip(group, members, results, strict=True):
             returned[number] = run_job(
                 hydra_context=context,
@@ -111,7 +112,7 @@ def _point(
     return Point(number, composed, run)
 
 
-def _train(runs: list[Run]) -> list[Result]:
+def _train(runs: list[Run], session: Session) -> list[Result]:
     unfinished = {run.out: run for run in runs if finished(run) is None}
     for run in unfinished.values():
         (run.out / ".hydra").mkdir(parents=True, exist_ok=True)
@@ -121,7 +122,7 @@ def _train(runs: list[Run]) -> list[Result]:
         with _logging_to(list(unfinished)):
             if len(unfinished) > 1:
                 log.info("%d points train together", len(unfinished))
-            return execute_together(runs)
+            return execute_together(runs, session)
     except Exception as error:  # raised again by each point that it concerns: by all
         return [error] * len(runs)
 

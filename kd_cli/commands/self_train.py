@@ -31,6 +31,7 @@ from kd_cli.runs import identity
 from kd_cli.runs.asked import Run
 from kd_cli.runs.ownership import check_before_start, inputs, refuse_other_inputs
 from kd_cli.runs.record import Record, RoundRecord
+from kd_cli.runs.session import Session
 from kd_cli.training import assembly
 from kd_cli.training.train import Results, Taught, point_latest, train_inside
 
@@ -38,18 +39,18 @@ log = logging.getLogger("kd")
 NEVER = -1e4  # the logit of a class whose share is 0: its exponential is 0
 
 
-def self_train(runs: list[Run], dataset: Dataset, started: float) -> Results:
+def self_train(runs: list[Run], dataset: Dataset, started: float, session: Session) -> Results:
     """Trains each run's rounds in `round-0`, `round-1`, ... of its directory, one after another.
 
     A finished round is not trained again, so more `rounds` continue where fewer ended.
     """
-    return {run.out: _rounds(run, dataset) for run in runs}
+    return {run.out: _rounds(run, dataset, session) for run in runs}
 
 
-def _rounds(run: Run, dataset: Dataset) -> Record:
+def _rounds(run: Run, dataset: Dataset, session: Session) -> Record:
     plan = run.plan
     set_up(plan.device)
-    views = assembly.augmentation(plan, dataset)
+    views = assembly.augmentation(plan, dataset, session)
     if plan.pseudo.labels == "soft" and views is not None and views.mixes:
         raise ConfigError(
             "pseudo.labels=soft can't be mixed: leave mixup out of augment.train, or type "
@@ -60,7 +61,7 @@ def _rounds(run: Run, dataset: Dataset) -> Record:
     record = Record.read(first.out)
     if record is None:
         log.info("round 0: the labels of %s images alone", f"{len(dataset.train):,}")
-        record = train_inside(first, dataset, time.monotonic(), "student")
+        record = train_inside(first, dataset, time.monotonic(), "student", session)
     else:
         refuse_other_inputs(record["inputs"], inputs(first.plan, dataset), first.out)
     records = [record]
@@ -71,9 +72,9 @@ def _rounds(run: Run, dataset: Dataset) -> Record:
         check_before_start(this.plan, this.out)
         record = Record.read(this.out)
         if record is None:
-            logits = _logits(plan, dataset, before, records[-1])
+            logits = _logits(plan, dataset, before, records[-1], session)
             lesson, taught = _lesson(this, dataset, logits, begun)
-            record = train_inside(this, lesson, begun, "student", taught)
+            record = train_inside(this, lesson, begun, "student", session, taught)
         records.append(record)
     return _conclude(run, dataset, records)
 
@@ -96,19 +97,21 @@ def _plan(plan: DictConfig, number: int, before: Mapping[str, Any]) -> DictConfi
     return OmegaConf.create(plain)
 
 
-def _logits(plan: DictConfig, dataset: Dataset, before: Path, record: Record) -> np.ndarray:
+def _logits(
+    plan: DictConfig, dataset: Dataset, before: Path, record: Record, session: Session
+) -> np.ndarray:
     """What the network of the round before says to the unlabelled images, [n, K], as evaluated."""
     from kd_cli.distillation import teacher as teachers
     from kd_cli.distillation import teacher_outputs
 
-    teacher = teachers.of_run(before, record, plan, dataset)
-    views = assembly.augmentation(plan, dataset)
+    teacher = teachers.of_run(before, record, plan, dataset, session)
+    views = assembly.augmentation(plan, dataset, session)
     if not (views and views.nodes + views.last) and not _drops(teacher.model):
         log.warning(
             "nothing noises the student (no augmentation, no dropout): it will hardly learn more "
             "than its teacher knows; type augment=flip_crop, or give the student dropout"
         )
-    return teacher_outputs.logits(teacher, plan, dataset, "unlabelled", views)
+    return teacher_outputs.logits(teacher, plan, dataset, "unlabelled", views, session)
 
 
 def _drops(model: Any) -> bool:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from kd_cli.config.instantiate import build
 from kd_cli.data.arrays import Arrays, fingerprint
 from kd_cli.data.splits import labelled, limited, stratified
+from kd_cli.device import wanting
 from kd_cli.errors import ConfigError
 
 
@@ -82,13 +83,18 @@ class Dataset:
         return len(self.train) - self.pseudo_labelled if self.train.labelled else 0
 
 
-def load_dataset(cfg: DictConfig) -> Dataset:
+def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
     """Reads the dataset that a checked `dataset` node describes.
+
+    Args:
+        cfg: The node.
+        device: Of this process, where images are decoded by TensorFlow.
 
     Raises:
         ConfigError: When the data can't be read, or are not what the node declares.
     """
-    arrays = build(cfg.source, "dataset.source")
+    with wanting(device):
+        arrays = build(cfg.source, "dataset.source")
     _check(arrays, cfg)
     names = tuple(arrays.class_names) or tuple(str(n) for n in range(cfg.num_classes))
     pool, test = arrays.train, arrays.test
@@ -110,7 +116,7 @@ def load_dataset(cfg: DictConfig) -> Dataset:
         rows = np.setdiff1d(rows, held_out)
         validation = Split(*pool, held_out)
     hidden = rows[:0]
-    fraction = cfg.get("labelled_fraction", 1.0)  # (the record of an older cache has no such key)
+    fraction = cfg.labelled_fraction
     if fraction < 1:
         if pool[1].min() < 0:
             raise ConfigError(

@@ -1,6 +1,7 @@
 """What a teacher teaches: the losses, and the teacher with its outputs.
 
     losses           one function a loss
+    prepare          the teacher of a run: found, checked, and asked about images not trained on
     teacher          the teacher of a run, from a directory or a file
     teacher_checks   a teacher that can't teach is refused, a doubtful one named
     teacher_outputs  its logits for the images of a run, kept on the disk or asked at every step

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from kd_cli.files import append_row, file_hash, read_rows, rewrite_rows, sync_folder, write_json
 
 log = logging.getLogger("kd")
-FORMAT = 1
+FORMAT = 2
 UNFINISHED = "unfinished"
 FLUSH_SECONDS = 2.0  # what a kill costs at most, beside a batch
 
@@ -62,7 +62,11 @@ class Request:
 
 
 def obtain(
-    root: Path, wanted: Request, compute: Callable[[int], Iterator[np.ndarray]], what: str
+    root: Path,
+    wanted: Request,
+    compute: Callable[[int], Iterator[np.ndarray]],
+    what: str,
+    checked: set[tuple[str, int, int]],
 ) -> np.ndarray:
     """The logits as a read-only memory map [n, K]; computed first where they are missing.
 
@@ -71,16 +75,17 @@ def obtain(
         wanted: Which logits.
         compute: Takes the first row to compute; yields float32 batches [b, K] from there on.
         what: How to name them in messages.
+        checked: As `fault`.
 
     Raises:
         FloatingPointError: The teacher gives NaN or infinity, or more than float16 can hold.
         OSError: The disk is full or read-only.
     """
     folder = root.expanduser() / "logits" / wanted.name
-    if fault(folder):
+    if fault(folder, checked):
         # Only who computes locks, so a finished cache can be read where it can't be written.
         with _locked(folder, what):
-            found = fault(folder)
+            found = fault(folder, checked)
             if found:
                 if found != UNFINISHED:
                     log.warning(
@@ -90,17 +95,19 @@ def obtain(
     journal = folder / "partial.jsonl"
     if journal.exists():  # left by a kill just after the manifest
         with contextlib.suppress(OSError), _locked(folder, what):
-            if fault(folder) is None:
+            if fault(folder, checked) is None:
                 journal.unlink(missing_ok=True)
     return np.load(folder / "logits.npy", mmap_mode="r", allow_pickle=False)
 
 
-# Entries whose checksum this process has found right, by the file's size and time.
-_checked: set[tuple[str, int, int]] = set()
+def fault(folder: Path, checked: set[tuple[str, int, int]]) -> str | None:
+    """Why an entry can't be used, or None when it is complete and its checksum right.
 
-
-def fault(folder: Path) -> str | None:
-    """Why an entry can't be used, or None when it is complete and its checksum right."""
+    Args:
+        folder: The entry.
+        checked: Files with a right checksum (path, size, time), which are not read again; this one
+            is added to them.
+    """
     file, record = folder / "logits.npy", read_manifest(folder)
     if record is None:
         return UNFINISHED
@@ -108,10 +115,10 @@ def fault(folder: Path) -> str | None:
         return "gone"
     stat = file.stat()
     mark = (str(file.resolve()), stat.st_size, stat.st_mtime_ns)
-    if mark not in _checked:
+    if mark not in checked:
         if stat.st_size != record["size"] or file_hash(file) != record["sha256"]:
             return "damaged (the checksum is wrong)"
-        _checked.add(mark)
+        checked.add(mark)
     return None
 
 

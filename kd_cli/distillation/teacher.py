@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.plans import view_shape
@@ -30,6 +29,7 @@ from kd_cli.networks.saved_model import load_saved_model
 from kd_cli.networks.wrap import ADAPTER, build_network, check_network, with_adapter, with_precision
 from kd_cli.runs.identity import dataset_spec, network_spec, teacher_dir
 from kd_cli.runs.record import Record
+from kd_cli.runs.session import Session
 from kd_cli.terminal import shown
 
 
@@ -40,8 +40,9 @@ class Teacher:
     Attributes:
         model: Raw pixels to logits.
         path: Its directory or file, for people.
-        origin: How to load it again: `file`, `input` (or None), `precision`, `image_shape` and
-            `classes`, and the `network` of a file that holds weights alone.
+        origin: How to load it again: `file`, `input` (or None; for a file without one of its own),
+            `precision`, `image_shape` and `classes`, and the `network` of a file that holds weights
+            alone.
         name: Its network.
         training: How it was trained, in words; empty when unknown.
         weights_sha256: Hash of its weights.
@@ -69,6 +70,11 @@ class Teacher:
         return hashlib.sha256(self.model.to_json().encode()).hexdigest()
 
     @property
+    def key(self) -> str:
+        """Equal for teachers that give the same logits."""
+        return f"{self.weights_sha256} {self.network_sha256}"
+
+    @property
     def precision(self) -> str:
         """The dtype policy of its layers (the last, which gives the logits, is always float32)."""
         network = self.model
@@ -76,39 +82,42 @@ class Teacher:
             network = network.layers[-1]
         return next((x for x in network.layers if x.weights), network.layers[-1]).dtype_policy.name
 
-    @functools.cached_property
-    def kept(self) -> dict[str, np.ndarray]:
-        """Logits by data and split, for runs that keep none on disk."""
-        return {}
 
+def load(origin: dict[str, Any], path: Path, name: str, training: str, session: Session) -> Teacher:
+    """The model of a file, behind the adapter `origin["input"]` and in `origin["precision"]`.
 
-# The last teacher that was loaded: the points of a sweep share it.
-_loaded: dict[str, Teacher] = {}
-
-
-def load(origin: dict[str, Any], path: Path, name: str, training: str) -> Teacher:
-    """The model of a file, behind the adapter `origin["input"]` and in `origin["precision"]`."""
+    Raises:
+        ConfigError: When it can't be read, or is no network from the run's images to logits.
+    """
     marks = [file.stat() for file in files_of(Path(origin["file"]))]
     stamp = [[mark.st_size, mark.st_mtime_ns, mark.st_ino] for mark in marks]
     key = json.dumps([origin, stamp, str(path), name, training])
-    if key not in _loaded:
-        _loaded.clear()  # first: a large teacher may not fit in memory twice
+    teacher = session.teacher.get(key)
+    if teacher is None:
+        session.drop_teacher()
         model = _with_weights(origin) if origin.get("network") else _read(origin)
-        _loaded[key] = Teacher(model, path, origin, name, training, weights_hash(model))
-    return _loaded[key]
+        teacher = Teacher(model, path, origin, name, training, weights_hash(model))
+        session.teacher.keep(key, teacher)
+    return teacher
 
 
 def _read(origin: dict[str, Any]) -> keras.Model:
     """The model of a `.keras` file or a SavedModel."""
-    file = Path(origin["file"])
+    file, shape = Path(origin["file"]), origin["image_shape"]
     if file.is_dir():
         model = load_saved_model(file, "teacher.checkpoint")
     else:
-        model = load_keras(file, "teacher")
-    check_network(model, origin["classes"], f"the teacher {shown(file)}")
-    if origin["input"] is not None:
+        given = origin["input"] is not None
+        model = load_keras(Path(shown(file)), "teacher.checkpoint" if given else "teacher")
+    what = f"the teacher {shown(file)}"
+    check_network(model, origin["classes"], what)
+    if not any(layer.name == ADAPTER for layer in model.layers) and origin["input"] is not None:
         adapter = OmegaConf.create(origin["input"])
-        model = with_adapter(model, adapter, tuple(origin["image_shape"]), "teacher")
+        model = with_adapter(model, adapter, tuple(shape), "teacher")
+    elif list(model.input_shape[1:]) != shape:
+        raise ConfigError(
+            f"{what} takes images of shape {list(model.input_shape[1:])}, it would get {shape}"
+        )
     return with_precision(model, origin["precision"]) if origin["precision"] else model
 
 
@@ -124,7 +133,7 @@ def _with_weights(origin: dict[str, Any]) -> keras.Model:
     return model
 
 
-def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
+def find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | None:
     """The teacher that a distill run asks for, or None when it has to be trained first.
 
     Raises:
@@ -133,25 +142,30 @@ def find(plan: DictConfig, dataset: Dataset) -> Teacher | None:
     if plan.teacher.weights is not None:
         path = Path(plan.teacher.weights).expanduser()
         origin = _origin(path, plan, dataset) | network_spec(plan.teacher)
-        return load(origin, path, path.stem, "")
+        return load(origin, path, path.stem, "", session)
     if plan.teacher.checkpoint is not None:
-        return _from_file(plan, dataset)
+        path = Path(plan.teacher.checkpoint).expanduser()
+        origin = _origin(path, plan, dataset)
+        origin["input"] = OmegaConf.to_container(plan.teacher.input)
+        return load(origin, path, path.name if path.is_dir() else path.stem, "", session)
     directory = teacher_dir(plan)
     record = Record.read(directory)
     if record is None:
         return None
     _refuse_foreign(plan, dataset, directory, record)
-    return of_run(directory, record, plan, dataset)
+    return of_run(directory, record, plan, dataset, session)
 
 
-def of_run(directory: Path, record: Record, plan: DictConfig, dataset: Dataset) -> Teacher:
+def of_run(
+    directory: Path, record: Record, plan: DictConfig, dataset: Dataset, session: Session
+) -> Teacher:
     """The network that a finished run left, as its `record` says.
 
     Raises:
         ConfigError: When its weights are others now.
     """
     origin = _origin(directory / "model.keras", plan, dataset)
-    teacher = load(origin, directory, record["network"], describe(record))
+    teacher = load(origin, directory, record["network"], describe(record), session)
     sha = teacher.weights_sha256
     if sha != record["weights_sha256"]:
         raise ConfigError(
@@ -165,24 +179,6 @@ def of_run(directory: Path, record: Record, plan: DictConfig, dataset: Dataset) 
 def describe(record: Record) -> str:
     """How a teacher was trained, in a few words."""
     return f"{record['epochs_done']} epochs, seed {record['seed']}"
-
-
-def _from_file(plan: DictConfig, dataset: Dataset) -> Teacher:
-    path = Path(plan.teacher.checkpoint).expanduser()
-    origin = _origin(path, plan, dataset)
-    behind = {**origin, "input": OmegaConf.to_container(plan.teacher.input)}
-    if path.is_dir():
-        return load(behind, path, path.name, "")
-    bare = load_keras(path, "teacher.checkpoint")
-    check_network(bare, dataset.num_classes, "teacher.checkpoint")
-    if not any(layer.name == ADAPTER for layer in bare.layers):
-        return load(behind, path, path.stem, "")
-    if list(bare.input_shape[1:]) != origin["image_shape"]:
-        raise ConfigError(
-            f"teacher.checkpoint={path} takes images of shape {list(bare.input_shape[1:])}, "
-            f"it would get {origin['image_shape']}"
-        )
-    return load(origin, path, path.stem, "")
 
 
 def _origin(file: Path, plan: DictConfig, dataset: Dataset) -> dict[str, Any]:

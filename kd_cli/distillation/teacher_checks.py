@@ -1,4 +1,4 @@
-"""The gate before a distillation: a teacher that can't teach is refused, a doubtful one named.
+"""Before a distillation: a teacher that can't teach is refused, a doubtful one named.
 
 The teacher is judged by its logits through the very input path of the run: stored images, the
 evaluation's nodes, its adapter, its precision. Validation decides where there is one, because what
@@ -12,39 +12,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig
 
 from kd_cli.config.plans import scratch_plan
-from kd_cli.data.dataset import Dataset, Split
+from kd_cli.data.dataset import Dataset
 from kd_cli.distillation.teacher import Teacher
 from kd_cli.errors import ConfigError
-from kd_cli.networks.predict import Prepare, predict_rows
 from kd_cli.runs import identity
 from kd_cli.runs.quality import chance
 from kd_cli.runs.record import Record, RecordError
 from kd_cli.terminal import shown
 
-_PROBED = 16  # images; logits of so many that are probabilities by accident do not occur
 # The same weights give the same decisions on the same images but for near-ties (another device, a
 # narrower cache or precision), which are far fewer than one image in fifty; three standard errors
 # more, so that one image of a small split is no alarm.
 _FAR_POINTS, _FAR_ERRORS = 0.02, 3
 
 
-def refuse(teacher: Teacher, dataset: Dataset, prepare: Prepare | None) -> None:
-    """Refuses a teacher whose outputs are not the logits of this dataset's classes, in its order.
+def refuse(teacher: Teacher, dataset: Dataset) -> None:
+    """Refuses a teacher whose outputs are not of this dataset's classes in its order.
 
     It comes before anything is kept of the teacher's answers.
 
     Args:
-        teacher: With one output per class (`models.check_network`).
+        teacher: With one logit per class (`networks.wrap.check_network`).
         dataset: Of the run.
-        prepare: What becomes of stored images in evaluation; None leaves them.
 
     Raises:
-        ConfigError: The run that left the teacher's file has recorded the classes in another order,
-            or the outputs on images of the run are probabilities, whatever made them.
+        ConfigError: The run that left the teacher's file has recorded the classes in another order.
     """
     record = recorded(teacher)
     if record is not None:
@@ -56,14 +51,6 @@ def refuse(teacher: Teacher, dataset: Dataset, prepare: Prepare | None) -> None:
                 f"('{name}' is its class {theirs}, in {dataset.name} it is class {ours}); bring "
                 "the classes into one order, or train a teacher on this data: kd train-teacher"
             )
-    split = dataset.validation or dataset.test
-    rows = split.rows[:: -(-len(split) // _PROBED)]
-    some = predict_rows(teacher.predict, Split(split.images, split.labels, rows), prepare)
-    if _are_probabilities(some):
-        raise ConfigError(
-            f"the teacher {shown(teacher.path)} gives probabilities (on {len(rows)} images all "
-            "outputs lie within 0..1 and sum to 1), kd needs logits: leave out its softmax"
-        )
 
 
 def warnings(
@@ -206,12 +193,6 @@ def _scratch(plan: DictConfig, dataset: Dataset, part: str) -> tuple[float | Non
         if record is not None and _same_rows(record, dataset, part):
             return _accuracy(record, part), folder
     return None, places[0]
-
-
-def _are_probabilities(logits: np.ndarray) -> bool:
-    """Whether each row of [n, K] lies within 0..1 and sums to 1, as far as bfloat16 can tell."""
-    sums = logits.astype(np.float64).sum(axis=1)
-    return bool((logits >= 0).all() and (logits <= 1).all() and (abs(sums - 1) < 1e-2).all())
 
 
 def _moved(theirs: Sequence[str], ours: Sequence[str]) -> tuple[str, int, int] | None:

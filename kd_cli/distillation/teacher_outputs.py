@@ -25,6 +25,7 @@ from kd_cli.distillation.logits_cache import Request, obtain
 from kd_cli.distillation.teacher import Teacher, load
 from kd_cli.errors import ConfigError
 from kd_cli.networks.predict import LiveTeacher, Prepare, predict_batches
+from kd_cli.runs.session import Session
 from kd_cli.terminal import CountProgress
 
 
@@ -50,7 +51,12 @@ class Outputs:
 
 
 def outputs(
-    teacher: Teacher, plan: DictConfig, dataset: Dataset, views: Views | None, epochs: int
+    teacher: Teacher,
+    plan: DictConfig,
+    dataset: Dataset,
+    views: Views | None,
+    epochs: int,
+    session: Session,
 ) -> Outputs:
     """The teacher's answers to the training rows, by the cheapest way that gives the right ones.
 
@@ -60,9 +66,10 @@ def outputs(
         dataset: Its training split is asked about.
         views: The run's augmentation, or None.
         epochs: No more views than these are used.
+        session: As `logits`.
     """
     started = time.monotonic()
-    key = f"{teacher.weights_sha256} {teacher.network_sha256}"
+    key = teacher.key
     why = why_live(plan, views)
     if why:
 
@@ -73,10 +80,12 @@ def outputs(
         return Outputs(f"{key} {how}", how, [], live, None, time.monotonic() - started)
     how = f"cached as {plan.cache.logits}"
     if views is None or plan.view == "fixed_teacher":
-        repeats, tables = None, [logits(teacher, plan, dataset, "train", views)]
+        repeats, tables = None, [logits(teacher, plan, dataset, "train", views, session)]
     else:
         repeats = min(plan.cache.views or 1, epochs)
-        tables = [logits(teacher, plan, dataset, "train", views, view) for view in range(repeats)]
+        tables = [
+            logits(teacher, plan, dataset, "train", views, session, view) for view in range(repeats)
+        ]
         how += f", {repeats} view{'s' if repeats > 1 else ''} per image"
         key += f" of seed {views.seed}"
     return Outputs(f"{key} {how}", how, tables, None, repeats, time.monotonic() - started)
@@ -113,6 +122,7 @@ def logits(
     dataset: Dataset,
     part: str,
     views: Views | None,
+    session: Session,
     view: int | None = None,
 ) -> np.ndarray:
     """The teacher's logits [n, K] of a split's rows, from the cache on disk where there is one.
@@ -123,6 +133,7 @@ def logits(
         dataset: Where the rows are.
         part: `train`, `validation` or `test`.
         views: The run's augmentation; its evaluation decides what the teacher sees.
+        session: Remembers what was checked, and the logits that no cache keeps.
         view: Number of a view of the training images, to see that instead.
     """
     split: Split = getattr(dataset, part)
@@ -140,10 +151,10 @@ def logits(
                 progress.done(done)
 
     if plan.cache.logits == "none":
-        key = f"{dataset.fingerprint} {dataset.split_fingerprint} {part} {pixels}"
-        if key not in teacher.kept:
-            teacher.kept[key] = np.concatenate(list(compute()))
-        return teacher.kept[key]
+        key = f"{teacher.key} {dataset.fingerprint} {dataset.split_fingerprint} {part} {pixels}"
+        if key not in session.logits:
+            session.logits[key] = np.concatenate(list(compute()))
+        return session.logits[key]
     wanted = Request(
         key={
             "weights": teacher.weights_sha256,
@@ -168,11 +179,11 @@ def logits(
         },
     )
     name = teacher.name + what.removeprefix("teacher")
-    return obtain(Path(plan.cache_dir), wanted, compute, name)
+    return obtain(Path(plan.cache_dir), wanted, compute, name, session.checked)
 
 
 def held_out(
-    teacher: Teacher, plan: DictConfig, dataset: Dataset, views: Views | None
+    teacher: Teacher, plan: DictConfig, dataset: Dataset, views: Views | None, session: Session
 ) -> dict[str, np.ndarray]:
     """What `predictions.npz` holds of the teacher: labels and its logits on test and validation.
 
@@ -182,7 +193,7 @@ def held_out(
     for prefix, split in dataset.held_out:
         part = "validation" if prefix else "test"
         arrays[f"{prefix}labels"] = split.labels[split.rows]
-        found = logits(teacher, plan, dataset, part, views)
+        found = logits(teacher, plan, dataset, part, views, session)
         arrays[f"{prefix}teacher_logits"] = np.asarray(found)
     return arrays
 
@@ -204,14 +215,11 @@ def _prepare(views: Views | None, view: int | None) -> Prepare | None:
 
 
 def of_origin(
-    origin: dict[str, Any], dataset: Dataset
+    origin: dict[str, Any], dataset: Dataset, session: Session
 ) -> tuple[Teacher, Prepare | None, dict[str, str]]:
     """The teacher of a cache's manifest, what it saw, and the hashes that its key must have."""
-    file = Path(origin["teacher"]["file"])
-    # (The record of an older cache has neither shape nor augmentation.)
-    shape = {"image_shape": list(dataset.image_shape), "classes": dataset.num_classes}
-    teacher = load({**shape, **origin["teacher"]}, file, "", "")
-    augment = OmegaConf.create(origin.get("augment", {"train": [], "evaluate": []}))
+    teacher = load(origin["teacher"], Path(origin["teacher"]["file"]), "", "", session)
+    augment = OmegaConf.create(origin["augment"])
     views = None
     if augment.train or augment.evaluate:
         views = Views(
@@ -219,7 +227,7 @@ def of_origin(
         )
     return (
         teacher,
-        _prepare(views, origin.get("view")),
+        _prepare(views, origin["view"]),
         {
             "weights": teacher.weights_sha256,
             "network": teacher.network_sha256,

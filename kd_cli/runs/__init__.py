@@ -5,6 +5,7 @@
     resolvers  values in YAML that only code can give
     ownership  no run is skipped, continued or overwritten that is not this very run
     state      the state from which a killed run continues
+    session    what the runs of one command share in memory
     record     `Record`, the content of metrics.json
     quality    accuracy, likelihood, calibration, and fidelity to the teacher, from logits
     finished   finished runs as they are found

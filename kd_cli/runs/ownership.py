@@ -36,7 +36,7 @@ RUN_FILES = (
     "model.keras",
     "state",
     "error.json",
-    "tensorboard",
+    "trackers",
     "augment.png",
     "evaluation.json",
 )

@@ -6,10 +6,11 @@
     train       a run from its data to what it leaves
     schedules   learning rates
     optimizers  optimizers that Keras lacks
-    trackers    who gets every epoch's row
+    trackers    who is told of every epoch
 
 To add a schedule, an optimizer or a tracker: write it in the file of that name, and a file in
-conf/schedule/, conf/optimizer/ or conf/tracker/ whose `_target_` names it.
+conf/schedule/, conf/optimizer/ or conf/tracker/ whose `_target_` names it. A tracker's file begins
+with the line `# @package tracker.NAME`, because there may be several.
 """
 
 from kd_cli import public_names

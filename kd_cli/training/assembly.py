@@ -1,7 +1,7 @@
 """From checked configurations to an engine that is ready to train.
 
-The last engine is kept: the points of a sweep that differ in alpha, temperature, seeds and the like
-put their values into its variables instead of tracing the step again.
+The session keeps the last engine: the points of a sweep that differ in alpha, temperature, seeds
+and the like put their values into its variables instead of tracing the step again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.runs.identity import digest, network_spec
+from kd_cli.runs.session import Session
 
 if TYPE_CHECKING:
     from kd_cli.data.views import Views
@@ -126,11 +127,7 @@ def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
     return Parts(model, optimizer, build(plan.loss, "loss"), schedule)
 
 
-_kept: dict[str, Engine] = {}
-_kept_views: dict[str, Views] = {}
-
-
-def augmentation(plan: DictConfig, dataset: Dataset) -> Views | None:
+def augmentation(plan: DictConfig, dataset: Dataset, session: Session) -> Views | None:
     """The views that a plan asks for, or None where the images stay as they are stored."""
     node = plan.augment
     if not node.train and not node.evaluate:
@@ -139,12 +136,10 @@ def augmentation(plan: DictConfig, dataset: Dataset) -> Views | None:
     from kd_cli.data.views import Views
 
     key = digest([_views_spec(plan), dataset.fingerprint, dataset.split_fingerprint, device], 32)
-    if key not in _kept_views:
-        _kept_views.clear()
-        # XLA on a CPU fuses what would be many passes over small tensors; not tried on GPUs.
-        _kept_views[key] = Views(node, plan.get("view", "consistent"), dataset, device == "cpu")
-    views = _kept_views[key]
-    views.seed = plan.get("augment_seed", 0)
+    view, seed = plan.get("view", "consistent"), plan.get("augment_seed", 0)
+    # XLA on a CPU fuses what would be many passes over small tensors; not tried on GPUs.
+    views = session.views.obtain(key, lambda: Views(node, view, dataset, device == "cpu", seed))
+    views.seed = seed
     return views
 
 
@@ -155,7 +150,11 @@ def _views_spec(plan: DictConfig) -> dict[str, Any]:
 
 
 def engine_for(
-    plans: list[DictConfig], dataset: Dataset, role: str, outputs: Outputs | None
+    plans: list[DictConfig],
+    dataset: Dataset,
+    role: str,
+    outputs: Outputs | None,
+    session: Session,
 ) -> Engine:
     """An engine whose learners stand at the beginning of the trainings that `plans` describe.
 
@@ -164,6 +163,7 @@ def engine_for(
         dataset: Its training split is trained on.
         role: `teacher` or `student`.
         outputs: The teacher's logits, cached or live; None without a teacher.
+        session: Where an engine of such trainings may be found, and this one is kept.
     """
     set_up(plans[0].device)
     import keras
@@ -182,11 +182,7 @@ def engine_for(
         },
         32,
     )
-    if key not in _kept:
-        _kept.clear()
-        keras.utils.clear_session()
-        gc.collect()
-    engine = _kept.get(key)
+    engine = session.engine.get(key)
     if engine is not None:
         for learner, plan in zip(engine.learners, plans, strict=True):
             new = parts(plan, dataset, role)
@@ -197,6 +193,9 @@ def engine_for(
         if engine.views is not None:
             engine.views.seed = first.augment_seed
         return engine
+    session.engine.drop()
+    keras.utils.clear_session()
+    gc.collect()
     learners = []
     for plan in plans:
         new = parts(plan, dataset, role)
@@ -210,18 +209,18 @@ def engine_for(
                 dataset.train.labelled,
             )
         )
-    engine = _kept[key] = Engine(
+    engine = Engine(
         learners,
         dataset.train,
         first.batch_size,
         first.data_seed,
         logits=outputs.logits if outputs else (),
         teacher=outputs.live if outputs else None,
-        views=augmentation(first, dataset),
+        views=augmentation(first, dataset, session),
         repeats=outputs.repeats if outputs else None,
         budget=first.memory_gib * 2**30,
     )
-    return engine
+    return session.engine.keep(key, engine)
 
 
 def _graph(plan: DictConfig, role: str) -> dict[str, Any]:

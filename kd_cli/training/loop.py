@@ -23,7 +23,7 @@ from kd_cli.runs.quality import chance, score
 from kd_cli.runs.state import State
 from kd_cli.terminal import TrainingProgress
 from kd_cli.training.step import Engine, Learner
-from kd_cli.training.trackers import Tracker
+from kd_cli.training.trackers import Trackers
 
 log = logging.getLogger("kd")
 CHUNK_SECONDS = 0.5  # so that progress moves and Ctrl-C is heard
@@ -81,7 +81,7 @@ class RunSettings:
         out: The run's directory; `history.jsonl` and `state/` are written there.
         owner: Kept with the state, to tell whose it is.
         label: Short name for the progress.
-        tracker: Gets every epoch's row.
+        trackers: Are told of every epoch.
         epochs: At most so many.
         total_steps: At most so many steps; ends inside the last epoch.
     """
@@ -89,7 +89,7 @@ class RunSettings:
     out: Path
     owner: dict[str, Any]
     label: str
-    tracker: Tracker
+    trackers: Trackers
     epochs: int
     total_steps: int
 
@@ -146,6 +146,7 @@ class Training:
         rewrite_rows(self.history, rows)
         self.before = self.now.seconds
         self.started = self.saved = time.monotonic()
+        run.trackers.start({"run_id": run.owner["run_id"], "epoch": self.now.epoch})
 
     @property
     def goes_on(self) -> bool:
@@ -227,7 +228,8 @@ class Training:
         best = self.best_weights if is_best else None
         self.state.save(self.learner.variables, self.run.owner, vars(now), best)
         self.saved = time.monotonic()
-        self.run.tracker.epoch(row, model)
+        # After the state: an epoch that is trained again was not told before.
+        self.run.trackers.epoch(row, model)
         return row
 
 

@@ -29,9 +29,11 @@ from kd_cli.runs.record import (
     Validation,
     environment,
 )
+from kd_cli.runs.session import Session
 from kd_cli.runs.state import State
 from kd_cli.terminal import log_file
 from kd_cli.training import assembly
+from kd_cli.training.trackers import trackers_of
 
 if TYPE_CHECKING:
     from kd_cli.distillation.teacher_outputs import Outputs
@@ -66,7 +68,12 @@ class Taught:
 
 
 def train_inside(
-    run: Run, dataset: Dataset, started: float, role: str, taught: Taught | None = None
+    run: Run,
+    dataset: Dataset,
+    started: float,
+    role: str,
+    session: Session,
+    taught: Taught | None = None,
 ) -> Record:
     """One run inside another: with its own log, and its configuration as Hydra leaves it.
 
@@ -79,7 +86,7 @@ def train_inside(
     handler = log_file(run.out / "kd.log")
     log.addHandler(handler)
     try:
-        result = train([run], dataset, started, role, taught)[run.out]
+        result = train([run], dataset, started, role, session, taught)[run.out]
     finally:
         log.removeHandler(handler)
         handler.close()
@@ -99,6 +106,7 @@ def train(
     dataset: Dataset,
     started: float,
     role: str,
+    session: Session,
     taught: Taught | None = None,
 ) -> Results:
     """Trains the runs' networks, and leaves everything that a run leaves in their directories."""
@@ -112,16 +120,16 @@ def train(
     if not runs:
         return results
     plans = [run.plan for run in runs]
-    engine = assembly.engine_for(plans, dataset, role, taught.outputs if taught else None)
+    outputs = taught.outputs if taught else None
+    engine = assembly.engine_for(plans, dataset, role, outputs, session)
     from kd_cli.training.loop import LoopSettings, RunSettings, fit
-    from kd_cli.training.trackers import tracker
 
     settings = [
         RunSettings(
             run.out,
             {"run_id": identity.run_id(run.plan), "inputs": inputs(run.plan, dataset)},
             role if len(runs) == 1 else run.out.name,
-            tracker(run.plan.get("tracker"), run.out),
+            trackers_of(run, session),
             epochs=assembly.epochs(run.plan, dataset),
             total_steps=assembly.length(run.plan, dataset)[0],
         )
@@ -149,6 +157,9 @@ def train(
         if training.error is None:
             record = training.attempt(_finish, run, training, dataset, role, started, taught)
         results[run.out] = training.error or record
+        if training.error is None:
+            trackers_of(run, session).finish(results[run.out])
+        session.trackers.pop(run.out, None)
     return results
 
 

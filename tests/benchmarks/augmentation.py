@@ -69,10 +69,8 @@ def build(folder: Path) -> dict[str, Callable[[int], None]]:
         return check(compose(command, words), words)
 
     from kd_cli.data.dataset import load_dataset
-    from kd_cli.device import request
 
-    request("cpu")
-    dataset = load_dataset(plan("distill", "none").dataset)
+    dataset = load_dataset(plan("distill", "none").dataset, "cpu")
 
     import keras
     import tensorflow as tf

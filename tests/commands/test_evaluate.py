@@ -245,7 +245,6 @@ def test_another_split_of_the_run_s_data_is_said(kd, npz, distilled):
 def test_the_run_s_evaluation_crops_count(kd, work, npz):
     """Trained on crops of 4 of 6 pixels: evaluated in the middle, as in training."""
     words = ["dataset=npz", f"dataset.path={npz}", "epochs=1", "augment.size=4"]
-    words.append("augment.compiled=false")
     train = "augment.train=[{_target_:kd_cli.data.random_crop,_partial_:true,size:4}]"
     crop = "{_target_:kd_cli.data.central_crop,_partial_:true,fraction:0.67,size:4}"
     done = kd("train-student", *words, train, f"augment.evaluate=[{crop}]")

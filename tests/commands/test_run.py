@@ -8,7 +8,6 @@ import sys
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from kd_cli.files import open_npz
 from kd_cli.runs import quality
@@ -172,7 +171,7 @@ def test_ctrl_c_loses_no_finished_epoch_and_the_run_continues_bit_for_bit(
         if row["epoch"] == after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trackers.NoTracker, "epoch", interrupt)
+    monkeypatch.setattr(trackers.Trackers, "epoch", interrupt)
     stopped = kd(*words)
     assert stopped.code == 130 and "continues from the last saved state" in stopped.err
     monkeypatch.undo()
@@ -189,7 +188,7 @@ def test_an_unfinished_run_does_not_continue_on_other_data(kd, work, small, npz,
     def interrupt(self, row, model):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trackers.NoTracker, "epoch", interrupt)
+    monkeypatch.setattr(trackers.Trackers, "epoch", interrupt)
     words = ("train-student", *small[:2], "epochs=2")
     assert kd(*words).code == 130
     monkeypatch.undo()
@@ -213,7 +212,7 @@ def test_two_processes_do_not_share_a_directory(kd, work, small, monkeypatch):
             environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
             second.append(subprocess.run(command, capture_output=True, text=True, env=environment))
 
-    monkeypatch.setattr(trackers.NoTracker, "epoch", start_another)
+    monkeypatch.setattr(trackers.Trackers, "epoch", start_another)
     assert kd(*words).code == 0
     assert second[0].returncode == 2
     assert second[0].stderr.startswith("kd: error: another process is at work in outputs/")
@@ -265,23 +264,6 @@ def test_mixed_precision_trains(kd, work, small, precision):
     network = keras.saving.load_model(run / "model.keras").layers[-1]
     policies = {layer.name: layer.dtype_policy.name for layer in network.layers}
     assert policies["logits"] == "float32" and precision in policies.values()
-
-
-@pytest.mark.slow
-def test_tensorboard_gets_scalars_and_histograms(kd, work, small):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    words = ("train-student", *small[:2], "epochs=3", "tracker=tensorboard")
-    assert kd(*words, "tracker.histograms=true").code == 0
-    run, record = only_run(work / "outputs")
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0})
-    events.Reload()
-    tags = set(events.Tags()["tensors"])
-    assert {"train/loss", "validation/accuracy", "learning_rate"} <= tags
-    assert any(tag.endswith("kernel") for tag in tags)
-    values = [float(tf.make_ndarray(e.tensor_proto)) for e in events.Tensors("validation/nll")]
-    assert len(values) == 3
-    assert values[-1] == pytest.approx(record["validation"]["last"]["nll"], rel=1e-5)
 
 
 def test_dead_units_and_chance_are_warned_about_and_recorded(kd, work, small):

@@ -333,7 +333,7 @@ def test_a_killed_command_continues_to_the_same_numbers(kd, work, words, monkeyp
         if (number, row["epoch"]) == stop:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trackers.NoTracker, "epoch", interrupt)
+    monkeypatch.setattr(trackers.Trackers, "epoch", interrupt)
     assert kd(*words).code == 130
     monkeypatch.undo()
     monkeypatch.chdir(work)

@@ -1,8 +1,10 @@
 """A sweep: checked before it starts, equal starts, failing points, repeats, its table and files."""
 
 import csv
+import gc
 import json
 import os
+import weakref
 
 import keras
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from kd_cli.commands import distill
 from kd_cli.commands.sweep import expand, finish
 from kd_cli.files import open_npz
+from kd_cli.training import step
 from tests.conftest import read_record
 from tests.records import content
 
@@ -107,6 +110,27 @@ def test_a_sweep_trains_its_teacher_once_and_writes_its_table(kd, work, small):
         assert row["test_accuracy"] == record["test"]["accuracy"]
         assert record["alpha"] == row["alpha"]
     assert "4 points, sorted by validation accuracy" in done.out
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joint"])
+def test_the_points_of_a_command_share_a_step_and_those_of_two_do_not(
+    kd, work, small, monkeypatch, launcher
+):
+    engines = []
+    genuine = step.Engine.__init__
+
+    def count(self, *args, **options):
+        engines.append(weakref.ref(self))
+        genuine(self, *args, **options)
+
+    monkeypatch.setattr(step.Engine, "__init__", count)
+    words = ["train-student", "--multirun", *small[:2], "epochs=1", f"hydra/launcher={launcher}"]
+    words += ["hydra.launcher.max_points=1"] if launcher == "joint" else []
+    assert kd(*words, "seed=0,1,2").code == 0
+    assert len(engines) == 1 and len(points(work)) == 3
+    assert kd(*words, "seed=3,4").code == 0
+    gc.collect()
+    assert len(engines) == 2 and [one() for one in engines] == [None, None]
 
 
 @pytest.mark.slow

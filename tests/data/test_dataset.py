@@ -32,6 +32,7 @@ def node(source: dict, shape: tuple[int, ...], classes: int, **changes):
             "image_shape": list(shape),
             "num_classes": classes,
             "validation_fraction": 0.25,
+            "labelled_fraction": 1.0,
             "split_seed": 0,
             "limit": None,
             "source": source,

@@ -183,6 +183,36 @@ def test_compiled_and_not_compiled_agree(view, coefficient):
         np.testing.assert_allclose(one, other, atol=5e-3)
 
 
+def outside_xla(images, draw):
+    """A user's node of an operation that XLA does not know."""
+    negative = tf.numpy_function(lambda values: 255 - values, [images], images.dtype)
+    return tf.ensure_shape(negative, images.shape)
+
+
+def is_compiled(made):
+    numbers = [tf.zeros([2, made._tables[0, n].shape[1]]) for n in range(len(made.nodes))]
+    try:
+        made._apply.experimental_get_compiler_ir(
+            tf.constant(IMAGES[:2]), numbers, tf.constant([0, 1], tf.int64), []
+        )
+    except ValueError as error:
+        assert "jit_compile" in str(error)
+        return False
+    return True
+
+
+def test_only_nodes_of_kd_alone_are_compiled():
+    flip = node("horizontal_flip")
+    assert is_compiled(views(flip, compiled=True))
+    assert not is_compiled(views(flip))
+    made = views(flip, node("outside_xla"), compiled=True)
+    assert not is_compiled(made)
+    made.start(0)
+    shown = pixels(made, ROWS)
+    whole = IMAGES[ROWS].astype(np.float32)
+    assert all(np.isin(255 - image, seen).all() for image, seen in zip(whole, shown, strict=True))
+
+
 # What the networks get: through an engine's steps.
 
 

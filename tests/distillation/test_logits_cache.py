@@ -35,9 +35,8 @@ class Teacher:
 
 @pytest.fixture(autouse=True)
 def blocks(monkeypatch):
-    """A block is closed after every batch, and no checksum is remembered."""
+    """A block is closed after every batch."""
     monkeypatch.setattr(logits_cache, "FLUSH_SECONDS", -1)
-    monkeypatch.setattr(logits_cache, "_checked", set())
 
 
 def entry(root):
@@ -47,8 +46,8 @@ def entry(root):
 
 def test_logits_are_computed_once_and_memory_mapped(tmp_path):
     first, second = Teacher(), Teacher()
-    made = obtain(tmp_path, request(), first, "t")
-    again = obtain(tmp_path, request(), second, "t")
+    made = obtain(tmp_path, request(), first, "t", set())
+    again = obtain(tmp_path, request(), second, "t", set())
     assert isinstance(again, np.memmap) and not again.flags.writeable
     np.testing.assert_array_equal(made, TABLE)
     np.testing.assert_array_equal(again, TABLE)
@@ -57,10 +56,10 @@ def test_logits_are_computed_once_and_memory_mapped(tmp_path):
 
 
 def test_anything_in_the_key_and_the_type_makes_another_entry(tmp_path):
-    obtain(tmp_path, request(), Teacher(), "t")
+    obtain(tmp_path, request(), Teacher(), "t", set())
     for other in (request(weights="b"), request(split="x"), request("float16")):
         teacher = Teacher()
-        obtain(tmp_path, other, teacher, "t")
+        obtain(tmp_path, other, teacher, "t", set())
         assert teacher.asked
     assert len(logits_cache.entries(tmp_path)) == 4
 
@@ -68,13 +67,13 @@ def test_anything_in_the_key_and_the_type_makes_another_entry(tmp_path):
 @pytest.mark.parametrize("stop", [0, 3, 9])
 def test_a_killed_computation_continues_and_ends_with_the_same_bytes(tmp_path, stop, caplog):
     whole = tmp_path / "whole"
-    obtain(whole, request(), Teacher(), "t")
+    obtain(whole, request(), Teacher(), "t", set())
     with pytest.raises(KeyboardInterrupt):
-        obtain(tmp_path / "cut", request(), Teacher(stop=stop), "t")
+        obtain(tmp_path / "cut", request(), Teacher(stop=stop), "t", set())
     assert not (entry(tmp_path / "cut") / "manifest.json").exists()
     teacher = Teacher()
     with caplog.at_level(logging.INFO):
-        obtain(tmp_path / "cut", request(), teacher, "t")
+        obtain(tmp_path / "cut", request(), teacher, "t", set())
     assert teacher.asked == list(range(stop, 10, 3))
     assert (f"continuing after {stop} of 10" in caplog.text) == (stop > 0)
     files = [(entry(tmp_path / name) / "logits.npy").read_bytes() for name in ("whole", "cut")]
@@ -83,13 +82,13 @@ def test_a_killed_computation_continues_and_ends_with_the_same_bytes(tmp_path, s
 
 def test_a_block_that_a_kill_left_half_written_is_computed_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        obtain(tmp_path, request(), Teacher(stop=6), "t")
+        obtain(tmp_path, request(), Teacher(stop=6), "t", set())
     partial = entry(tmp_path) / "partial.npy"
     content = bytearray(partial.read_bytes())
     content[-1] ^= 1  # in the second block
     partial.write_bytes(content + b"half a row")
     teacher = Teacher()
-    np.testing.assert_array_equal(obtain(tmp_path, request(), teacher, "t"), TABLE)
+    np.testing.assert_array_equal(obtain(tmp_path, request(), teacher, "t", set()), TABLE)
     assert teacher.asked == [3, 6, 9]
 
 
@@ -99,17 +98,17 @@ def test_a_kill_between_the_last_rename_and_the_manifest_costs_no_row(tmp_path, 
 
     monkeypatch.setattr(logits_cache, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        obtain(tmp_path, request(), Teacher(), "t")
+        obtain(tmp_path, request(), Teacher(), "t", set())
     monkeypatch.undo()
     teacher = Teacher()
-    np.testing.assert_array_equal(obtain(tmp_path, request(), teacher, "t"), TABLE)
+    np.testing.assert_array_equal(obtain(tmp_path, request(), teacher, "t", set()), TABLE)
     assert teacher.asked == []
 
 
 def test_a_kill_after_the_manifest_leaves_nothing_behind(tmp_path):
-    obtain(tmp_path, request(), Teacher(), "t")
+    obtain(tmp_path, request(), Teacher(), "t", set())
     (entry(tmp_path) / "partial.jsonl").write_text("{}")
-    obtain(tmp_path, request(), Teacher(), "t")
+    obtain(tmp_path, request(), Teacher(), "t", set())
     assert {p.name for p in entry(tmp_path).iterdir()} == {"logits.npy", "manifest.json"}
 
 
@@ -134,20 +133,21 @@ def garble(folder):
 
 @pytest.mark.parametrize("harm", [truncate, alter, lose, garble])
 def test_a_damaged_entry_is_computed_again_with_a_notice(tmp_path, harm, caplog):
-    obtain(tmp_path, request(), Teacher(), "cnn on train")
+    obtain(tmp_path, request(), Teacher(), "cnn on train", set())
     harm(entry(tmp_path))
-    logits_cache._checked.clear()  # another process
     teacher = Teacher()
-    np.testing.assert_array_equal(obtain(tmp_path, request(), teacher, "cnn on train"), TABLE)
+    np.testing.assert_array_equal(
+        obtain(tmp_path, request(), teacher, "cnn on train", set()), TABLE
+    )
     assert teacher.asked
     if harm is not garble:  # (without a manifest it is as good as unfinished)
         assert "logits of cnn on train" in caplog.text and "computing again" in caplog.text
-    assert logits_cache.fault(entry(tmp_path)) is None
+    assert logits_cache.fault(entry(tmp_path), set()) is None
 
 
 def test_float16_states_its_error_and_refuses_what_it_cannot_hold(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        half = obtain(tmp_path, request("float16"), Teacher(), "t")
+        half = obtain(tmp_path, request("float16"), Teacher(), "t", set())
     np.testing.assert_array_equal(half, TABLE.astype(np.float16))
     error = np.abs(TABLE.astype(np.float16).astype(np.float32) - TABLE).max()
     record = json.loads((entry(tmp_path) / "manifest.json").read_text())
@@ -156,7 +156,7 @@ def test_float16_states_its_error_and_refuses_what_it_cannot_hold(tmp_path, capl
     # Half a unit in the last of 11 bits.
     assert error <= np.abs(TABLE).max() * 2.0**-11
     with pytest.raises(FloatingPointError, match=r"reach 7e\+04.*cache.logits=float32"):
-        obtain(tmp_path / "big", request("float16"), Teacher(TABLE * 0 + 7e4), "t")
+        obtain(tmp_path / "big", request("float16"), Teacher(TABLE * 0 + 7e4), "t", set())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -164,8 +164,8 @@ def test_logits_that_are_not_finite_are_not_kept(tmp_path, value):
     sick = TABLE.copy()
     sick[4, 1] = value
     with pytest.raises(FloatingPointError, match="not finite"):
-        obtain(tmp_path, request(), Teacher(sick), "t")
-    assert logits_cache.fault(entry(tmp_path)) == logits_cache.UNFINISHED
+        obtain(tmp_path, request(), Teacher(sick), "t", set())
+    assert logits_cache.fault(entry(tmp_path), set()) == logits_cache.UNFINISHED
 
 
 SLOW = """
@@ -180,7 +180,8 @@ SLOW = """
             print("computing", row, flush=True)
             time.sleep(0.2)
             yield np.full((1, 4), row, np.float32)
-    table = obtain(Path(sys.argv[1]), Request({"weights": "a"}, 10, 4, "float32", {}), compute, "t")
+    wanted = Request({"weights": "a"}, 10, 4, "float32", {})
+    table = obtain(Path(sys.argv[1]), wanted, compute, "t", set())
     print("sum", table.sum())
 """
 
@@ -221,10 +222,10 @@ def test_an_entry_that_is_being_computed_is_not_removed(tmp_path):
 
 def test_a_finished_entry_needs_no_lock(tmp_path, monkeypatch):
     """So a cache on a read-only disk can be used."""
-    obtain(tmp_path, request(), Teacher(), "t")
+    obtain(tmp_path, request(), Teacher(), "t", set())
 
     def refuse(*args):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(logits_cache, "FileLock", refuse)
-    np.testing.assert_array_equal(obtain(tmp_path, request(), Teacher(), "t"), TABLE)
+    np.testing.assert_array_equal(obtain(tmp_path, request(), Teacher(), "t", set()), TABLE)

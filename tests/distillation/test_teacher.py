@@ -1,12 +1,15 @@
 """The teacher is kept, found, trained when missing, and refused when it is another's."""
 
 import shlex
+import weakref
 
 import keras
 import numpy as np
 import pytest
 
+from kd_cli.distillation import teacher as teachers
 from kd_cli.files import open_npz
+from kd_cli.runs.session import Session
 from tests.conftest import only_run, read_record
 
 
@@ -138,6 +141,71 @@ def test_a_model_that_kd_wrote_can_teach_from_its_file(kd, work, small, trained)
     assert kd(*words).code == 0
     _, record = only_run(work / "outputs" / "distill")
     assert record["teacher"]["test_accuracy"] == read_record(trained)["test"]["accuracy"]
+
+
+def written(path, seed=0, shape=(6, 6, 1)):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input(shape)
+    outputs = keras.layers.Dense(4)(keras.layers.Flatten()(inputs))
+    keras.Model(inputs, outputs).save(path)
+    origin = {"file": str(path), "precision": None, "image_shape": list(shape), "classes": 4}
+    return {**origin, "input": {"size": None, "scale": 1.0, "offset": 0.0}}
+
+
+def test_a_teacher_is_read_once_and_gone_before_the_next_one_is_read(work, monkeypatch):
+    first, second = (written(work / f"{seed}.keras", seed) for seed in (0, 1))
+    session, genuine, alive = Session(), teachers._read, []
+
+    def read(origin):
+        assert [model for model in alive if model() is not None] == []
+        model = genuine(origin)
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(teachers, "_read", read)
+    path = work / "t.keras"
+    hashes = [
+        teachers.load(origin, path, "t", "", session).weights_sha256
+        for origin in (first, first, second, first)
+    ]
+    assert hashes[0] == hashes[1] == hashes[3] != hashes[2] and len(alive) == 3
+    written(work / "0.keras", 5)  # another file of that name
+    assert teachers.load(first, path, "t", "", session).weights_sha256 != hashes[0]
+    assert len(alive) == 4
+
+
+@pytest.mark.slow
+def test_the_points_of_a_sweep_read_a_given_file_once(kd, work, small, monkeypatch):
+    written(work / "mine.keras")
+    genuine, reads = teachers.load_keras, []
+
+    def load_keras(path, what):
+        reads.append(what)
+        return genuine(path, what)
+
+    monkeypatch.setattr(teachers, "load_keras", load_keras)
+    words = ["--multirun", *small[:2], "epochs=1", "teacher.checkpoint=mine.keras"]
+    assert kd(*words, "alpha=0.1,0.5,0.9").code == 0
+    assert reads == ["teacher.checkpoint"]
+
+
+def test_a_file_for_other_images_is_refused(kd, work, small):
+    written(work / "mine.keras", shape=(5, 6, 1))
+    done = kd("distill", *small[:2], "teacher.checkpoint=mine.keras")
+    assert done.code == 2 and "takes images of shape [5, 6, 1]" in done.error
+    assert not (work / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_a_file_of_kd_for_other_images_is_refused(kd, work, small):
+    crop = "augment.evaluate=[{_target_:kd_cli.data.central_crop,_partial_:true,fraction:1,size:4}]"
+    train = "augment.train=[{_target_:kd_cli.data.random_crop,_partial_:true,size:4}]"
+    assert kd("train-teacher", *small[:4], "epochs=1", crop, train, "augment.size=4").code == 0
+    directory, _ = only_run(work / "outputs")
+    done = kd("distill", *small[:2], f"teacher.checkpoint={directory}/model.keras")
+    assert (
+        done.code == 2 and "takes images of shape [4, 4, 1], it would get [6, 6, 1]" in done.error
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,19 +18,18 @@ from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.config.plans import scratch_plan
 from kd_cli.distillation import logits_cache
-from kd_cli.errors import ConfigError
 from kd_cli.files import read_rows
 from kd_cli.runs import identity
 from kd_cli.runs.asked import Run
 from kd_cli.runs.resolvers import register_resolvers
-from kd_cli.training import assembly
+from kd_cli.runs.session import Session
 from tests.conftest import SMALL, npz, only_run
 from tests.whole.test_resume import approximately, result
 
 SHORT = ("epochs=3", "batch_size=48", "teacher.train_if_missing=false")  # 3 steps an epoch
 FLIP = "augment=flip_crop"
 MIX = "augment=function_matching"
-INVERT = "augment.evaluate=[{_target_:tests.test_views.invert,_partial_:true}]"
+INVERT = "augment.evaluate=[{_target_:tests.data.test_views.invert,_partial_:true}]"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def outside_xla(images, draw):
 
 def trained(one):
     """Its metrics, its history and the weights it ended with."""
-    record = execute.execute(one, table=False)
+    record = execute.execute(one, Session(), table=False)
     weights = keras.saving.load_model(one.out / "model.keras", compile=False).get_weights()
     return record, read_rows(one.out / "history.jsonl"), weights
 
@@ -135,22 +134,9 @@ def test_kept_views_train_the_student_that_a_live_teacher_trains(made, kd, monke
 
 
 @pytest.mark.slow
-def test_an_entry_of_an_older_version_can_be_verified(made, kd):
-    execute.execute(made(), table=False)
-    for folder, manifest in entries().values():
-        del manifest["origin"]["augment"], manifest["origin"]["view"]
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-    done = kd("cache", "verify")
-    assert done.code == 0, done.err
-    assert done.out.count("right (") == 3
-
-
-@pytest.mark.slow
 def test_views_of_a_node_that_xla_does_not_know_can_be_verified(made, kd):
-    node = "augment.train=[{_target_:tests.test_answers.outside_xla,_partial_:true}]"
-    with pytest.raises(ConfigError, match="type augment.compiled=false"):
-        execute.execute(made(FLIP, node, "cache.views=1"), table=False)
-    execute.execute(made(FLIP, node, "cache.views=1", "augment.compiled=false"), table=False)
+    node = f"augment.train=[{{_target_:{__name__}.outside_xla,_partial_:true}}]"
+    execute.execute(made(FLIP, node, "cache.views=1"), Session(), table=False)
     done = kd("cache", "verify")
     assert done.code == 0 and done.out.count("right (") == 3, done.out + done.err
 
@@ -207,11 +193,11 @@ def test_evaluation_nodes_are_what_both_networks_get_of_the_test_split(made, kd,
 )
 def test_joint_runs_with_augmentation_are_single_runs(made, more, how):
     both = [made(*more, f"alpha={alpha}") for alpha in (0.2, 0.7)]
-    together = execute.execute_together(both)
+    together = execute.execute_together(both, Session())
     rows = [read_rows(one.out / "history.jsonl") for one in both]
     for one, record, old in zip(both, together, rows, strict=True):
         shutil.rmtree(one.out)
-        alone = execute.execute(one, table=False)
+        alone = execute.execute(one, Session(), table=False)
         # The joint graph adds float32 numbers in another order.
         assert alone["test"] == pytest.approx(record["test"], rel=1e-5)
         assert alone["teacher"] == record["teacher"]
@@ -230,15 +216,13 @@ def test_joint_runs_with_augmentation_are_single_runs(made, more, how):
 )
 def test_a_point_with_another_seed_finds_the_graph_and_draws_its_own_views(made, command, more):
     first, reused = (made(MIX, *more, f"seed={seed}", command=command) for seed in (4, 5))
-    execute.execute(first, table=False)
-    execute.execute(reused, table=False)
-    (engine,) = assembly._kept.values()
-    assert engine._chunk.experimental_get_tracing_count() == 1
+    session = Session()
+    execute.execute(first, session, table=False)
+    execute.execute(reused, session, table=False)
+    assert session.engine.made._chunk.experimental_get_tracing_count() == 1
     found = result(reused.out)
     shutil.rmtree(reused.out)
-    assembly._kept.clear()
-    assembly._kept_views.clear()
-    execute.execute(reused, table=False)
+    execute.execute(reused, Session(), table=False)
     assert result(reused.out) == found
 
 

@@ -26,6 +26,7 @@ from kd_cli.networks.wrap import build_network, dead_layers, with_adapter, with_
 from kd_cli.runs import identity
 from kd_cli.runs.identity import run_id, run_spec, teacher_dir
 from kd_cli.runs.resolvers import register_resolvers
+from kd_cli.runs.session import Session
 from tests.conftest import assert_refused, only_run
 
 IDENTITY = OmegaConf.create({"size": None, "scale": 1.0, "offset": 0.0})
@@ -444,15 +445,14 @@ def test_published_weights_give_a_ready_teacher(npz, short, weights):
     words = ("dataset=npz", f"dataset.path={npz}", *BIT, f"teacher.weights={weights}")
     cfg = plan("distill", *words)
     dataset = load_dataset(cfg.dataset)
-    teacher = teachers.find(cfg, dataset)
+    teacher = teachers.find(cfg, dataset, Session())
     images = GENERATOR.integers(0, 256, (2, 6, 6, 1)).astype(np.float32)
     np.testing.assert_allclose(teacher.model(images), short(images / 255), atol=1e-4)
     assert (teacher.name, teacher.training, teacher.precision) == ("BiT-test", "", "float32")
     # What was built in between does not change its name in the cache.
-    teachers._loaded.clear()
     mlp([6, 6, 1], 4, units=[3])
     origin = {"teacher": json.loads(json.dumps(teacher.origin))}
-    again, _, hashes = teacher_outputs.of_origin(origin, dataset)
+    again, _, hashes = teacher_outputs.of_origin(origin, dataset, Session())
     assert again is not teacher and again.network_sha256 == teacher.network_sha256
     assert hashes["weights"] == teacher.weights_sha256
 
@@ -463,7 +463,7 @@ def test_a_ready_teacher_computes_in_its_own_precision(npz, weights):
     found = {}
     for precision in ("null", "mixed_bfloat16"):
         cfg = plan("distill", *words, f"teacher.precision={precision}")
-        teacher = teachers.find(cfg, load_dataset(cfg.dataset))
+        teacher = teachers.find(cfg, load_dataset(cfg.dataset), Session())
         found[teacher.precision] = teacher.network_sha256
     assert set(found) == {"float32", "mixed_bfloat16"} and len(set(found.values())) == 2
 

@@ -250,6 +250,36 @@ def test_a_softmax_at_the_end_is_refused(network):
 
 
 @pytest.mark.parametrize(
+    ("outputs", "refused"),
+    [
+        ([0.1, 0.2, 0.7], True),
+        ([0.0, 0.0, 1.0], True),
+        ([0.1, 0.2, 0.704], True),  # as bfloat16 rounds
+        ([0.1, 0.2, 0.6], False),
+        ([-0.1, 0.2, 0.9], False),
+        ([1.2, -0.3, 0.1], False),
+    ],
+)
+def test_probabilities_that_no_layer_tells(outputs, refused):
+    network = functional(lambda logits: 0 * logits + np.array(outputs, np.float32))
+    if refused:
+        with pytest.raises(ConfigError, match="student: the network ends in a softmax"):
+            check_network(network, 3, "student")
+    else:
+        check_network(network, 3, "student")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_logits_that_sum_to_one_on_some_images_are_accepted(seed):
+    """Two logits x and 1 - x lie in 0..1 on a black image, and elsewhere not."""
+    inputs = keras.Input((2, 2, 1))
+    brightness = keras.ops.mean(inputs, axis=(1, 2, 3))[:, None] * (0.001 + 0.01 * seed)
+    check_network(
+        keras.Model(inputs, keras.ops.concatenate([brightness, 1 + brightness], axis=1)), 2, "t"
+    )
+
+
+@pytest.mark.parametrize(
     "last", [layers.Dense(3, activation="sigmoid"), layers.Activation("sigmoid")]
 )
 def test_a_sigmoid_at_the_end_is_refused(last):

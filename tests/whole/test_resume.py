@@ -14,12 +14,12 @@ from kd_cli import cli
 from kd_cli.commands import execute
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
-from kd_cli.distillation import logits_cache
 from kd_cli.files import open_npz, read_rows
 from kd_cli.runs import identity
 from kd_cli.runs.asked import Run
 from kd_cli.runs.resolvers import register_resolvers
-from kd_cli.training import assembly, loop, train
+from kd_cli.runs.session import Session
+from kd_cli.training import loop, train
 from tests.conftest import SMALL, npz
 
 TIMES = ("seconds", "examples_per_second")
@@ -95,6 +95,11 @@ def runs(folder: Path, alphas: tuple[float, ...], *more: str) -> list[Run]:
     return made
 
 
+@pytest.fixture
+def session() -> Session:
+    return Session()
+
+
 class Disk:
     """Counts flushes and renames, and refuses one of them."""
 
@@ -122,11 +127,11 @@ SLOW = pytest.mark.slow
         pytest.param((0.2, 0.7), 1, 17, id="joint", marks=SLOW),  # the same writes, twice
     ],
 )
-def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset, step):
+def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset, step, session):
     folder = place("whole")
     disk = Disk(monkeypatch)
     whole = runs(folder, alphas)
-    for answer in execute.execute_together(whole):
+    for answer in execute.execute_together(whole, session):
         assert not isinstance(answer, Exception)
     expected = [result(one.out) for one in whole]
     writes = disk.count
@@ -136,11 +141,11 @@ def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset
         again = runs(folder, alphas)
         disk.count, disk.refused = 0, refused
         try:
-            execute.execute_together(again)
+            execute.execute_together(again, session)
         except OSError as error:
             assert error.errno == errno.ENOSPC
         disk.refused = None
-        execute.execute_together(again)
+        execute.execute_together(again, session)
         assert [result(one.out) for one in again] == expected, f"write {refused} of {writes}"
 
 
@@ -155,11 +160,11 @@ def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset
         ),
     ],
 )
-def test_a_state_inside_an_epoch_continues_there(place, monkeypatch, more):
+def test_a_state_inside_an_epoch_continues_there(place, monkeypatch, more, session):
     monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)  # a chunk is a step
     folder = place("whole")
     (whole,) = runs(folder, (0.3,), *more)
-    execute.execute(whole, table=False)
+    execute.execute(whole, session, table=False)
     expected = result(whole.out)
 
     class Killed(BaseException):
@@ -179,7 +184,7 @@ def test_a_state_inside_an_epoch_continues_there(place, monkeypatch, more):
     (cut,) = runs(folder, (0.3,), *more, "checkpoint.minutes=1e-9")
     for _ in range(40):
         try:
-            execute.execute(cut, table=False)
+            execute.execute(cut, session, table=False)
             break
         except Killed:
             continue
@@ -189,15 +194,15 @@ def test_a_state_inside_an_epoch_continues_there(place, monkeypatch, more):
 
 
 @pytest.mark.slow
-def test_points_that_were_killed_at_different_steps_continue_together(place, monkeypatch):
+def test_points_that_were_killed_at_different_steps_continue_together(place, monkeypatch, session):
     folder = place("whole")
     alphas = (0.2, 0.5, 0.8)
     whole = runs(folder, alphas)
-    execute.execute_together(whole)
+    execute.execute_together(whole, session)
     expected = [result(one.out) for one in whole]
     folder = place("cut")
     first, second, third = runs(folder, alphas)
-    execute.execute(first, table=False)  # finished
+    execute.execute(first, session, table=False)  # finished
     with monkeypatch.context() as patch:  # stopped after its second epoch
         real = loop.Training.end_epoch
 
@@ -209,8 +214,8 @@ def test_points_that_were_killed_at_different_steps_continue_together(place, mon
 
         patch.setattr(loop.Training, "end_epoch", end_epoch)
         with pytest.raises(KeyboardInterrupt):
-            execute.execute(second, table=False)
-    execute.execute_together([first, second, third])
+            execute.execute(second, session, table=False)
+    execute.execute_together([first, second, third], session)
     for one, other in zip((first, second, third), expected, strict=True):
         found = result(one.out)
         assert found["rows"] == approximately(other["rows"])
@@ -229,12 +234,14 @@ def approximately(rows):
     ]
 
 
-def test_a_cached_and_a_live_teacher_give_the_same_metrics(place):
+def test_a_cached_and_a_live_teacher_give_the_same_metrics(place, session):
     folder = place("both")
     records = []
     for kind in ("float32", "none"):
         (one,) = runs(folder, (0.1,), f"cache.logits={kind}", "temperature=2")
-        records.append((execute.execute(one, table=False), read_rows(one.out / "history.jsonl")))
+        records.append(
+            (execute.execute(one, session, table=False), read_rows(one.out / "history.jsonl"))
+        )
     (cached, cached_rows), (live, live_rows) = records
     assert cached["teacher"]["outputs"] == "cached as float32"
     assert live["teacher"]["outputs"] == "live (cache.logits=none)"
@@ -268,41 +275,39 @@ def test_a_directory_that_vanishes_is_one_line(place, monkeypatch, capfd):
 @pytest.mark.slow
 def test_the_points_of_a_sweep_trace_once(place, monkeypatch):
     folder = place("sweep")
-    assembly._kept.clear()
-    engines = set()
+    session, engines = Session(), set()
     for one in [*runs(folder, (0.1, 0.9)), *runs(folder, (0.5,), "temperature=9", "seed=3")]:
-        execute.execute(one, table=False)
-        (engine,) = assembly._kept.values()
+        execute.execute(one, session, table=False)
+        engine = session.engine.made
         engines.add(engine)
     assert len(engines) == 1 and engine._chunk.experimental_get_tracing_count() == 1
     # A point that reused a graph gives what a fresh process gives.
-    reused = result(one.out)
-    assembly._kept.clear()
+    reused, session = result(one.out), Session()
     shutil.rmtree(one.out)
-    execute.execute(one, table=False)
+    execute.execute(one, session, table=False)
     assert result(one.out) == reused
 
 
-def test_the_logits_cache_is_shared_and_checked(place, caplog):
+def test_the_logits_cache_is_shared_and_checked(place, caplog, session):
     folder = place("cache")
     one, two = runs(folder, (0.1, 0.9))
-    execute.execute(one, table=False)
+    execute.execute(one, session, table=False)
     stamps = [p.stat().st_mtime_ns for p in Path("outputs/cache/logits").rglob("logits.npy")]
-    execute.execute(two, table=False)
+    execute.execute(two, session, table=False)
     found = sorted(Path("outputs/cache/logits").rglob("logits.npy"))
     assert sorted(p.stat().st_mtime_ns for p in found) == sorted(stamps)
     expected = result(one.out)
     content = bytearray(found[0].read_bytes())
     content[-3] ^= 0xFF
     found[0].write_bytes(content)
-    logits_cache._checked.clear()
+    session = Session()  # another process
     shutil.rmtree(one.out)
-    execute.execute(one, table=False)
+    execute.execute(one, session, table=False)
     assert "damaged (the checksum is wrong); computing again" in caplog.text
     assert result(one.out) == expected
 
 
-def test_a_point_whose_files_cannot_be_written_fails_alone(place, monkeypatch):
+def test_a_point_whose_files_cannot_be_written_fails_alone(place, monkeypatch, session):
     folder = place("one")
     both = runs(folder, (0.2, 0.7))
     genuine = train.save_model
@@ -313,23 +318,23 @@ def test_a_point_whose_files_cannot_be_written_fails_alone(place, monkeypatch):
         genuine(path, model)
 
     monkeypatch.setattr(train, "save_model", save_model)
-    first, second = execute.execute_together(both)
+    first, second = execute.execute_together(both, session)
     assert isinstance(first, OSError) and second["alpha"] == 0.7
     monkeypatch.setattr(train, "save_model", genuine)
-    first, again = execute.execute_together(both)
+    first, again = execute.execute_together(both, session)
     assert first["alpha"] == 0.2 and again == second
     # The one that was finished later still says how many had shared its seconds.
     assert first["timings"]["learners"] == second["timings"]["learners"] == 2
 
 
-def test_what_a_kill_left_of_a_write_is_removed(place):
+def test_what_a_kill_left_of_a_write_is_removed(place, session):
     folder = place("left")
     (one,) = runs(folder, (0.3,))
     (one.out / "state").mkdir(parents=True)
     left = [one.out / ".tmp-1-model.keras", one.out / "state" / ".tmp-1-last.npz"]
     for file in left:
         file.write_bytes(b"half")
-    execute.execute(one, table=False)
+    execute.execute(one, session, table=False)
     assert not any(file.exists() for file in left)
 
 
@@ -338,13 +343,13 @@ def test_a_loss_without_a_keyword_does_not_reuse_the_graph_of_one_with_it(place)
     folder = place("keywords")
     found = []
     for cleared in (False, True):
-        assembly._kept.clear()
+        session = Session()
         (default,) = runs(folder, (0.3,), "~loss.t_squared")  # its default is true
         (without,) = runs(folder, (0.3,), "t_squared=false")
-        execute.execute(default, table=False)
+        execute.execute(default, session, table=False)
         if cleared:
-            assembly._kept.clear()
-        execute.execute(without, table=False)
+            session = Session()
+        execute.execute(without, session, table=False)
         found.append((result(default.out), result(without.out)))
         shutil.rmtree("outputs/distill")
     assert found[0] == found[1]
@@ -352,14 +357,14 @@ def test_a_loss_without_a_keyword_does_not_reuse_the_graph_of_one_with_it(place)
 
 
 @pytest.mark.slow
-def test_a_live_teacher_s_answers_belong_to_their_split(place):
+def test_a_live_teacher_s_answers_belong_to_their_split(place, session):
     folder = place("splits")
     (teacher,) = Path("outputs/teachers").glob("*/model.keras")
     more = ("cache.logits=none", f"teacher.checkpoint={teacher}", "dataset.limit=30")
     nlls = []
     for seed in (0, 1, 0):
         (one,) = runs(folder, (0.3,), *more, f"dataset.split_seed={seed}", f"seed={len(nlls)}")
-        record = execute.execute(one, table=False)
+        record = execute.execute(one, session, table=False)
         with open_npz(one.out / "predictions.npz") as archive:
             labels, logits_ = archive["labels"], archive["teacher_logits"]
         assert record["teacher"]["test_accuracy"] == (logits_.argmax(1) == labels).mean()
