@@ -79,10 +79,13 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
         plan = OmegaConf.merge(schema, OmegaConf.create(resolved))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, Config.__dataclass_fields__)) from error
+    typed = OmegaConf.to_container(plan)
+    missing = _missing({key: typed[key] for key in resolved})
+    if missing:  # a key that was taken away, as in ~dataset.name
+        raise ConfigError(f"{missing} is missing: type +{missing}=...")
     check_ranges(plan)
     if "teacher_dir" in resolved and plan.teacher_dir is None:
         raise ConfigError("teacher_dir=null: leave it out, or type teacher_dir=FOLDER")
-    typed = OmegaConf.to_container(plan)
     plan = OmegaConf.create({key: typed[key] for key in resolved})
     OmegaConf.set_readonly(plan, True)
     return plan
