@@ -81,6 +81,9 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     _fill_partial(resolved)
     smaller(resolved, OmegaConf.to_container(cfg).get("debug"), overrides)
     plan = _typed(resolved)
+    missing = _missing(OmegaConf.to_container(plan))
+    if missing:  # a key that was taken away, as in ~dataset.name
+        raise ConfigError(f"{missing} is missing: type +{missing}=...")
     check_ranges(plan)
     if is_taught(plan) and is_given(plan) and is_typed("teacher.training", overrides):
         one = next(o for o in overrides if is_typed("teacher.training", [o]))

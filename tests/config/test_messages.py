@@ -128,6 +128,8 @@ MISTAKES = {
     "no student option": (["distill", "~student"], ["distill needs a student"]),
     "no dataset": (["distill", "~dataset"], ["distill needs a dataset"]),
     "no function": (["distill", "~loss._target_"], ["loss must name its function"]),
+    "no shape": (["train-student", "~dataset.num_classes"], ["dataset.num_classes"]),
+    "no name": (["train-student", "~dataset.name"], ["dataset.name is missing"]),
     "no source": (["distill", "dataset.source=null"], ["dataset.source._target_=..."]),
     "no network": (["distill", "student.network=null"], ["student.network._target_=..."]),
     "no value for alpha": (["distill", "alpha=null"], ["alpha=null", "loss=hinton"]),
