@@ -25,7 +25,8 @@ log = logging.getLogger("kd")
 class Tracker(Protocol):
     """What a `_target_` of the group `tracker` makes.
 
-    It is called with the options of its node and two more:
+    The file of such an option begins with the line `# @package tracker.NAME`. The `_target_` is
+    called with the options of its node and two more:
 
         folder: a `Path` inside the run's directory that is the tracker's own; it exists from
             `start` on.
@@ -57,18 +58,17 @@ class Trackers:
     """The trackers of one training.
 
     Args:
-        nodes: Each by its name; None for no tracker.
-        plan: The run's checked configuration.
-        out: Its directory.
+        plan: The run's checked configuration; its `tracker` holds a node for each, by its name.
+        out: The run's directory.
 
     Raises:
         ConfigError: A tracker that refuses its options, or has no `epoch`.
     """
 
-    def __init__(self, nodes: DictConfig | None, plan: DictConfig, out: Path) -> None:
+    def __init__(self, plan: DictConfig, out: Path) -> None:
         self.out = out
         self._active: dict[str, Tracker] = {}
-        for name, node in (nodes or {}).items():
+        for name, node in (plan.get("tracker") or {}).items():
             what = f"tracker.{name}: {node['_target_']}"
             make = build({**node, "_partial_": True}, f"tracker.{name}")
             try:  # not by Hydra, which would build the nodes among the settings
