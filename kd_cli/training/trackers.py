@@ -119,7 +119,7 @@ def trackers_of(run: Run, session: Session) -> Trackers:
         ConfigError: For one that can't be made.
     """
     if run.out not in session.trackers:
-        session.trackers[run.out] = Trackers(run.plan.get("tracker"), run.plan, run.out)
+        session.trackers[run.out] = Trackers(run.plan, run.out)
     return session.trackers[run.out]
 
 

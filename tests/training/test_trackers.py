@@ -91,14 +91,14 @@ def made(plan, work, **nodes) -> Trackers:
         name: {"_target_": f"{__name__}.{kind}", **options}
         for name, (kind, options) in nodes.items()
     }
-    return Trackers(OmegaConf.create(nodes), plan, work / "run")
+    return Trackers(OmegaConf.merge(plan, {"tracker": nodes}), work / "run")
 
 
 # By themselves.
 
 
 def test_without_trackers_nothing_is_done(plan, work):
-    nobody = Trackers(None, plan, work / "run")
+    nobody = Trackers(plan, work / "run")
     nobody.start({"epoch": 0})
     nobody.epoch({"epoch": 1}, None)
     nobody.finish({})
