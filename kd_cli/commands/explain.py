@@ -1,4 +1,4 @@
-"""`kd explain`: what a distill run would do, and how the terms of its loss pull at the first step.
+"""`kd explain`: what a distill run would do, and how large each loss term is at the first step.
 
 The run's own engine, teacher and first batch are asked, so what is told is what would happen.
 Nothing is trained and no run directory is made; only the caches fill that any run fills.
@@ -43,7 +43,7 @@ FAINT = 0.01  # share of the gradient norm below which a term decides nothing
 
 
 @dataclass(frozen=True)
-class Pull:
+class Balance:
     """How the terms of a loss act on a batch.
 
     Attributes:
@@ -108,7 +108,7 @@ def explain(plan: DictConfig, typed: list[str]) -> None:
         outputs = teacher_outputs.outputs(teacher, plan, dataset, views, epochs, session)
         engine = assembly.engine_for([plan], dataset, "student", outputs, session)
         (learner,) = engine.learners
-        found = pull(learner, *engine.first_batch())
+        found = balance(learner, *engine.first_batch())
     for head, text in [
         ("loss", loss_line(plan)),
         ("schedule", schedule_line(plan, learner.schedule, *assembly.length(plan, dataset))),
@@ -138,7 +138,9 @@ def explain(plan: DictConfig, typed: list[str]) -> None:
         print(text)
 
 
-def pull(learner: Learner, images: Any, labels: Any, teacher: Mapping[str, Any] | None) -> Pull:
+def balance(
+    learner: Learner, images: Any, labels: Any, teacher: Mapping[str, Any] | None
+) -> Balance:
     """Value and gradient of each term of a loss, of a training step that is not taken.
 
     Args:
@@ -172,14 +174,14 @@ def pull(learner: Learner, images: Any, labels: Any, teacher: Mapping[str, Any] 
     norms = np.sqrt(np.diag(gram))
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = gram / np.outer(norms, norms)
-    return Pull(list(learner.terms), values, norms, cosines, int(images.shape[0]))
+    return Balance(list(learner.terms), values, norms, cosines, int(images.shape[0]))
 
 
-def remarks(found: Pull, hyper: Mapping[str, Any]) -> list[str]:
+def remarks(found: Balance, hyper: Mapping[str, Any]) -> list[str]:
     """What is odd about the balance of the terms, a line each, with what to change.
 
     Args:
-        found: From `pull`.
+        found: From `balance`.
         hyper: The loss's keywords.
 
     Returns:
@@ -217,7 +219,7 @@ def remarks(found: Pull, hyper: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _advice(name: str, found: Pull, hyper: Mapping[str, Any]) -> str:
+def _advice(name: str, found: Balance, hyper: Mapping[str, Any]) -> str:
     """What to type so that a faint term counts; numbers of this batch."""
     alpha, temperature = hyper.get("alpha"), hyper.get("temperature")
     loss = [term for term in found.terms if term in ("hard", "soft", "teacher")]
@@ -235,9 +237,9 @@ def _advice(name: str, found: Pull, hyper: Mapping[str, Any]) -> str:
         advice.append(
             f"t_squared=true (T^2 = {factor:g}) would give it {100 * share:.0f} % of the two"
         )
-    balance = other / (hard + other) if hard + other > 0 else 0.0
-    if 0 < float(f"{balance:.4g}") < 1:
-        advice.append(f"alpha={balance:.4g} would balance the two on this batch")
+    even = other / (hard + other) if hard + other > 0 else 0.0
+    if 0 < float(f"{even:.4g}") < 1:
+        advice.append(f"alpha={even:.4g} would balance the two on this batch")
     return ", ".join(advice) or "give it a larger weight"
 
 
@@ -360,5 +362,6 @@ def _short(target: str) -> str:
 
 def _call(node: Mapping[str, Any]) -> str:
     """`random_crop(size=128)` of a node."""
-    options = [f"{k}={v}" for k, v in node.items() if k not in ("_target_", "_partial_", "name")]
+    apart = ("_target_", "_partial_", "name")
+    options = [f"{k}={v}" for k, v in node.items() if k not in apart and v is not None]
     return _short(node["_target_"]) + (f"({', '.join(options)})" if options else "")

@@ -73,8 +73,8 @@ def _rounds(run: Run, dataset: Dataset, session: Session) -> Record:
         record = Record.read(this.out)
         if record is None:
             logits = _logits(plan, dataset, before, records[-1], session)
-            lesson, taught = _lesson(this, dataset, logits, begun)
-            record = train_inside(this, lesson, begun, "student", session, taught)
+            enlarged, taught = _training_set(this, dataset, logits, begun)
+            record = train_inside(this, enlarged, begun, "student", session, taught)
         records.append(record)
     return _conclude(run, dataset, records)
 
@@ -156,7 +156,9 @@ def select(
     return np.sort(np.concatenate([np.resize(own, count) for own in of_each if len(own)]))
 
 
-def _lesson(run: Run, dataset: Dataset, logits: np.ndarray, begun: float) -> tuple[Dataset, Taught]:
+def _training_set(
+    run: Run, dataset: Dataset, logits: np.ndarray, begun: float
+) -> tuple[Dataset, Taught]:
     """What a round learns from: its training rows with their labels, and soft targets.
 
     Raises:
@@ -211,22 +213,22 @@ def _lesson(run: Run, dataset: Dataset, logits: np.ndarray, begun: float) -> tup
     empty = [name for name, n in zip(dataset.class_names, above, strict=True) if not n]
     if empty:
         log.warning("round %d: no image is labelled as %s", number, ", ".join(empty))
-    lesson = with_pseudo_labels(dataset, unlabelled.rows[chosen], labels[chosen])
+    enlarged = with_pseudo_labels(dataset, unlabelled.rows[chosen], labels[chosen])
     record = {"pseudo_labels": report}
     if options.labels == "hard":
-        return lesson, Taught(None, time.monotonic() - begun, record)
+        return enlarged, Taught(None, time.monotonic() - begun, record)
     targets = soft_targets(
         dataset.train.labels[dataset.train.rows],
         np.asarray(logits[chosen], np.float32),
         plan.round.label_smoothing,
     )
-    sha = hashlib.sha256(f"{lesson.split_fingerprint}".encode() + targets.tobytes()).hexdigest()
+    sha = hashlib.sha256(f"{enlarged.split_fingerprint}".encode() + targets.tobytes()).hexdigest()
     from kd_cli.distillation.teacher_outputs import Outputs
 
     seconds = time.monotonic() - begun
     outputs = Outputs(sha, "soft pseudo-labels", [targets], None, None, seconds)
-    lesson = dataclasses.replace(lesson, split_fingerprint=sha)
-    return lesson, Taught(outputs, seconds, record)
+    enlarged = dataclasses.replace(enlarged, split_fingerprint=sha)
+    return enlarged, Taught(outputs, seconds, record)
 
 
 def with_pseudo_labels(dataset: Dataset, rows: np.ndarray, labels: np.ndarray) -> Dataset:

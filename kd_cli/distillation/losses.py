@@ -120,7 +120,8 @@ def formula(target: str, hyper: Mapping[str, Any]) -> str:
     name = target.removeprefix("kd_cli.distillation.")
     alpha, temperature = hyper.get("alpha"), hyper.get("temperature")
     factor = "T^2 * " if hyper.get("t_squared") else ""
-    soft = f"{factor}KL(teacher/T || student/T), T = {temperature}"
+    degrees = "" if temperature is None else f", T = {temperature:g}"
+    soft = f"{factor}KL(teacher/T || student/T){degrees}"
     if name == "cross_entropy":
         smoothing = hyper.get("label_smoothing", 0)
         return "CE(labels, student)" + (f", label smoothing {smoothing:g}" if smoothing else "")

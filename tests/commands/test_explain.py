@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kd_cli.commands.explain import Pull, loss_line, optimizer_line, pull, remarks, schedule_line
+from kd_cli.commands.explain import (
+    Balance,
+    balance,
+    loss_line,
+    optimizer_line,
+    remarks,
+    schedule_line,
+)
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.distillation import losses
@@ -73,7 +80,7 @@ def test_the_shares_of_a_linear_student(alpha, temperature, t_squared):
     learner = learner_of(losses.hinton, hyper)
     before = learner.model.get_weights()
     given = batch()
-    found = pull(learner, *given)
+    found = balance(learner, *given)
     norms, angle = closed_form(learner, *given, alpha, temperature, t_squared)
     assert found.terms == ["hard", "soft"] and found.examples == BATCH
     np.testing.assert_allclose(found.norms, norms, rtol=1e-4)
@@ -90,7 +97,7 @@ def test_without_t_squared_the_soft_term_shrinks_by_t_squared():
     found = {}
     for switch in (True, False):
         hyper = {"alpha": 0.5, "temperature": 10.0, "t_squared": switch}
-        found[switch] = pull(learner_of(losses.hinton, hyper), *batch())
+        found[switch] = balance(learner_of(losses.hinton, hyper), *batch())
     assert found[True].norms[0] == pytest.approx(found[False].norms[0])
     assert found[True].norms[1] / found[False].norms[1] == pytest.approx(100, rel=1e-4)
     assert found[True].values[1] / found[False].values[1] == pytest.approx(100, rel=1e-4)
@@ -99,14 +106,14 @@ def test_without_t_squared_the_soft_term_shrinks_by_t_squared():
 
 def test_the_advice_does_what_it_says():
     hyper = {"alpha": 0.9, "temperature": 10.0, "t_squared": False}
-    (line,) = remarks(pull(learner_of(losses.hinton, hyper), *batch()), hyper)
+    (line,) = remarks(balance(learner_of(losses.hinton, hyper), *batch()), hyper)
     share = re.search(r"'soft' has (\S+) % of the gradient norm, 'hard' (\S+) %", line)
     assert float(share[1]) < 1 and float(share[2]) > 99
-    with_factor = pull(learner_of(losses.hinton, hyper | {"t_squared": True}), *batch())
+    with_factor = balance(learner_of(losses.hinton, hyper | {"t_squared": True}), *batch())
     told = re.search(r"t_squared=true \(T\^2 = 100\) would give it (\d+) %", line)
     assert int(told[1]) == round(100 * with_factor.shares[1])
     alpha = float(re.search(r"alpha=(\S+) would balance", line)[1])
-    balanced = pull(learner_of(losses.hinton, hyper | {"alpha": alpha}), *batch())
+    balanced = balance(learner_of(losses.hinton, hyper | {"alpha": alpha}), *batch())
     np.testing.assert_allclose(balanced.shares, 0.5, atol=1e-3)
 
 
@@ -123,7 +130,7 @@ def test_a_network_with_dropout_batch_norm_and_a_loss_of_its_own():
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
     learner = learner_of(losses.hard, {"alpha": 0.3}, model)
-    found = pull(learner, images, labels, teacher)
+    found = balance(learner, images, labels, teacher)
     assert found.terms == ["hard", "teacher", "regularisation"]
     # The regulariser's gradient is 2 l W.
     kernel = model.layers[2].kernel.numpy()
@@ -146,16 +153,16 @@ def test_a_network_with_dropout_batch_norm_and_a_loss_of_its_own():
 def test_a_scaled_loss_has_the_same_norms():
     """Under mixed_float16 the loss is multiplied by 32,768 before its gradient is taken."""
     hyper = {"alpha": 0.5, "temperature": 2.0, "t_squared": True}
-    plain = pull(learner_of(losses.hinton, hyper), *batch())
+    plain = balance(learner_of(losses.hinton, hyper), *batch())
     scaling = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
-    scaled = pull(learner_of(losses.hinton, hyper, optimizer=scaling), *batch())
+    scaled = balance(learner_of(losses.hinton, hyper, optimizer=scaling), *batch())
     np.testing.assert_allclose(scaled.norms, plain.norms, rtol=1e-5)
     np.testing.assert_allclose(scaled.values, plain.values, rtol=1e-6)
 
 
-def of_norms(*norms: float, terms=("hard", "soft")) -> Pull:
+def of_norms(*norms: float, terms=("hard", "soft")) -> Balance:
     count = len(norms)
-    return Pull(list(terms), np.ones(count), np.array(norms), np.eye(count), BATCH)
+    return Balance(list(terms), np.ones(count), np.array(norms), np.eye(count), BATCH)
 
 
 @pytest.mark.parametrize(

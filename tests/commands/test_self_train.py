@@ -309,14 +309,14 @@ def test_without_labels_there_is_no_report_of_right_ones(work, words, monkeypatc
     dataset = small_dataset()
     logits = np.array([[3, 0, 0], [0, 2, 0], [0, 1, 4]], np.float32)
     run = Run(made, work, [])
-    _, taught = self_train._lesson(run, dataset, logits, 0.0)
+    _, taught = self_train._training_set(run, dataset, logits, 0.0)
     assert taught.record["pseudo_labels"]["accuracy"] == pytest.approx(1 / 3)  # of 0, 2, 1
     bare = dataclasses.replace(dataset.unlabelled, labels=np.full(8, -1))
-    _, taught = self_train._lesson(run, dataclasses.replace(dataset, unlabelled=bare), logits, 0.0)
+    _, taught = self_train._training_set(run, dataclasses.replace(dataset, unlabelled=bare), logits, 0.0)
     assert "accuracy" not in taught.record["pseudo_labels"]
     run.plan.pseudo.threshold = 0.4
     with pytest.raises(ConfigError, match=r"round 1: .*threshold=0.4 \(the highest is 0.3333\)"):
-        self_train._lesson(run, dataset, np.zeros((3, 3), np.float32), 0.0)
+        self_train._training_set(run, dataset, np.zeros((3, 3), np.float32), 0.0)
 
 
 @pytest.mark.slow
