@@ -79,7 +79,8 @@ class Job:
             if sweeping:
                 _record_failure(out, error, "")
                 raise RunFailed(str(error)) from error
-            if fresh and not any(out.glob("*/metrics.json")):  # a finished round stays
+            finished = [*out.glob("metrics.json"), *out.glob("*/metrics.json")]  # a round's too
+            if fresh and not finished:
                 _remove_fresh(out)
             self.failure = error
         except Exception as error:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_cli.config.debug import WHERE_PRESENT, smaller
+from kd_cli.config.instantiate import build
 from kd_cli.config.keys import UNUSED, VARIABLES, Config, flat, walk
 from kd_cli.config.messages import GLOBAL, explain, unknown_key
 from kd_cli.config.overrides import is_typed, override_key, place_of
@@ -236,6 +237,7 @@ def check_ranges(plan: DictConfig) -> None:
         if not ok:
             raise ConfigError(f"{key}={OmegaConf.select(plan, key)} must be {expected}")
 
+    _check_trackers(plan.get("tracker"))
     for place in ("augment", "teacher.training.augment"):
         _check_nodes(OmegaConf.select(plan, place), place)
     if is_taught(plan):
@@ -261,6 +263,18 @@ def check_ranges(plan: DictConfig) -> None:
             "null with dataset.validation_fraction=0: there is nothing to watch",
         )
         _check_warmup(training, place, require)
+
+
+def _check_trackers(trackers: DictConfig | None) -> None:
+    for name, node in (trackers or {}).items():
+        if not isinstance(node, DictConfig):
+            raise ConfigError(
+                f"tracker.{name}={node}: each tracker is a node under a name of its own; begin its "
+                "file with the line: # @package tracker.NAME"
+            )
+        # Imported, and its options compared with what it takes; it is made when the run begins.
+        plain = OmegaConf.to_container(node)
+        build({**plain, "_partial_": True, "_recursive_": False}, f"tracker.{name}")
 
 
 def _check_nodes(augment: DictConfig | None, place: str) -> None:

@@ -350,7 +350,7 @@ class Config(Keys):
         unused={"evaluate": "the data are chosen by dataset=OPTION"},
         place=True,
     )
-    debug: Any = key(None, "debug=smoke: few images and one epoch, in outputs/debug", place=True)
+    debug: Any = key(None, "smoke: few images, one epoch", unused=_TRAINS_NOTHING, place=True)
     what: str | None = key(None, "the run or file to evaluate", unused=_OF_EVALUATE)
     input: Input = key(Input, "of a .keras file of another program", unused=_OF_EVALUATE)
 

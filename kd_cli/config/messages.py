@@ -50,6 +50,9 @@ def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
     if isinstance(error, ValidationError) and found:
         value, kind = found.groups()
         return f"{key}={value} must be {_TYPES.get(kind, kind)}"
+    if "is not a ListConfig, list or tuple" in text:
+        example = " of [height, width, channels], as in [32,32,3]" if "shape" in key else ""
+        return f"{key}={getattr(error, 'value', '...')} must be a list{example}"
     found = re.search(r"[Ff]ield '(\w+)' is not Optional", text)
     if found:
         return f"{key or found[1]}=null: it needs a value; leave it out for the default"

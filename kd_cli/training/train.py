@@ -158,7 +158,7 @@ def train(
             record = training.attempt(_finish, run, training, dataset, role, started, taught)
         results[run.out] = training.error or record
         if training.error is None:
-            trackers_of(run, session).finish(results[run.out])
+            trackers_of(run, session).finish(record.to_json())
         session.trackers.pop(run.out, None)
     return results
 

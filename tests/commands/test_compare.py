@@ -20,18 +20,18 @@ def runs(work):
 
 def test_a_comparison_is_two_sweeps_over_the_same_seeds():
     scratch, distilled = sweeps(["alpha=0.1,0.5", "dataset=mnist", "seeds=3", "teacher=mlp"])
-    assert scratch.command == "train-student" and distilled.command == "distill"
-    assert distilled.overrides[:3] == ["alpha=0.1,0.5", "dataset=mnist", "teacher=mlp"]
-    assert scratch.overrides[0] == "dataset=mnist" and len(scratch.overrides) == 3
+    assert scratch[0] == "train-student" and distilled[0] == "distill"
+    assert distilled[1][:3] == ["alpha=0.1,0.5", "dataset=mnist", "teacher=mlp"]
+    assert scratch[1][0] == "dataset=mnist" and len(scratch[1]) == 3
     for one in (scratch, distilled):
-        assert one.overrides[-1] == "seed=0,1,2"
-        assert one.overrides[-2] == distilled.overrides[-2]  # the folder
-        assert one.overrides[-2].startswith("sweep=compare-")
+        assert one[1][-1] == "seed=0,1,2"
+        assert one[1][-2] == distilled[1][-2]  # the folder
+        assert one[1][-2].startswith("sweep=compare-")
 
 
 def test_the_folder_is_the_same_for_more_seeds_and_other_points():
     def folder(*typed):
-        return sweeps(list(typed))[0].overrides[-2]
+        return sweeps(list(typed))[0][1][-2]
 
     assert folder("alpha=0.1,0.5") == folder("alpha=0.9,1", "seeds=9")
     assert folder("epochs=3") != folder("epochs=4")

@@ -477,7 +477,7 @@ def test_every_option_of_its_groups_composes(group, work, npz):
 def test_help_and_completion(kd, monkeypatch):
     assert "evaluate" in kd("--help").out
     shown = kd("evaluate", "--help").out
-    assert "what: ???" in shown and "data_dir" in shown and "alpha" not in shown
+    assert "what=???" in shown and "data_dir" in shown and "alpha" not in shown
     assert "what: outputs/latest" in kd("evaluate", "outputs/latest", "--cfg", "job").out
 
     def complete(line):

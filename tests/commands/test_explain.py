@@ -298,7 +298,7 @@ def test_it_tells_the_path_of_the_data_and_leaves_nothing(kd, work, small, given
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [["student.network.dropout=0.5"], ["augment=function_matching", "augment.padding=1"]]
+    "more", [["student.network.dropout=0.5"], ["augment=flip_crop_mixup", "augment.padding=1"]]
 )
 def test_the_values_are_those_of_the_first_step_of_the_run(kd, work, small, given, more):
     """As the run's history has them: dropout's masks, crops and mixing are the same."""
@@ -314,7 +314,7 @@ def test_the_values_are_those_of_the_first_step_of_the_run(kd, work, small, give
 
 
 def test_a_live_teacher_of_mixed_crops(kd, small, given):
-    words = ["augment=function_matching", "augment.padding=1", "student.input.size=3"]
+    words = ["augment=flip_crop_mixup", "augment.padding=1", "student.input.size=3"]
     done = kd("explain", *small[:2], given, *words, "student.input.offset=-1")
     assert done.code == 0, done.err
     for text in (
@@ -345,8 +345,8 @@ def test_the_gate_speaks_here_too(kd, work, small):
 def test_the_word_is_known(kd, monkeypatch):
     assert "\n  explain  " in kd("--help").out
     shown = kd("explain", "--help")
-    assert shown.code == 0 and shown.out.startswith("# explain takes the keys of distill")
-    assert "temperature: 4.0" in shown.out
+    assert shown.code == 0 and "explain takes the keys of distill" in shown.out
+    assert "temperature=4 " in shown.out
     assert "command: distill" in kd("explain", "--cfg", "job").out
     assert "did you mean 'explain'" in kd("explian").error
     assert "leave --multirun out" in kd("explain", "--multirun", "alpha=0.1,0.2").error

@@ -182,7 +182,7 @@ MISTAKES = {
     "teacher": (["self-train", "teacher=cnn"], "each round's network is the next one's teacher"),
     "view": (["self-train", "view=independent"], "no use for 'view'"),
     "views": (["self-train", "cache.views=3"], "no use for 'cache.views'"),
-    "rounds of another": (["distill", "rounds=3"], "'rounds' belongs to self-train"),
+    "rounds of another": (["distill", "rounds=3"], "it belongs to self-train"),
     "labels of another": (["train-student", "pseudo.labels=hard"], "belongs to self-train"),
     "rounds of a recipe": (
         ["distill", "experiment=fashion_mnist_self_training", "rounds=2"],
@@ -280,8 +280,8 @@ def test_hidden_labels_are_never_learned_from(kd, work, words, labels, monkeypat
     first = read_record(finished(work))
     genuine = load_dataset
 
-    def scrambled(cfg):
-        dataset = genuine(cfg)
+    def scrambled(*arguments):
+        dataset = genuine(*arguments)
         wrong = dataset.train.labels.copy()
         hidden = dataset.unlabelled.rows
         wrong[hidden] = (wrong[hidden] + 1) % 4
@@ -312,7 +312,9 @@ def test_without_labels_there_is_no_report_of_right_ones(work, words, monkeypatc
     _, taught = self_train._training_set(run, dataset, logits, 0.0)
     assert taught.record["pseudo_labels"]["accuracy"] == pytest.approx(1 / 3)  # of 0, 2, 1
     bare = dataclasses.replace(dataset.unlabelled, labels=np.full(8, -1))
-    _, taught = self_train._training_set(run, dataclasses.replace(dataset, unlabelled=bare), logits, 0.0)
+    _, taught = self_train._training_set(
+        run, dataclasses.replace(dataset, unlabelled=bare), logits, 0.0
+    )
     assert "accuracy" not in taught.record["pseudo_labels"]
     run.plan.pseudo.threshold = 0.4
     with pytest.raises(ConfigError, match=r"round 1: .*threshold=0.4 \(the highest is 0.3333\)"):

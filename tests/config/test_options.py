@@ -51,7 +51,9 @@ def test_a_network_option_has_every_key_of_its_function(name):
 )
 def test_options_of_one_function_have_the_same_keys(role, option):
     node = OmegaConf.to_container(compose("distill", [f"{role}={option}"]))[role]
-    of_teacher = {"weights", "train_if_missing", "precision"} if role == "teacher" else set()
+    of_teacher = (
+        {"weights", "train_if_missing", "precision", "training"} if role == "teacher" else set()
+    )
     assert set(node) == {"name", "checkpoint", "input", "network"} | of_teacher
     assert node["name"] == option and set(node["input"]) == {"size", "scale", "offset"}
     network, target = set(node["network"]) - {"_target_"}, node["network"]["_target_"]
@@ -216,8 +218,9 @@ def test_a_run_of_nothing_but_short_options(kd, work, own):
 def test_short_options_take_the_defaults(own):
     made = plan(*ALL_OWN, config_dir=own)
     short, full = plan(*ALL_OWN[:1], config_dir=own).teacher, made.teacher
-    assert {k: v for k, v in full.items() if k not in ("name", "network")} == {
-        k: v for k, v in short.items() if k not in ("name", "network")
+    own_keys = ("name", "network", "training")
+    assert {k: v for k, v in full.items() if k not in own_keys} == {
+        k: v for k, v in short.items() if k not in own_keys
     }
     assert made.loss["_partial_"] and made.schedule["_partial_"]
     assert made.augment.train[0]["_partial_"]
@@ -338,8 +341,9 @@ def test_a_smoke_run_trains_both_networks_for_an_epoch(kd, work, small):
     words = [w for w in small if "epochs" not in w]
     done = kd("distill", *words, "debug=smoke", "schedule=warmup_cosine")
     assert done.code == 0, done.err
+    assert not (work / "outputs" / "teachers").exists()
     for folder in ("teachers", "distill"):
-        _, record = only_run(work / "outputs" / folder)
+        _, record = only_run(work / "outputs" / "debug" / folder)
         assert record["epochs_done"] == 1
 
 

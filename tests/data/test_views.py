@@ -61,7 +61,7 @@ def node(name, **options):
 
 def views(*train, view="consistent", evaluate=(), seed=0, size=None, data=None, compiled=False):
     config = {"train": list(train), "evaluate": list(evaluate), "size": size, "seed": seed}
-    return Views(OmegaConf.create(config), view, data or dataset(), compiled)
+    return Views(OmegaConf.create(config), view, data or dataset(), compiled, seed)
 
 
 def pixels(made, rows, images=IMAGES):

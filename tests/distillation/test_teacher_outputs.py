@@ -28,7 +28,7 @@ from tests.whole.test_resume import approximately, result
 
 SHORT = ("epochs=3", "batch_size=48", "teacher.train_if_missing=false")  # 3 steps an epoch
 FLIP = "augment=flip_crop"
-MIX = "augment=function_matching"
+MIX = "augment=flip_crop_mixup"
 INVERT = "augment.evaluate=[{_target_:tests.data.test_views.invert,_partial_:true}]"
 
 

@@ -25,6 +25,7 @@ def test_the_flowers102_recipe_is_the_published_one():
     }
     optimizer = dict(plan.optimizer)
     assert optimizer.pop("_target_") == "kd_cli.training.AdamW"
+    assert optimizer.pop("amsgrad") is False
     assert optimizer == {"weight_decay": 0.001, "decoupled": True, "clipnorm": 1.0}
     nodes = [node["_target_"].removeprefix("kd_cli.data.") for node in plan.augment.train]
     assert nodes == ["random_crop", "horizontal_flip", "mixup"]

@@ -154,7 +154,7 @@ def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset
     [
         pytest.param(["memory_gib=4"], id="in-memory"),
         pytest.param(["memory_gib=0"], id="streamed", marks=SLOW),
-        pytest.param(["augment=function_matching", "view=independent"], id="mixed", marks=SLOW),
+        pytest.param(["augment=flip_crop_mixup", "view=independent"], id="mixed", marks=SLOW),
         pytest.param(
             ["augment=flip_crop", "cache.views=2", "memory_gib=0"], id="kept-views", marks=SLOW
         ),
