@@ -69,7 +69,8 @@ def test_verify_notices_another_teacher_and_a_missing_one(kd, work, small, kept)
     teacher.rename(work / "elsewhere")
     done = kd("cache", "verify")
     assert done.code == 1 and done.out.count("its teacher or data are gone") == 3
-    assert kd("train-teacher", *small[:4], "epochs=1").code == 0
+    place = f"teacher_dir={teacher.relative_to(work)}"
+    assert kd("train-teacher", *small[:4], "epochs=1", place).code == 0
     done = kd("cache", "verify")
     assert done.code == 1 and done.out.count("its weights have changed since") == 3
 
