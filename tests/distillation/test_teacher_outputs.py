@@ -165,7 +165,7 @@ def test_evaluation_nodes_are_what_both_networks_get_of_the_test_split(made, kd,
     inverted = trained(one)
     with np.load(home / "quarters.npz") as data:
         pixels = 255 - data["x_test"].astype(np.float32)
-    (teacher,) = Path("outputs/teachers").glob("*/model.keras")
+    teacher = identity.teacher_dir(one.plan) / "model.keras"
     with np.load(one.out / "predictions.npz") as found:
         for key, path in (("student", one.out / "model.keras"), ("teacher", teacher)):
             model = keras.saving.load_model(path, compile=False)
@@ -257,7 +257,9 @@ def test_a_scratch_student_learns_from_mixed_labels(made):
 
 @pytest.mark.slow
 def test_a_missing_teacher_is_trained_on_its_own_augmentation(kd, work, small):
-    words = [*small, MIX, "loss=function_matching", "augment.preview=true"]
+    own = "augment@teacher.training.augment=flip_crop"
+    preview = ["augment.preview=true", "teacher.training.augment.preview=true"]
+    words = [*small, MIX, own, "loss=function_matching", *preview]
     done = kd("distill", *words)
     assert done.code == 0, done.err
     teacher, record = only_run(work / "outputs" / "teachers")
@@ -267,7 +269,7 @@ def test_a_missing_teacher_is_trained_on_its_own_augmentation(kd, work, small):
     assert len(record["config"]["augment"]["train"]) == 3
     assert (out / "augment.png").is_file() and (teacher / "augment.png").is_file()
     # The picture does not make another run.
-    again = kd("distill", *words[:-1])
+    again = kd("distill", *words[:-2])
     assert again.code == 0 and "is finished" in again.err
 
 
