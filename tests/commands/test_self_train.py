@@ -357,10 +357,10 @@ def test_a_kill_between_rounds_labels_again(kd, work, words, monkeypatch):
     top.rename(work / "kept")
     genuine = self_train._logits
 
-    def kill(plan, dataset, before, record):
+    def kill(plan, dataset, before, *more):
         if before.name == "round-1":
             raise KeyboardInterrupt
-        return genuine(plan, dataset, before, record)
+        return genuine(plan, dataset, before, *more)
 
     monkeypatch.setattr(self_train, "_logits", kill)
     assert kd("self-train", *words).code == 130
