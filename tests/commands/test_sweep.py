@@ -100,7 +100,7 @@ def test_a_sweep_trains_its_teacher_once_and_writes_its_table(kd, work, small):
     accuracies = [float(row["validation_accuracy"]) for row in rows]
     assert accuracies == sorted(accuracies, reverse=True)
     assert {(row["alpha"], row["temperature"]) for row in rows} == {
-        ("0.1", "1"), ("0.1", "4"), ("0.9", "1"), ("0.9", "4"),
+        ("0.1", "1.0"), ("0.1", "4.0"), ("0.9", "1.0"), ("0.9", "4.0"),
     }  # fmt: skip
     assert "seed" not in rows[0] and "epochs" not in rows[0]  # they do not vary
     saved = json.loads((folder / "sweep.json").read_text())
