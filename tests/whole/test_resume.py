@@ -86,10 +86,16 @@ def place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return fresh
 
 
+def given(typed: list[str], more: tuple[str, ...]) -> list[str]:
+    """Without the keys that train the teacher, where one is given."""
+    taken = any(word.startswith("teacher.checkpoint=") for word in more)
+    return [word for word in typed if not (taken and word.startswith("teacher.training"))]
+
+
 def runs(folder: Path, alphas: tuple[float, ...], *more: str) -> list[Run]:
     made = []
     for alpha in alphas:
-        typed = [*words(folder), f"alpha={alpha}", *more]
+        typed = [*given(words(folder), more), f"alpha={alpha}", *more]
         plan = check(compose("distill", typed), typed)
         made.append(Run(plan, identity.run_dir(plan), typed))
     return made
