@@ -10,11 +10,11 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kd_cli.commands.sweep import expand, finish
 from kd_cli.commands.table import Request
-from kd_cli.config.compose import compose, known_keys, main_dir, register
+from kd_cli.config.compose import compose, initialized, known_keys
 from kd_cli.config.messages import explain, explain_hydra
 from kd_cli.config.overrides import is_typed, override_key
 from kd_cli.errors import ConfigError, RunFailed, failure_line
@@ -24,6 +24,9 @@ from kd_cli.runs.identity import sweep_id
 from kd_cli.runs.ownership import lock
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 log = logging.getLogger("kd")
 
@@ -100,26 +103,18 @@ def run(request: Request) -> int:
         return train(prepare(request), Session())
     runs = Runs()
     register_resolvers(runs)
-    overrides = request.overrides
-    one = runs.single(compose(request.command.config, overrides, request.config_dir))
-    if not is_typed("hydra.run.dir", overrides):
-        overrides = [*overrides, f"hydra.run.dir={quoted(one.out)}"]
+    cfg = compose(request.command.config, request.overrides, request.config_dir)
+    one = runs.single(cfg)
     job = Job(runs, Session())
-    code = hand_over(request, overrides, job)
+    start(cfg, one.out, request, job)
     if job.failure is not None:
         raise job.failure
-    return code
+    return 0
 
 
 def is_sweep(flags: list[str]) -> bool:
     """Whether the flags ask for a sweep."""
     return "--multirun" in flags or "-m" in flags
-
-
-def quoted(path: Path) -> str:
-    """A path as the value of an override, whatever characters it has."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 @dataclass(frozen=True)
@@ -172,7 +167,8 @@ def train(sweep: Sweep, session: Session, table: bool = True) -> int:
     """Trains a sweep's points and prints its table; 1 when one failed."""
     code = 1
     try:
-        code = hand_over(sweep.request, sweep.request.overrides, Job(sweep.runs, session))
+        multirun(sweep.request, Job(sweep.runs, session))
+        code = 0
     except RunFailed:
         code = 1  # the sweep's end names every failed point
     finally:
@@ -183,29 +179,59 @@ def train(sweep: Sweep, session: Session, table: bool = True) -> int:
     return 1 if failed else code
 
 
-def hand_over(request: Request, overrides: list[str], job: Callable[..., Any]) -> int:
-    """Calls Hydra with all overrides before the flags; returns its exit code."""
-    import hydra
+class _Callbacks:
+    """The callbacks of `hydra.callbacks`, as Hydra's job calls them: on_job_start(...), ..."""
+
+    def __init__(self, nodes: DictConfig | None) -> None:
+        from hydra.utils import instantiate
+
+        self._each = [instantiate(node) for node in (nodes or {}).values()]
+
+    def __getattr__(self, event: str) -> Callable[..., None]:
+        def call(**about: Any) -> None:
+            for callback in self._each:
+                getattr(callback, event)(**about)
+
+        return call
+
+
+def start(cfg: DictConfig, out: Path, request: Request, job: Callable[..., Any]) -> None:
+    """Lets Hydra run a single job of a configuration that is composed already, in `out`.
+
+    (`hydra.main` would compose it twice more, a quarter of a second each.)
+    """
+    from hydra.core.utils import configure_log, run_job
+    from hydra.types import HydraContext, RunMode
+    from omegaconf import read_write
+
+    with read_write(cfg.hydra):
+        cfg.hydra.mode = RunMode.RUN
+        cfg.hydra.run.dir = str(out)
+    configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose)
+    with initialized(request.config_dir) as hydra:
+        callbacks = _Callbacks(cfg.hydra.callbacks)
+        name = request.command.config
+        callbacks.on_run_start(config=cfg, config_name=name)
+        done = run_job(
+            job, cfg, "hydra.run.dir", None, HydraContext(hydra.config_loader, callbacks)
+        )
+        callbacks.on_run_end(config=cfg, config_name=name, job_return=done)
+        _ = done.return_value  # raises what the job raised
+
+
+def multirun(request: Request, job: Callable[..., Any]) -> None:
+    """Lets Hydra run the points of a sweep, through the launcher and sweeper that were chosen."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    register()
-    config = request.command.config
-    saved = sys.argv
-    sys.argv = [saved[0] if saved else "kd", *overrides, *request.flags]
+    config, overrides = request.command.config, [*request.overrides, "hydra.mode=MULTIRUN"]
     try:
-        hydra.main(
-            version_base="1.3", config_path=main_dir(request.config_dir), config_name=config
-        )(job)()
-        return 0
+        with initialized(request.config_dir) as hydra:
+            hydra.multirun(config, job, overrides)
     except HydraException as error:
         raise ConfigError(explain_hydra(error, known_keys(config, overrides))) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = saved
 
 
 def _record_failure(out: Path, error: Exception, text: str) -> None:

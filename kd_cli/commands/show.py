@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
-from kd_cli.commands.job import hand_over
 from kd_cli.commands.keys_page import print_page
 from kd_cli.commands.table import COMMANDS, DEFAULT, Request
+from kd_cli.config.compose import known_keys, main_dir, register
+from kd_cli.config.messages import explain, explain_hydra
 from kd_cli.errors import ConfigError
 from kd_cli.runs.resolvers import register_resolvers
 
@@ -25,7 +27,32 @@ def run(request: Request) -> int:
         raise ConfigError(f"--cfg {shown}: expected job, hydra or all")
     if request.command.note:
         print(f"# {request.command.note}")
-    return hand_over(request, request.overrides, _nothing)
+    return _hand_over(request)
+
+
+def _hand_over(request: Request) -> int:
+    """Calls Hydra's own command line with all overrides before the flags; its exit code."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    register()
+    config, overrides = request.command.config, request.overrides
+    saved = sys.argv
+    sys.argv = [saved[0] if saved else "kd", *overrides, *request.flags]
+    try:
+        hydra.main(
+            version_base="1.3", config_path=main_dir(request.config_dir), config_name=config
+        )(_nothing)()
+        return 0
+    except HydraException as error:
+        raise ConfigError(explain_hydra(error, known_keys(config, overrides))) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = saved
 
 
 def _nothing(cfg: object) -> None:
@@ -53,4 +80,4 @@ def _complete(request: Request) -> int:
     if not command.config:
         command = COMMANDS[DEFAULT]
     request = Request(command, request.overrides, request.flags, request.config_dir)
-    return hand_over(request, request.overrides, _nothing)
+    return _hand_over(request)

@@ -5,6 +5,7 @@ Nothing here imports TensorFlow: a mistake in the configuration is told before i
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -163,14 +164,20 @@ def _refuse_ignored_augment(plan: DictConfig, overrides: list[str] | tuple[str, 
         )
 
 
+@functools.cache
+def _schema() -> DictConfig:
+    """The table's types and defaults; to be merged with, which copies it."""
+    schema = OmegaConf.structured(Config)
+    for group in ("dataset", "teacher", "student", "augment", "teacher.training.augment"):
+        # An option may add keys of its own.
+        OmegaConf.set_struct(OmegaConf.select(schema, group), False)
+    return schema
+
+
 def _typed(resolved: dict[str, Any]) -> DictConfig:
     """The keys with the types and defaults of the table."""
     try:
-        schema = OmegaConf.structured(Config)
-        for group in ("dataset", "teacher", "student", "augment", "teacher.training.augment"):
-            # An option may add keys of its own.
-            OmegaConf.set_struct(OmegaConf.select(schema, group), False)
-        typed = OmegaConf.to_container(OmegaConf.merge(schema, OmegaConf.create(resolved)))
+        typed = OmegaConf.to_container(OmegaConf.merge(_schema(), OmegaConf.create(resolved)))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, [name for name, _ in walk()])) from error
     return OmegaConf.create({key: typed[key] for key in resolved})

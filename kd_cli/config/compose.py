@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +44,7 @@ def main_dir(config_dir: str | None) -> str:
     return str(path)
 
 
+@functools.cache
 def register() -> None:
     """Makes the typed keys of the table known to Hydra, as options of the group `kd`."""
     from hydra.core.config_store import ConfigStore
@@ -62,6 +66,21 @@ def register() -> None:
         ConfigStore.instance().store(group="kd", name=name, node=OmegaConf.create(nodes))
 
 
+@contextlib.contextmanager
+def initialized(config_dir: str | None = None) -> Iterator[Any]:
+    """Hydra with our YAML and the user's, for as long as the context lasts.
+
+    Args:
+        config_dir: The user's `--config-dir`.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    register()
+    with hydra.initialize_config_dir(main_dir(config_dir), version_base="1.3", job_name="kd"):
+        yield GlobalHydra.instance().hydra
+
+
 def compose(command: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Composes a command's configuration, Hydra's own node included.
 
@@ -80,9 +99,8 @@ def compose(command: str, overrides: list[str], config_dir: str | None = None) -
     from kd_cli.config.messages import explain, explain_hydra
     from kd_cli.errors import first_line
 
-    register()
     try:
-        with hydra.initialize_config_dir(main_dir(config_dir), version_base="1.3", job_name="kd"):
+        with initialized(config_dir):
             cfg = hydra.compose(command, overrides, return_hydra_config=True)
     except HydraException as error:
         raise ConfigError(explain_hydra(error, known_keys(command, overrides))) from error
@@ -110,7 +128,7 @@ def known_keys(command: str, overrides: list[str]) -> list[str]:
     groups = {p.name for p in conf_dir().iterdir() if p.is_dir()}
     chosen = [override for override in overrides if override_key(override) in groups]
     cfg: Any = None
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="kd"):
+    with initialized():
         try:
             cfg = hydra.compose(command, chosen)
         except HydraException:  # the mistake is in the choice of an option
