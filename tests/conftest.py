@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -104,7 +105,12 @@ def npz(tmp_path: Path) -> Path:
 
 
 def plan_of(*words: str) -> DictConfig:
-    """The plan of a command as typed: `plan_of("distill", "alpha=0.5")`."""
+    """The plan of a command as typed: `plan_of("distill", "alpha=0.5")`; read-only, made once."""
+    return _plan(Path.cwd(), words)
+
+
+@functools.cache
+def _plan(folder: Path, words: tuple[str, ...]) -> DictConfig:
     register_resolvers()
     request = arrange(list(words))
     cfg = compose(request.command.config, request.overrides, request.config_dir)

@@ -112,6 +112,7 @@ def test_a_sweep_trains_its_teacher_once_and_writes_its_table(kd, work, small):
     assert "4 points, sorted by validation accuracy" in done.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joint"])
 def test_the_points_of_a_command_share_a_step_and_those_of_two_do_not(
     kd, work, small, monkeypatch, launcher

@@ -8,20 +8,19 @@ import pytest
 from omegaconf import OmegaConf
 
 from kd_cli.commands.help import page
-from kd_cli.config.check import check
 from kd_cli.config.compose import compose, conf_dir
 from kd_cli.config.instantiate import build
 from kd_cli.config.overrides import place_of
 from kd_cli.errors import ConfigError
 from kd_cli.runs.identity import run_spec
 from kd_cli.runs.resolvers import register_resolvers
-from tests.conftest import assert_refused, only_run
+from tests.conftest import assert_refused, only_run, plan_of
 
 register_resolvers()
 
 
 def plan(*words, command="distill", config_dir=None):
-    return check(compose(command, list(words), config_dir), words)
+    return plan_of(command, *words, *([f"--config-dir={config_dir}"] if config_dir else []))
 
 
 def names(group):
@@ -46,6 +45,7 @@ def test_a_network_option_has_every_key_of_its_function(name):
             assert value == (default if default is not None or key != "units" else []), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("role", "option"), [(role, name) for role in ("teacher", "student") for name in names(role)]
 )
@@ -100,6 +100,7 @@ def test_the_place_that_an_override_changes(override, place):
 # --- datasets and optimizers ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", names("dataset"))
 def test_every_dataset_has_the_common_keys(option):
     for command in ("distill", "evaluate"):
@@ -314,6 +315,7 @@ def test_arguments_that_fit():
 # --- debug=smoke ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_recipe_has_a_smoke_run(experiment, work):
     (work / "images" / "a").mkdir(parents=True)
@@ -337,6 +339,7 @@ def test_a_smoke_run_keeps_what_is_typed():
     assert "debug" not in plan("schedule=warmup_cosine")
 
 
+@pytest.mark.slow
 def test_a_smoke_run_trains_both_networks_for_an_epoch(kd, work, small):
     words = [w for w in small if "epochs" not in w]
     done = kd("distill", *words, "debug=smoke", "schedule=warmup_cosine")

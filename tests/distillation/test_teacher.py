@@ -21,6 +21,7 @@ def trained(kd, work, small):
     return directory
 
 
+@pytest.mark.slow
 def test_a_kept_teacher_is_found_and_described(kd, work, small, trained):
     done = kd("distill", *small)
     assert done.code == 0

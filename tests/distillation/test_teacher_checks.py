@@ -236,6 +236,7 @@ def test_a_softmax_in_a_keras_file_is_refused(kd, work, small, head):
     assert sorted(work.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_softmax_in_a_saved_model_is_refused(kd, work, small):
     path = quarters(work / "mine.keras", head="operations")
     keras.saving.load_model(path).export(work / "published", verbose=False)
@@ -279,6 +280,7 @@ def test_another_order_of_classes_in_a_run_s_file_is_refused(kd, work, small, np
     assert not (work / "outputs" / "cache" / "logits").exists()
 
 
+@pytest.mark.slow
 def test_a_file_with_the_wrong_input_scale_is_warned_about(kd, work, small):
     """In the terminal and in metrics.json, and once after the run was continued."""
     quarters(work / "mine.keras")
@@ -299,6 +301,7 @@ def test_a_file_with_the_wrong_input_scale_is_warned_about(kd, work, small):
     assert "is finished" in kd(*words).err and read_record(wrong)["warnings"] == first
 
 
+@pytest.mark.slow
 def test_a_file_with_the_right_input_scale_is_not(kd, work, small):
     quarters(work / "mine.keras")
     words = ["distill", *small[:2], *QUARTERS, "teacher.checkpoint=mine.keras"]

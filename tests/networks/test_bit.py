@@ -116,6 +116,7 @@ def test_parameters_of_50x1_block_by_block():
     assert not np.any(head.kernel) and head.activation.__name__ == "linear"
 
 
+@pytest.mark.slow
 def test_parameters_of_101x3():
     # Without values: 1.5 GB.
     with keras.StatelessScope(initialize_variables=False):
@@ -127,6 +128,7 @@ def test_parameters_of_101x3():
     assert model.count_params() == 382_416_678
 
 
+@pytest.mark.slow
 def test_sides_and_strides():
     model = bit.bit_resnet([128, 128, 3], 2, depth=50, width=1)
     sides = [model.get_layer(f"block{block}.unit03.add").output.shape[1] for block in (1, 2, 3, 4)]
@@ -196,6 +198,7 @@ def in_numpy(model: keras.Model, x: np.ndarray) -> np.ndarray:
     return x @ np.asarray(get("head.conv2d").kernel) + np.asarray(get("head.conv2d").bias)
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_numpy():
     model = random_weights(network(3, side=22))
     images = GENERATOR.uniform(0, 1, (2, 22, 22, 1)).astype(np.float32)
@@ -233,6 +236,7 @@ def test_kernels_are_standardised_in_float32_under_a_mixed_policy():
     np.testing.assert_allclose(np.asarray(outputs, np.float32)[0, 0, 0], expected, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_mixed_network_has_float32_logits():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -253,6 +257,7 @@ def test_another_depth_or_width_is_refused(depth, width):
         bit.bit_resnet([6, 6, 1], 4, depth=depth, width=width)
 
 
+@pytest.mark.slow
 def test_a_dead_layer_is_found():
     model = behind_adapter(network())
     norm = model.layers[-1].get_layer("block2.unit03.c.group_norm")
@@ -271,6 +276,7 @@ def test_a_saved_network_is_loaded_as_kd_loads(source, tmp_path):
     np.testing.assert_array_equal(model(images), source(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbered", [False, True])
 def test_published_weights_give_the_logits_of_their_network(source, arrays, tmp_path, numbered):
     if numbered:  # as in some of the published files
@@ -285,6 +291,7 @@ def test_published_weights_give_the_logits_of_their_network(source, arrays, tmp_
     np.testing.assert_array_equal(model(images), source(images))
 
 
+@pytest.mark.slow
 def test_a_head_of_other_classes_keeps_its_values_in_a_warm_start(source, arrays, tmp_path, caplog):
     np.savez(tmp_path / "bit.npz", **arrays)
     model = random_weights(network(7))
@@ -341,6 +348,7 @@ def test_a_file_of_another_network_is_one_line(arrays, tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"no archive at all", b"PK\x03\x04 cut short"])
 def test_what_is_no_npz_is_one_line(tmp_path, content):
     path = tmp_path / "bit.npz"
@@ -349,12 +357,14 @@ def test_what_is_no_npz_is_one_line(tmp_path, content):
         load(network(), path)
 
 
+@pytest.mark.slow
 def test_an_npy_is_one_line(tmp_path):
     np.save(tmp_path / "bit.npy", np.zeros(3))
     with pytest.raises(ConfigError, match=r"bit.npy can't be read: .*expected a .npz file"):
         load(network(), tmp_path / "bit.npy")
 
 
+@pytest.mark.slow
 def test_another_network_than_bit_takes_no_published_weights(tmp_path):
     other = mlp([6, 6, 1], 4, units=[3])
     with pytest.raises(ConfigError, match="is for BiT networks.*type teacher=bit_resnet101x3"):
@@ -384,6 +394,7 @@ def plan(command: str, *overrides: str):
 FLOWERS = ("dataset.image_shape=[128,128,3]", "dataset.num_classes=102")
 
 
+@pytest.mark.slow
 def test_resnet50v2_as_a_student():
     cfg = plan("train-student", "student=resnet50v2", *FLOWERS)
     model = build_network(cfg.student, (128, 128, 3), 102, "float32", "student")
@@ -395,6 +406,7 @@ def test_resnet50v2_as_a_student():
     np.testing.assert_allclose(np.asarray(ends)[:, 0, 0, 0], [-1, 1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bit_resnet50x1_as_a_student():
     cfg = plan("train-student", "student=bit_resnet50x1", *FLOWERS)
     model = build_network(cfg.student, (128, 128, 3), 102, "float32", "student")
@@ -402,6 +414,7 @@ def test_bit_resnet50x1_as_a_student():
     assert model.layers[-1].name == "bit_resnet"
 
 
+@pytest.mark.slow
 def test_identity_of_a_run_with_published_weights(work):
     for name in ("a", "b"):
         (work / f"{name}.npz").write_bytes(name.encode())

@@ -30,6 +30,8 @@ def commands(page: Path) -> list[str]:
 
 
 LINES = list(dict.fromkeys(line for page in PAGES for line in commands(page)))
+README = set(commands(PAGES[0]))
+MARKED = [line if line in README else pytest.param(line, marks=pytest.mark.slow) for line in LINES]
 
 
 def test_the_readme_is_short_and_has_commands():
@@ -60,7 +62,7 @@ def example(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", MARKED)
 def test_every_command_composes(line, example, npz, monkeypatch):
     register_resolvers()
     monkeypatch.chdir(example)

@@ -127,6 +127,7 @@ def test_yaml_that_leaves_out_keys_with_defaults_has_no_place_in_the_id(my_conf,
     assert run_id(plan_of(*words, my_conf)) == run_id(here)
 
 
+@pytest.mark.slow
 def test_two_recipes_are_two_teachers_whatever_was_typed_before(kd, work, small):
     """The order of the commands changes no number."""
     long = [*small, "teacher.training.epochs=3"]
@@ -157,6 +158,7 @@ def test_a_sweep_over_the_teacher_s_training_has_two_rows(kd, work, small):
     assert sorted(row.split(",")[0] for row in rows[1:]) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_given_teacher_counts_by_its_weights(kd, work, small):
     assert kd("train-teacher", *small, "teacher_dir=mine").code == 0
     assert kd("distill", *small[:2], "epochs=2", "teacher_dir=mine").code == 0
@@ -192,6 +194,7 @@ def test_a_recipe_s_own_augmentation_is_not_left_out_silently(kd, work):
     assert_refused(kd, work, words, "augment@teacher.training.augment=OPTION")
 
 
+@pytest.mark.slow
 def test_rerun_of_a_teacher_trains_another_beside_it(kd, work, small):
     assert kd("train-teacher", *small).code == 0
     done = kd("train-teacher", *small, "rerun=true")

@@ -220,6 +220,7 @@ def test_the_schema_says_type_and_meaning_of_every_key():
         assert all("meaning" in field.metadata for field in dataclasses.fields(part))
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_finished_again_after_the_file_is_removed(kd, work, small):
     """As the line says, and nothing else is lost."""
     words = ["train-student", *small[:2], "epochs=1"]

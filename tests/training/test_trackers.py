@@ -13,7 +13,7 @@ from kd_cli.commands import execute
 from kd_cli.errors import ConfigError
 from kd_cli.files import read_rows
 from kd_cli.training.trackers import Trackers
-from tests.conftest import assert_refused, only_run, read_record
+from tests.conftest import assert_refused, only_run, plan_of, read_record
 
 MINE = "+tracker.{name}._target_=" + f"{__name__}.{{kind}}"
 
@@ -78,12 +78,7 @@ def words(small) -> list[str]:
 
 @pytest.fixture
 def plan(words, work):
-    from kd_cli.config.check import check
-    from kd_cli.config.compose import compose
-    from kd_cli.runs.resolvers import register_resolvers
-
-    register_resolvers()
-    return check(compose(words[0], words[1:]), words[1:])
+    return plan_of(*words)
 
 
 def made(plan, work, **nodes) -> Trackers:
@@ -199,6 +194,7 @@ def test_a_mistake_is_told_before_the_data_are_read(kd, work, unread, name):
     assert_refused(kd, work, ["train-student", *typed], *texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joint"])
 @pytest.mark.parametrize("name", ["no such module", "no such keyword", "without a name"])
 def test_a_mistake_is_told_before_a_sweep(kd, work, unread, name, launcher):
@@ -239,6 +235,7 @@ def test_one_beside_the_yaml_of_a_user(kd, work, words):
     assert last == ("finish", read_record(run))
 
 
+@pytest.mark.slow
 def test_a_finished_run_tells_nobody(kd, work, words):
     assert kd(*words).code == 0
     done = kd(*words, *mine(kind="Refuses", key=1))  # not even made
@@ -247,6 +244,7 @@ def test_a_finished_run_tells_nobody(kd, work, words):
     assert not (run / "trackers").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", ["start", "epoch", "finish"])
 def test_a_tracker_that_fails_loses_nothing(kd, work, words, fails):
     done = kd(*words, *mine(fails=f"[{fails}]"), *mine("other"))
@@ -261,7 +259,10 @@ def test_a_tracker_that_fails_loses_nothing(kd, work, words, fails):
     assert len(epochs(told(run))) == (3 if fails == "finish" else 0)
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize(
+    "after",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_continues_without_writing_an_epoch_twice(
     kd, work, words, monkeypatch, after
 ):
@@ -316,6 +317,7 @@ def test_tensorboard_gets_scalars_histograms_and_settings(kd, work, words):
     assert json.loads(text.decode()) == record["config"]
 
 
+@pytest.mark.slow
 def test_the_points_of_a_joint_sweep_have_their_own(kd, work, small):
     words = ["--multirun", "hydra/launcher=joint", *small, "sweep=s", "alpha=0.1,0.9"]
     done = kd(*words, *mine(), *mine("bad", fails="[epoch]"))
@@ -354,6 +356,7 @@ def test_a_teacher_that_is_missing_is_told_of_too(kd, work, small):
     assert {folder.relative_to(work).parts[1] for folder in folders} == {"teachers", "distill"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", ["none", "[]", "[none]"])
 def test_no_tracker(kd, work, words, choice):
     done = kd(*words, "epochs=1", f"tracker={choice}")

@@ -125,6 +125,7 @@ class Disk:
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alphas", "offset", "step"),
     [
@@ -155,6 +156,7 @@ def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset
         assert [result(one.out) for one in again] == expected, f"write {refused} of {writes}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -240,6 +242,7 @@ def approximately(rows):
     ]
 
 
+@pytest.mark.slow
 def test_a_cached_and_a_live_teacher_give_the_same_metrics(place, session):
     folder = place("both")
     records = []
@@ -295,6 +298,7 @@ def test_the_points_of_a_sweep_trace_once(place, monkeypatch):
     assert result(one.out) == reused
 
 
+@pytest.mark.slow
 def test_the_logits_cache_is_shared_and_checked(place, caplog, session):
     folder = place("cache")
     one, two = runs(folder, (0.1, 0.9))
@@ -314,6 +318,7 @@ def test_the_logits_cache_is_shared_and_checked(place, caplog, session):
     assert result(one.out) == expected
 
 
+@pytest.mark.slow
 def test_a_point_whose_files_cannot_be_written_fails_alone(place, monkeypatch, session):
     folder = place("one")
     both = runs(folder, (0.2, 0.7))
