@@ -21,6 +21,7 @@ def kept(kd, work, small):
     return entries
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_teacher_s_logits_in_its_rows_order(kd, work, small, kept):
     import keras
 
@@ -43,6 +44,7 @@ def test_list_names_what_is_kept(kd, work, kept):
     assert kd("cache", "list", f"cache_dir={work}/none").out == f"nothing is kept in {work}/none\n"
 
 
+@pytest.mark.slow
 def test_verify_computes_rows_again(kd, work, kept):
     done = kd("cache", "verify", "rows=7")
     assert done.code == 0

@@ -60,6 +60,7 @@ def test_which_points_can_share(work, small, first, second, together):
     assert joint.groups(runs, 8) == ([[0, 1]] if together else [[0], [1]])
 
 
+@pytest.mark.slow
 def test_big_groups_are_cut_and_keep_their_order(work, small):
     runs = [made(small, f"alpha=0.{n}", f"data_seed={n % 2}") for n in range(1, 8)]
     assert joint.groups(runs, 3) == [[0, 2, 4], [6], [1, 3, 5]]
@@ -148,6 +149,7 @@ def test_a_mistake_that_concerns_all_points_is_told_by_each(kd, work, small):
     assert not list((work / "outputs").rglob("metrics.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["0", "many"])
 def test_max_points_is_checked(kd, work, small, value):
     done = kd(*JOINT, *small, "alpha=0.1,0.9", f"hydra.launcher.max_points={value}")

@@ -272,6 +272,7 @@ def test_two_rounds_leave_what_the_schema_says(kd, work, words):
     assert [p.stat().st_mtime_ns for p in kept] == [times[p] for p in kept]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ["hard", pytest.param("soft", marks=pytest.mark.slow)])
 def test_hidden_labels_are_never_learned_from(kd, work, words, labels, monkeypatch):
     """The hidden labels in the arrays are others; all but the report of accuracy is the same."""

@@ -163,6 +163,7 @@ def words(bare):
 GIVEN = ("teacher.checkpoint=teacher.keras", "teacher.input.scale=1.0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [["loss=function_matching"], ["loss=hinton", "alpha=0"]])
 def test_a_student_learns_from_the_teacher_alone(kd, work, words, loss):
     done = kd("distill", *words, *GIVEN, *loss, "learning_rate=0.01")

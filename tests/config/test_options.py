@@ -331,6 +331,7 @@ def test_every_recipe_has_a_smoke_run(experiment, work):
         assert made.rounds == 1 and made.pseudo.epochs is None
 
 
+@pytest.mark.slow
 def test_a_smoke_run_keeps_what_is_typed():
     words = ("debug=smoke", "schedule=warmup_cosine", "epochs=3", "dataset.limit=50")
     made = plan(*words, "schedule.warmup_epochs=2")

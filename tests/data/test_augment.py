@@ -326,6 +326,7 @@ def test_roll_pairs_each_image_once_as_first_and_once_as_second(count):
         assert len(pairs) == count and all(len(pair) == 2 for pair in pairs)
 
 
+@pytest.mark.slow
 def test_a_permutation_reaches_every_partner_alike():
     counts = np.zeros((4, 4))
     generator = np.random.default_rng(8)

@@ -34,6 +34,7 @@ def online(monkeypatch) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO())
 
 
+@pytest.mark.slow
 def test_cifar100_through_tfds(tmp_path, online):
     with tensorflow_datasets.testing.mock_data(num_examples=60):
         source = tfds_source("cifar100", [32, 32, 3], tmp_path)
@@ -45,6 +46,7 @@ def test_cifar100_through_tfds(tmp_path, online):
     assert dataset.num_classes == 100
 
 
+@pytest.mark.slow
 def test_flowers102_is_resized_and_keeps_its_official_validation_split(tmp_path, online):
     with tensorflow_datasets.testing.mock_data(num_examples=7):
         cfg = plan(
@@ -64,6 +66,7 @@ def test_flowers102_is_resized_and_keeps_its_official_validation_split(tmp_path,
     assert dataset.class_names[0] == "pink primrose"
 
 
+@pytest.mark.slow
 def test_any_image_set_of_tfds_without_a_file_of_its_own(tmp_path, online):
     words = ("dataset=tfds", "dataset.name=svhn_cropped", "dataset.num_classes=10")
     words += ("dataset.image_shape=[32,32,3]", f"data_dir={tmp_path}", f"cache_dir={tmp_path}")
@@ -186,6 +189,7 @@ def test_fashion_mnist_is_decoded_once(real_data, tmp_path, monkeypatch):
     np.testing.assert_array_equal(second.test.images, first.test.images)
 
 
+@pytest.mark.slow
 def test_flowers12_as_an_image_folder(real_data, tmp_path):
     cfg = plan(
         "dataset=image_folder",

@@ -478,6 +478,7 @@ def test_a_size_of_its_own():
 # The grid.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", VIEWS)
 def test_the_preview_shows_what_was_stored_and_what_the_networks_get(tmp_path, view):
     images = (

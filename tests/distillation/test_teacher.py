@@ -34,6 +34,7 @@ def test_a_kept_teacher_is_found_and_described(kd, work, small, trained):
     assert student["teacher"]["training"] == "2 epochs, seed 0"
 
 
+@pytest.mark.slow
 def test_a_missing_teacher_is_trained_as_train_teacher_would(kd, work, small):
     first = kd("distill", *small, "seed=7", "epochs=1", "learning_rate=0.5", "schedule=cosine")
     assert first.code == 0 and "training it first (kd train-teacher dataset=npz" in first.err

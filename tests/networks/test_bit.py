@@ -102,6 +102,7 @@ BLOCKS_50X1 = {
 }
 
 
+@pytest.mark.slow
 def test_parameters_of_50x1_block_by_block():
     model = bit.bit_resnet([128, 128, 3], 102, depth=50, width=1)
     counts = dict.fromkeys(BLOCKS_50X1, 0)

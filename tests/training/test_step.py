@@ -243,6 +243,7 @@ def test_a_broken_learner_ends_alone():
     assert (int(sick.optimizer.iterations), int(well.optimizer.iterations)) == (1, 3)
 
 
+@pytest.mark.slow
 def test_beginning_again_is_a_fresh_learner_without_a_new_trace():
     def fresh(seed):
         keras.utils.set_random_seed(seed)

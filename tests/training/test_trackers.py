@@ -203,6 +203,7 @@ def test_a_mistake_is_told_before_a_sweep(kd, work, unread, name, launcher):
     assert_refused(kd, work, [*command, *typed], *texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train-teacher", "distill", "self-train"])
 def test_the_other_commands_with_a_tracker_that_can_t_be_made(kd, work, unread, command):
     assert_refused(kd, work, [command, *mine(kind="Refuses", key=1)], "the key 1 is")
@@ -211,6 +212,7 @@ def test_the_other_commands_with_a_tracker_that_can_t_be_made(kd, work, unread, 
 # In runs.
 
 
+@pytest.mark.slow
 def test_one_beside_the_yaml_of_a_user(kd, work, words):
     """Two at once: ours, and a module in the folder of `--config-dir`."""
     (work / "my_conf" / "tracker").mkdir(parents=True)

@@ -339,6 +339,7 @@ def test_a_point_whose_files_cannot_be_written_fails_alone(place, monkeypatch, s
     assert first["timings"]["learners"] == second["timings"]["learners"] == 2
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_of_a_write_is_removed(place, session):
     folder = place("left")
     (one,) = runs(folder, (0.3,))
