@@ -51,6 +51,7 @@ _RECORD: dict[str, Any] = {
         "test": 30,
         "fingerprint": "d" * 64,
         "split_fingerprint": "s" * 64,
+        "held_out_fingerprint": "h" * 64,
     },
     "input": "pixels 0..255, [batch, 6, 6, 1]",
     "network": "mlp",

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from kd_cli.config.overrides import teacher_overrides
 from kd_cli.config.plans import follows, teacher_plan
-from kd_cli.data.dataset import Dataset
+from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
 from kd_cli.runs import identity
 from kd_cli.runs.asked import Run
@@ -76,6 +76,8 @@ def _train_missing_teacher(
     """Trains the teacher as `kd train-teacher` would from the same description."""
     kept = teacher_overrides(typed, follows(plan))
     wanted, out = teacher_plan(plan), identity.teacher_dir(plan)
+    if wanted.dataset != plan.dataset:  # it may know more labels
+        dataset = load_dataset(wanted.dataset, plan.device)
     check_before_start(wanted, out)
     assembly.parts(wanted, dataset, "teacher")  # its mistakes, before there is a directory
     with lock(out, wait=True):

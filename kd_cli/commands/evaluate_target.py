@@ -178,7 +178,7 @@ def _recorded(spec: dict[str, Any], plan: DictConfig, typed: list[str], run: Pat
             old = then.get(key)
             of_then = isinstance(old, str) and "$" not in old and key not in typed
             source[key] = old if of_then else plan[key]
-    return {"labelled_fraction": 1.0, **spec, "source": source}
+    return {"labelled_fraction": 1.0, "unlabelled": "leave_out", **spec, "source": source}
 
 
 def check_same(plan: DictConfig, record: Record, dataset: Dataset) -> None:

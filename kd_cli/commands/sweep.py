@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.config.compose import main_dir, register
-from kd_cli.config.keys import SHORT_NAMES, flat
+from kd_cli.config.keys import SHORT_NAMES
 from kd_cli.config.messages import explain_hydra
+from kd_cli.config.row import flat
 from kd_cli.errors import ConfigError
 from kd_cli.files import atomic, write_json
 from kd_cli.report.columns import NONE, In, columns

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd_cli.config.debug import WHERE_PRESENT, smaller
 from kd_cli.config.instantiate import build
-from kd_cli.config.keys import UNUSED, VARIABLES, Config, flat, walk
+from kd_cli.config.keys import UNUSED, VARIABLES, Config, walk
 from kd_cli.config.messages import GLOBAL, explain, unknown_key
 from kd_cli.config.overrides import is_typed, override_key, place_of
 from kd_cli.config.plans import (
@@ -26,6 +26,7 @@ from kd_cli.config.plans import (
     teacher_plan,
     trains_teacher,
 )
+from kd_cli.config.row import flat
 from kd_cli.errors import ConfigError
 
 # Groups whose options set keys of others.
@@ -93,6 +94,8 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
             f"{one}: the teacher is given by {is_given(plan)} and not trained; leave one of the "
             "two out"
         )
+    if not is_taught(plan):
+        plan.dataset.unlabelled = "leave_out"
     if trains_teacher(plan):
         _refuse_ignored_augment(plan, overrides)
         plan = teacher_plan(plan)

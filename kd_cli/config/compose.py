@@ -50,11 +50,11 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    from kd_cli.config.keys import Dataset, Keys, Student, Teacher, Training
+    from kd_cli.config.keys import Dataset, Keys, Student, Teacher, TeacherKeys
 
     tables = {
         "keys": Keys,
-        "training": Training,
+        "training": TeacherKeys,
         "dataset": Dataset,
         "teacher": Teacher,
         "student": Student,

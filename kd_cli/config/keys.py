@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import II, MISSING
 
-from kd_cli.config.row import SEED, SHARE, above, at_least, key, one_of
+from kd_cli.config.row import LABELLED, SEED, SHARE, above, at_least, key, one_of
 
 VIEWS = ("consistent", "independent", "fixed_teacher")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -44,6 +44,12 @@ _OF_TEACHER = {
     "evaluate": "the run or file to evaluate is the word after it",
 }
 _FOR_DISTILLING = {"train-teacher": "it trains the teacher"}
+_FROM_LABELS = {
+    "train-teacher": "it learns from labels alone",
+    "train-student": "it learns from labels alone",
+    "self-train": "it uses them always",
+    **_TRAINS_NOTHING,
+}
 _OF_EVALUATE = dict.fromkeys(
     ("train-teacher", "train-student", "distill", "self-train"), "it belongs to evaluate"
 )
@@ -125,7 +131,14 @@ class Augment:
 
 
 @dataclass
-class TeacherTraining(Training):
+class TeacherKeys(Training):
+    labelled_fraction: float | None = key(
+        None, "as the dataset's, of what the teacher learns from; null: the same", LABELLED
+    )
+
+
+@dataclass
+class TeacherTraining(TeacherKeys):
     augment: Augment = key(Augment)
 
 
@@ -181,15 +194,16 @@ class Dataset:
     labelled_fraction: float = key(
         1.0,
         "share of the training images whose labels are used",
-        (
-            lambda value: 0 < value <= 1,
-            "above 0 and at most 1 (the share of the training images whose labels are used)",
-        ),
+        LABELLED,
+    )
+    unlabelled: str = key(
+        "leave_out",
+        "images whose labels are not used: leave_out, or use them with the teacher's outputs alone",
+        one_of("leave_out", "use"),
+        unused=_FROM_LABELS,
     )
     split_seed: int = key(0, "of validation, labelled images and limit", SEED)
-    limit: int | None = key(
-        None, "images of each split; null for all", at_least(1, ", or null for all images")
-    )
+    limit: int | None = key(None, "images of each split; null for all", at_least(1, ", or null"))
     source: Any = key(MISSING, "the function that reads it")
 
 
@@ -279,12 +293,9 @@ class Keys(Training):
     pseudo: Pseudo = key(Pseudo, unused=_OF_ROUNDS)
     checkpoint: Checkpoint = key(Checkpoint, unused=_TRAINS_NOTHING, place=True)
     memory_gib: float = key(
-        4.0,
-        "images and logits up to this size are held in memory",
-        at_least(0),
-        unused=_TRAINS_NOTHING,
-        place=True,
-    )
+        4.0, "images and logits up to this size are held in memory", at_least(0),
+        unused=_TRAINS_NOTHING, place=True,
+    )  # fmt: skip
     device: str = key(
         "auto",
         "auto, cpu, gpu or gpu:N",
@@ -387,14 +398,3 @@ UNUSED: dict[str, dict[str, str]] = {
     }
     for command in {*_OF_LOSS, *_OF_ROUNDS}
 }
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping under dotted keys."""
-    found: dict[str, Any] = {}
-    for name, value in node.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found

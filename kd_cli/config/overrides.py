@@ -53,7 +53,7 @@ def teacher_overrides(typed: list[str], follows: bool = True) -> list[str]:
         typed: Of distill.
         follows: Whether the teacher is augmented as the student.
     """
-    dropped = ["teacher.checkpoint", "teacher.train_if_missing", "teacher.precision"]
+    dropped = list(UNUSED["train-teacher"])
     if not follows and not is_typed("teacher.training.augment", typed):
         dropped.append("augment")  # the recipe gives the teacher its own
     return [
@@ -67,4 +67,4 @@ def teacher_overrides(typed: list[str], follows: bool = True) -> list[str]:
 def scratch_overrides(typed: list[str]) -> list[str]:
     """Of a distill run's overrides those with which `kd train-student` trains its baseline."""
     unused = (*UNUSED["train-student"], "rerun")
-    return [override for override in typed if place_of(override).split(".")[0] not in unused]
+    return [o for o in typed if not any(f"{place_of(o)}.".startswith(f"{key}.") for key in unused)]

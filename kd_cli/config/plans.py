@@ -51,6 +51,7 @@ def teacher_plan(plan: DictConfig) -> DictConfig:
     plain = OmegaConf.to_container(plan)
     teacher = {key: plain["teacher"][key] for key in ("name", "input", "network", "weights")}
     training = plain["teacher"]["training"]
+    dataset = _from_labels(plain["dataset"], training.pop("labelled_fraction"))
     dropped = {*UNUSED["train-teacher"], *TRAINING, "teacher", "rerun"}
     kept = {key: value for key, value in plain.items() if key not in dropped}
     return OmegaConf.create(
@@ -58,12 +59,19 @@ def teacher_plan(plan: DictConfig) -> DictConfig:
             **kept,
             **training,
             "command": "train-teacher",
+            "dataset": dataset,
             "teacher": teacher,
             "loss": cross_entropy(training["label_smoothing"]),
             "rerun": False if is_taught(plan) else plain["rerun"],
             "teacher_dir": plain["teacher_dir"],
         }
     )
+
+
+def _from_labels(dataset: dict[str, Any], fraction: float | None = None) -> dict[str, Any]:
+    """The dataset of a network that learns from labels alone: from this fraction of them."""
+    fraction = dataset["labelled_fraction"] if fraction is None else fraction
+    return {**dataset, "labelled_fraction": fraction, "unlabelled": "leave_out"}
 
 
 def follows(plan: DictConfig) -> bool:
@@ -80,6 +88,7 @@ def scratch_plan(plan: DictConfig) -> DictConfig:
         {
             **plain,
             "command": "train-student",
+            "dataset": _from_labels(plain["dataset"]),
             "rerun": False,
             "loss": cross_entropy(plain.get("label_smoothing", 0.0)),
         }

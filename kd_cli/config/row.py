@@ -60,3 +60,18 @@ def one_of(*values: str, more: str = "") -> Range:
 
 SEED: Range = (lambda value: 0 <= value < 2**31, "between 0 and 2147483647")
 SHARE: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+LABELLED: Range = (
+    lambda value: 0 < value <= 1,
+    "above 0 and at most 1 (the share of the training images whose labels are used)",
+)
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping under dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in node.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

@@ -22,7 +22,7 @@ class Split:
 
     Attributes:
         images: The pool, [N, H, W, C], pixels 0..255, uint8 or float32, possibly memory-mapped.
-        labels: [N] class numbers of the pool; all -1 where the images have no labels.
+        labels: [N] class numbers of the pool; -1 where an image has no label.
         rows: [n] the rows of the pool that belong to this split.
     """
 
@@ -34,8 +34,9 @@ class Split:
         return len(self.rows)
 
     @property
-    def labelled(self) -> bool:
-        return bool((self.labels[self.rows] >= 0).all())
+    def labelled(self) -> int:
+        """How many of its images have a label."""
+        return int((self.labels[self.rows] >= 0).sum())
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,16 @@ class Dataset:
         name: For messages.
         image_shape: (H, W, C).
         class_names: One per label; the class numbers where the source names none.
-        train: Images to be trained on with their labels, or without any.
+        train: Images to be trained on, with all labels, some or none.
         validation, test: The other splits; validation is None with validation_fraction=0, and where
             nothing can be held out because the training images have no labels.
-        unlabelled: Training images whose labels labelled_fraction hides, None where it is 1. Their
-            labels are in the arrays all the same, and never to be trained on.
+        unlabelled: Training images whose labels labelled_fraction hides, None where it is 1. Here
+            their labels are in the arrays all the same, and never to be trained on; `train` may
+            have the same images without labels.
         pseudo_labelled: Training rows, the last ones, whose labels are a network's.
         fingerprint: SHA-256 of the source's images, labels and class names.
-        split_fingerprint: SHA-256 of the rows of all splits.
+        split_fingerprint: SHA-256 of the rows of all splits, and of those whose labels are hidden.
+        held_out_fingerprint: SHA-256 of the rows of validation and test.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Dataset:
     split_fingerprint: str
     unlabelled: Split | None = None
     pseudo_labelled: int = 0
+    held_out_fingerprint: str = ""
 
     @property
     def held_out(self) -> list[tuple[str, Split]]:
@@ -80,7 +84,7 @@ class Dataset:
     @property
     def labelled(self) -> int:
         """How many training rows have a label of the source."""
-        return len(self.train) - self.pseudo_labelled if self.train.labelled else 0
+        return max(self.train.labelled - self.pseudo_labelled, 0)
 
 
 def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
@@ -112,9 +116,9 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
             validation_rows = limited(official[1], cfg.limit, cfg.split_seed)
         validation = Split(*official, validation_rows)
     elif cfg.validation_fraction > 0 and pool[1].min() >= 0:
-        held_out = rows[stratified(pool[1][rows], cfg.validation_fraction, cfg.split_seed)]
-        rows = np.setdiff1d(rows, held_out)
-        validation = Split(*pool, held_out)
+        kept_back = rows[stratified(pool[1][rows], cfg.validation_fraction, cfg.split_seed)]
+        rows = np.setdiff1d(rows, kept_back)
+        validation = Split(*pool, kept_back)
     hidden = rows[:0]
     fraction = cfg.labelled_fraction
     if fraction < 1:
@@ -126,17 +130,23 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
         kept = rows[labelled(pool[1][rows], fraction, cfg.split_seed)]
         rows, hidden = kept, np.setdiff1d(rows, kept)
     train = Split(*pool, rows)
+    if cfg.unlabelled == "use" and not len(hidden) and pool[1].min() >= 0:
+        raise ConfigError(
+            "dataset.unlabelled=use: all training images have labels; leave it out, or type "
+            "dataset.labelled_fraction=0.1 to use the labels of a tenth alone"
+        )
+    if len(hidden) and cfg.unlabelled == "use":
+        known = np.full_like(pool[1], -1)
+        known[rows] = pool[1][rows]
+        train = Split(pool[0], known, np.union1d(rows, hidden))
     if not len(train) or (validation is not None and not len(validation)):
         raise ConfigError(
             f"dataset.limit={cfg.limit} with dataset.validation_fraction="
             f"{cfg.validation_fraction} leaves {len(train)} training and "
             f"{len(validation) if validation else 0} validation images; raise one of them"
         )
-    sha = hashlib.sha256()
-    parts = [train.rows, validation.rows if validation else test_rows[:0], test_rows]
-    for split in (*parts, hidden) if len(hidden) else parts:
-        sha.update(np.ascontiguousarray(split, dtype=np.int64).data)
-        sha.update(b"|")
+    held_out = [validation.rows if validation else test_rows[:0], test_rows]
+    parts = [rows, *held_out, hidden] if len(hidden) else [rows, *held_out]
     return Dataset(
         cfg.name,
         tuple(cfg.image_shape),
@@ -145,9 +155,18 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
         validation,
         Split(*test, test_rows),
         arrays.fingerprint or fingerprint(arrays),
-        sha.hexdigest(),
+        _hash(parts),
         Split(*pool, hidden) if len(hidden) else None,
+        held_out_fingerprint=_hash(held_out),
     )
+
+
+def _hash(parts: list[np.ndarray]) -> str:
+    sha = hashlib.sha256()
+    for rows in parts:
+        sha.update(np.ascontiguousarray(rows, dtype=np.int64).data)
+        sha.update(b"|")
+    return sha.hexdigest()
 
 
 def _check(arrays: Any, cfg: DictConfig) -> None:

@@ -3,8 +3,9 @@
 `student` and `teacher` are mappings with `logits` [B, K] in float32. The terms sum to the loss;
 their names appear in the progress line, the history and the message about a value that is not
 finite. A user's own loss may return one array [B] instead. The caller takes the batch mean.
-`labels` are class numbers [B], or after mixup the classes' shares [B, K], or None where
-the training images have none: a loss that needs them fails or is not finite.
+`labels` are class numbers [B], -1 for an image without one, or after mixup the classes' shares
+[B, K]. They are None where no training image has a label: a loss that needs them fails or is not
+finite.
 `alpha`, `temperature` and `t_squared` may be tensors: changing them does not trace again.
 
 `alpha` weights the hard labels, `1 - alpha` the teacher: always.
@@ -27,6 +28,7 @@ def cross_entropy(
 ) -> dict[str, tf.Tensor]:
     """Cross-entropy to the labels; with smoothing s the target is (1 - s) * one-hot + s / K.
 
+    It is 0 for an image without a label.
     Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
     """
     log_q = tf.nn.log_softmax(student["logits"])
@@ -34,8 +36,9 @@ def cross_entropy(
     if len(labels.shape) == 2:
         hard = -tf.reduce_sum(labels * log_q, axis=-1)
     else:
-        hard = -tf.gather(log_q, labels, batch_dims=1)
-    return {"hard": (1 - label_smoothing) * hard - label_smoothing * tf.reduce_mean(log_q, axis=-1)}
+        hard = -tf.gather(log_q, tf.maximum(labels, 0), batch_dims=1)
+    hard = (1 - label_smoothing) * hard - label_smoothing * tf.reduce_mean(log_q, axis=-1)
+    return {"hard": hard if len(labels.shape) == 2 else tf.where(labels >= 0, hard, 0.0)}
 
 
 def soft_cross_entropy(

@@ -178,7 +178,8 @@ def of_run(
 
 def describe(record: Record) -> str:
     """How a teacher was trained, in a few words."""
-    return f"{record['epochs_done']} epochs, seed {record['seed']}"
+    labels = f"{record['dataset']['labelled']:,} labels"
+    return f"{record['epochs_done']} epochs, {labels}, seed {record['seed']}"
 
 
 def _origin(file: Path, plan: DictConfig, dataset: Dataset) -> dict[str, Any]:
@@ -211,10 +212,6 @@ def _refuse_foreign(plan: DictConfig, dataset: Dataset, directory: Path, record:
         )
     if record["dataset"]["class_names"] != list(dataset.class_names):
         refuse("order of classes", record["dataset"]["class_names"], list(dataset.class_names))
-    if record["dataset"]["split_fingerprint"] != dataset.split_fingerprint:
-        keys = ("validation_fraction", "split_seed", "limit", "labelled_fraction")
-        refuse(
-            "split",
-            ", ".join(f"{key} {theirs.get(key, 1)}" for key in keys),
-            ", ".join(f"{key} {ours.get(key, 1)}" for key in keys),
-        )
+    if record["dataset"]["held_out_fingerprint"] != dataset.held_out_fingerprint:
+        keys = ("validation_fraction", "split_seed", "limit")
+        refuse("split", *(", ".join(f"{k} {spec[k]}" for k in keys) for spec in (theirs, ours)))

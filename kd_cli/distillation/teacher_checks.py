@@ -174,7 +174,7 @@ def _same_rows(record: Record, dataset: Dataset, part: str) -> bool:
     theirs = record.dataset
     if theirs.fingerprint != dataset.fingerprint:
         return False
-    if theirs.split_fingerprint == dataset.split_fingerprint:
+    if theirs.held_out_fingerprint == dataset.held_out_fingerprint:
         return True
     return part == "test" and theirs.test == len(dataset.test)
 

@@ -140,6 +140,7 @@ def logits(
     what = f"teacher on {part}" + ("" if view is None else f", view {view + 1}")
     augment = {**OmegaConf.to_container(plan.augment), "seed": plan.get("augment_seed", 0)}
     pixels = _pixels(augment, view)
+    rows = part if part != "train" or split.labelled in (0, len(split)) else "train, unlabelled too"
 
     def compute(first: int = 0) -> Iterator[np.ndarray]:
         prepare = _prepare(views, view)
@@ -151,7 +152,7 @@ def logits(
                 progress.done(done)
 
     if plan.cache.logits == "none":
-        key = f"{teacher.key} {dataset.fingerprint} {dataset.split_fingerprint} {part} {pixels}"
+        key = f"{teacher.key} {dataset.fingerprint} {dataset.split_fingerprint} {rows} {pixels}"
         if key not in session.logits:
             session.logits[key] = np.concatenate(list(compute()))
         return session.logits[key]
@@ -161,7 +162,7 @@ def logits(
             "network": teacher.network_sha256,
             "data": dataset.fingerprint,
             "split": dataset.split_fingerprint,
-            "part": part,
+            "part": rows,
             # Another device or version rounds differently.
             "device": set_up(plan.device),
             "tensorflow": tf.__version__,

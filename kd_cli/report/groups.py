@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kd_cli.config.keys import SHORT_NAMES, UNUSED, flat
+from kd_cli.config.keys import SHORT_NAMES, UNUSED
+from kd_cli.config.row import flat
 from kd_cli.report import statistics
 from kd_cli.runs.finished import FinishedRun, Value, test_accuracy, validation_accuracy
 from kd_cli.runs.identity import digest

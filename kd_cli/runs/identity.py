@@ -51,7 +51,9 @@ def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
     """
     spec = OmegaConf.to_container(dataset)
     if spec.get("labelled_fraction") == 1:
-        del spec["labelled_fraction"]
+        del spec["labelled_fraction"], spec["unlabelled"]
+    elif spec.get("unlabelled") == "leave_out":
+        del spec["unlabelled"]
     spec["source"] = {
         key: value for key, value in spec["source"].items() if key not in ("data_dir", "cache_dir")
     }
@@ -127,6 +129,8 @@ def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
     else:
         spec = run_spec(teacher_plan(plan))
         training = {k: v for k, v in spec.items() if k not in ("command", "dataset", "teacher")}
+        if plan.teacher.training.labelled_fraction not in (None, plan.dataset.labelled_fraction):
+            training["labelled_fraction"] = plan.teacher.training.labelled_fraction
         spec = {**spec["teacher"], "training": training}
     return spec if teacher.precision is None else {**spec, "precision": teacher.precision}
 

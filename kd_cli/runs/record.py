@@ -110,6 +110,7 @@ class DatasetRecord(Part):
     test: int = _says("test images")
     fingerprint: str = _says("SHA-256 of images, labels and class names")
     split_fingerprint: str = _says("SHA-256 of the rows of each split")
+    held_out_fingerprint: str = _says("SHA-256 of the rows of validation and test")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -175,7 +175,7 @@ def engine_for(
         {
             "learners": [[_graph(plan, role), length(plan, dataset)] for plan in plans],
             "batch_size": first.batch_size,
-            "data": [dataset.fingerprint, dataset.split_fingerprint],
+            "data": [dataset.fingerprint, dataset.split_fingerprint, len(dataset.train)],
             "teacher": outputs.key if outputs else "",
             "views": _views_spec(first),
             "memory": first.memory_gib,
@@ -206,7 +206,7 @@ def engine_for(
                 new.loss.func,
                 new.loss.keywords,
                 new.schedule,
-                dataset.train.labelled,
+                dataset.train.labelled > 0,
             )
         )
     engine = Engine(

@@ -36,12 +36,13 @@ class Learner:
         hyper: Keywords of the loss; alpha and the like become variables, so that a new value does
             not trace again.
         schedule: step -> learning rate.
-        labelled: Whether the training images have labels. Without them the loss gets None, and
-            there is no training accuracy.
+        labelled: Whether training images have labels. Without any the loss gets None, and there
+            is no training accuracy; where some have none their label is -1.
 
     Attributes:
         terms: Names of the loss's terms.
-        sums: Over the epoch so far: each term times the examples, then the number of right answers.
+        sums: Over the epoch so far: each term times the examples, then the number of labelled
+            examples and of right answers.
         broken: (step, term) of the first value that was not finite; -1 for none.
         from_step: First step in which the learner takes part.
     """
@@ -75,7 +76,7 @@ class Learner:
         traced = tf.function(lambda *batch: self.evaluate_loss(*batch), autograph=False)
         self.terms = list(traced(tf.zeros([1], tf.int64) if labelled else None, blank, blank))
         # (A network's own losses may appear only when it is called: one column is theirs.)
-        self.sums = tf.Variable(tf.zeros([len(self.terms) + 2], tf.float64), trainable=False)
+        self.sums = tf.Variable(tf.zeros([len(self.terms) + 3], tf.float64), trainable=False)
         self.broken = tf.Variable([-1, -1], dtype=tf.int64, trainable=False)
         self.from_step = tf.Variable(0, dtype=tf.int64, trainable=False)
 
@@ -112,12 +113,13 @@ class Learner:
 
     def means(self, examples: int) -> dict[str, float]:
         """Means over the epoch so far: `loss`, each of its terms, and with labels `accuracy`."""
-        row = self.sums.numpy() / max(examples, 1)
+        sums = self.sums.numpy()
+        row = sums / max(examples, 1)
         values = {"loss": float(row[: len(self.terms)].sum())}
         if len(self.terms) > 1:
             values |= {name: float(row[number]) for number, name in enumerate(self.terms)}
         if self.labelled:
-            values["accuracy"] = float(row[-1])
+            values["accuracy"] = float(sums[-1] / max(sums[-2], 1))
         return values
 
     def first_broken(self) -> tuple[int, str] | None:
@@ -173,11 +175,14 @@ class Learner:
 
         count = tf.cast(tf.shape(labels)[0], tf.float64)
         # Mixed labels are shares [B, K]: the larger counts.
-        classes = labels if len(labels.shape) == 1 else tf.argmax(labels, -1)
-        right = tf.reduce_sum(tf.cast(tf.argmax(logits, -1) == classes, tf.float64))
-        padding = tf.zeros([self.sums.shape[0] - len(means) - 1], tf.float64)
+        mixed = len(labels.shape) == 2
+        classes = tf.argmax(labels, -1) if mixed else labels
+        known = tf.reduce_sum(labels, -1) > 0 if mixed else labels >= 0
+        right = (tf.argmax(logits, -1) == classes) & known
+        ends = [tf.reduce_sum(tf.cast(which, tf.float64)) for which in (known, right)]
+        padding = tf.zeros([self.sums.shape[0] - len(means) - 2], tf.float64)
         values = tf.cast(tf.stack(means), tf.float64) * count
-        self.sums.assign_add(tf.concat([values, padding, [right]], axis=0))
+        self.sums.assign_add(tf.concat([values, padding, ends], axis=0))
         bad = tf.logical_not(tf.math.is_finite(tf.stack(means)))
         found = tf.stack([step, tf.argmax(tf.cast(bad, tf.int32))])
         self.broken.assign(tf.where(tf.reduce_any(bad), found, self.broken))

@@ -224,6 +224,7 @@ def _finish(
             test=len(dataset.test),
             fingerprint=dataset.fingerprint,
             split_fingerprint=dataset.split_fingerprint,
+            held_out_fingerprint=dataset.held_out_fingerprint,
         ),
         input=f"pixels 0..255, [batch, {', '.join(map(str, model.input_shape[1:]))}]",
         network=plan[role].name,

@@ -107,7 +107,8 @@ def test_every_dataset_has_the_common_keys(option):
         words = [f"dataset={option}", *(["what=x"] if command == "evaluate" else [])]
         node = OmegaConf.to_container(compose(command, words))["dataset"]
         common = {"name", "image_shape", "num_classes", "validation_fraction", "source"}
-        assert common | {"labelled_fraction", "split_seed", "limit"} == set(node) - {"path"}
+        more = {"labelled_fraction", "unlabelled", "split_seed", "limit"}
+        assert common | more == set(node) - {"path"}
 
 
 def test_optimizers_share_their_common_keys():

@@ -33,6 +33,7 @@ def node(source: dict, shape: tuple[int, ...], classes: int, **changes):
             "num_classes": classes,
             "validation_fraction": 0.25,
             "labelled_fraction": 1.0,
+            "unlabelled": "leave_out",
             "split_seed": 0,
             "limit": None,
             "source": source,
@@ -166,6 +167,28 @@ def test_a_labelled_share_parts_the_training_rows_only():
     assert set(digits(labelled_fraction=0.02).train.rows) < set(some.train.rows)
     assert some.split_fingerprint != whole.split_fingerprint
     assert some.fingerprint == whole.fingerprint
+
+
+def test_unlabelled_images_are_trained_on_without_their_labels():
+    some, used = (digits(labelled_fraction=0.2, unlabelled=way) for way in ("leave_out", "use"))
+    np.testing.assert_array_equal(used.train.rows, digits().train.rows)
+    known = used.train.labels >= 0
+    np.testing.assert_array_equal(np.flatnonzero(known), some.train.rows)
+    np.testing.assert_array_equal(used.train.labels[known], some.train.labels[some.train.rows])
+    assert used.labelled == used.train.labelled == len(some.train)
+    np.testing.assert_array_equal(used.validation.labels, some.validation.labels)
+    # The split is the same one; only what is done with it differs.
+    assert used.split_fingerprint == some.split_fingerprint
+
+
+def test_the_rows_that_are_held_out_do_not_depend_on_the_labels():
+    prints = {digits(labelled_fraction=share).held_out_fingerprint for share in (1.0, 0.5, 0.02)}
+    assert len(prints) == 1 and digits(split_seed=1).held_out_fingerprint not in prints
+
+
+def test_to_use_unlabelled_images_there_must_be_some():
+    with pytest.raises(ConfigError, match="unlabelled=use: all training images have labels"):
+        digits(unlabelled="use")
 
 
 def test_with_all_labels_nothing_changes():

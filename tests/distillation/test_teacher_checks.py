@@ -68,7 +68,8 @@ def dataset(n: int = 100, names: tuple[str, ...] = ("a", "b", "c", "d"), **chang
         Split(np.zeros((len(labels), 6, 6, 1), np.uint8), labels, rows)
         for rows in (np.arange(5), np.arange(n), np.arange(2 * n))
     ]
-    made = {"fingerprint": "pixels", "split_fingerprint": "rows", "validation": split[1]} | changes
+    made = {"fingerprint": "pixels", "held_out_fingerprint": "rows", "validation": split[1]}
+    made |= {"split_fingerprint": "split"} | changes
     return Dataset("quarters", (6, 6, 1), names, split[0], test=split[2], **made)
 
 
@@ -86,7 +87,7 @@ def record_of(data: Dataset, on_validation: float, on_test: float, **changes) ->
         "class_names": list(data.class_names),
         "test": len(data.test),
         "fingerprint": data.fingerprint,
-        "split_fingerprint": data.split_fingerprint,
+        "held_out_fingerprint": data.held_out_fingerprint,
     }
     best = {"accuracy": on_validation, "nll": 0.5, "epoch": 2}
     return content(
@@ -147,7 +148,7 @@ def test_below_the_scratch_student(plan, work, sweep):
     assert "validation accuracy 0.7900 is below the scratch student's 0.8000" in line
     assert str(scratch) in line
     assert teacher_checks.warnings(teacher, plan, data, known(0.8, test=0.1)) == []
-    for other in ({"fingerprint": "others"}, {"split_fingerprint": "others"}):
+    for other in ({"fingerprint": "others"}, {"held_out_fingerprint": "others"}):
         write(**other)
         assert teacher_checks.warnings(teacher, plan, data, known(0.79)) == []
     (scratch / "metrics.json").write_text("{")
@@ -182,11 +183,11 @@ def test_far_below_its_own_record(plan, work, n, before, now, warned):
 def test_its_own_record_is_compared_on_the_same_images(plan, work):
     data = dataset(1000)
     # Other training rows: validation is another split then, test the same.
-    teacher = stub(work / "run", record_of(data, 0.95, 0.9, split_fingerprint="others"))
+    teacher = stub(work / "run", record_of(data, 0.95, 0.9, held_out_fingerprint="others"))
     (line,) = teacher_checks.warnings(teacher, plan, data, known(0.5, test=0.8))
     assert "test accuracy 0.8000 is 10.0 points below the 0.9000" in line
     assert teacher_checks.warnings(teacher, plan, data, known(0.5, test=0.9)) == []
-    for other in ({"split_fingerprint": "others", "test": 7}, {"fingerprint": "others"}):
+    for other in ({"held_out_fingerprint": "others", "test": 7}, {"fingerprint": "others"}):
         teacher = stub(work / "run", record_of(data, 0.95, 0.9, **other))
         assert teacher_checks.warnings(teacher, plan, data, known(0.5)) == []
     # A record of other weights, or what is none, says nothing.
