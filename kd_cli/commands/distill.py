@@ -28,7 +28,7 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
     """Distils one teacher into students; trains the teacher first where it is missing."""
     plan, typed = runs[0].plan, runs[0].typed
     device = set_up(plan.device)
-    from kd_cli.distillation import teacher_outputs
+    from kd_cli.distillation import teacher_checks, teacher_outputs
     from kd_cli.distillation.prepare import prepare
 
     views = assembly.augmentation(plan, dataset, session)
@@ -54,11 +54,13 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
         outputs.how,
         device,
     )
+    own = teacher_checks.recorded(teacher)
     record = {
         "path": shown(teacher.path),
         "name": teacher.name,
         "weights_sha256": teacher.weights_sha256,
         "training": teacher.training or "unknown",
+        "labelled": own.dataset.labelled if own else None,
         "test_accuracy": scores["accuracy"],
         "test_nll": scores["nll"],
         "quality": prepared.quality,

@@ -235,6 +235,22 @@ def _notes(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> li
     alone = [g for g in students if g.key in comparisons and comparisons[g.key].baseline is None]
     if alone:
         notes.append(f"{_some(alone, students)} no plain scratch group to be compared with.")
+    for group in students:
+        one = comparisons.get(group.key)
+        if one is None or one.baseline is None:
+            continue
+        ours, theirs = group.record["dataset"], one.baseline.record["dataset"]
+        if ours["train"] != theirs["train"]:
+            notes.append(
+                f"{group.name} was trained on {ours['train']:,} images, {ours['labelled']:,} of "
+                f"them with a label; its scratch student on the {theirs['train']:,} that have one."
+            )
+        labels = (group.record.get("teacher") or {}).get("labelled")
+        if labels is not None and labels != ours["labelled"]:
+            notes.append(
+                f"The teacher of {group.name} learned from {labels:,} labels, the student has "
+                f"{ours['labelled']:,}."
+            )
     for key in ("device", "precision"):
         mixed = {
             group.name

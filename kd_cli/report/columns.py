@@ -73,6 +73,7 @@ class Column:
         varies: Whether it differs between seeds. If so, a table of groups shows mean and standard
             deviation, where every run knows the value; else the median of the runs that know it.
         optional: Whether a table leaves it out where no run knows the value.
+        differing: Whether a table leaves it out where all runs have the same value.
     """
 
     key: str
@@ -83,6 +84,7 @@ class Column:
     detail: str = ""
     varies: bool = True
     optional: bool = False
+    differing: bool = False
 
     @property
     def header(self) -> str:
@@ -131,12 +133,15 @@ def _with_unit(name: str, unit: Unit | None) -> str:
 
 
 _ALL = In.RUN | In.ROUNDS | In.SWEEP | In.COMPARE | In.REPORT
+_SAW = In.RUN | In.COMPARE | In.REPORT
 _SCORES = In.REPORT | In.DIFFERENCES | In.EVALUATE
 # In the order in which tables show them.
 COLUMNS = (
     Column("network", "network", "network", None, In.RUN),
     Column("parameters", "parameters", "parameters", COUNT, In.RUN | In.REPORT, varies=False),
     Column("labelled", "labelled", "dataset.labelled", COUNT, In.ROUNDS),
+    Column("images", "images", "dataset.train", COUNT, _SAW, varies=False, differing=True),
+    Column("labels", "labels", "dataset.labelled", COUNT, _SAW, varies=False, differing=True),
     Column("pseudo_images", "pseudo-labelled", "pseudo_labels.images", COUNT, In.ROUNDS),
     Column("pseudo_rows", "in rows", "pseudo_labels.rows", COUNT, In.ROUNDS),
     Column("pseudo_accuracy", "right (hidden labels)", "pseudo_labels.accuracy", PERCENT, In.ROUNDS,
@@ -180,4 +185,5 @@ def columns(table: In, runs: Sequence[FinishedRun]) -> list[Column]:
         for column in COLUMNS
         if table in column.tables
         and not (column.optional and all(column.value(run) is None for run in runs))
+        and not (column.differing and len({column.value(run) for run in runs}) < 2)
     ]

@@ -69,12 +69,13 @@ class FinishedRun:
         weights = known["weights_sha256"]
         inputs = {key: self.record["inputs"].get(key) for key in ("data", "split")}
         validation = at(known, "quality.validation.accuracy")
+        labelled = known.get("labelled")
         return FinishedRun(
             {
                 "command": "train-teacher",
                 "config": {},
                 "inputs": {**inputs, "teacher.weights": weights},
-                "dataset": self.record["dataset"],
+                "dataset": {**self.record["dataset"], "train": labelled, "labelled": labelled},
                 "network": known["name"],
                 "parameters": known["parameters"],
                 "test": {"accuracy": known["test_accuracy"], "nll": known["test_nll"]},

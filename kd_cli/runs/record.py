@@ -119,6 +119,7 @@ class TeacherRecord(Part):
     name: str = _says("name of its network")
     weights_sha256: str = _says("hash of its weights")
     training: str = _says("how it was trained, or 'unknown'")
+    labelled: int | None = _may_say("labels that it learned from, where its own run says so")
     test_accuracy: float = _says("its test accuracy, evaluated in this run")
     test_nll: float = _says("its test negative log-likelihood, in nats")
     quality: BySplit = _says("its quality through the input path of this run: quality.quality")
