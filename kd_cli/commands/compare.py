@@ -29,6 +29,8 @@ from kd_cli.runs.session import Session
 from kd_cli.terminal import print_table, shown
 
 SEEDS = 5
+# Scratch students with a setting more, to see whether a teacher does more than that setting would.
+CONTROLS = {"label_smoothing": "label_smoothing=0.1"}
 _SEED_KEYS = ("seed", "init_seed", "data_seed")
 
 
@@ -49,7 +51,7 @@ def sweeps(overrides: list[str], config_dir: str | None = None) -> list[tuple[st
     """The sweeps of a comparison: scratch students first, because they cost no teacher.
 
     Args:
-        overrides: As typed: those of `kd distill`, swept or not, and `seeds=N`.
+        overrides: As typed: those of `kd distill`, swept or not, `seeds=N` and `controls=...`.
         config_dir: The user's `--config-dir`.
 
     Returns:
@@ -58,11 +60,13 @@ def sweeps(overrides: list[str], config_dir: str | None = None) -> list[tuple[st
     Raises:
         ConfigError: For seeds that can't serve, or keys that would spoil the pairs.
     """
-    count, kept = SEEDS, []
+    count, kept, controls = SEEDS, [], []
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "seeds":
             count = _count(value)
+        elif key == "controls":
+            controls = _controls(value)
         elif override_key(override) in _SEED_KEYS:
             raise ConfigError(
                 f"compare runs the seeds 0, 1, ... itself ({override}): leave it out, or type "
@@ -77,7 +81,9 @@ def sweeps(overrides: list[str], config_dir: str | None = None) -> list[tuple[st
         unswept = [o for o in kept if override_key(o) not in swept]
         kept.append(f"sweep=compare-{sweep_id('compare', unswept)}")
     kept.append(f"seed={','.join(map(str, range(count)))}")
-    return [("train-student", scratch_overrides(kept)), ("distill", kept)]
+    scratch = scratch_overrides(kept)
+    more = [("train-student", [*scratch, CONTROLS[control]]) for control in controls]
+    return [("train-student", scratch), *more, ("distill", kept)]
 
 
 def _count(value: str) -> int:
@@ -87,6 +93,14 @@ def _count(value: str) -> int:
             f"rests on the differences between at least {MIN_SEEDS} pairs"
         )
     return int(value)
+
+
+def _controls(value: str) -> list[str]:
+    names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+    for name in names:
+        if name not in CONTROLS:
+            raise ConfigError(f"controls={value}: expected some of {', '.join(CONTROLS)}")
+    return names
 
 
 def conclude(folder: Path) -> None:

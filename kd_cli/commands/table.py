@@ -80,7 +80,7 @@ TABLE = (
         ("train both students with the seeds 0 to 4 (seeds=N), and say whether distilling won",),
         "compare:run",
         config="distill",
-        note="compare takes the keys of distill, and seeds=5",
+        note="compare takes the keys of distill, seeds=5 and controls=label_smoothing",
     ),
     Command(
         "self-train",

@@ -185,5 +185,5 @@ def columns(table: In, runs: Sequence[FinishedRun]) -> list[Column]:
         for column in COLUMNS
         if table in column.tables
         and not (column.optional and all(column.value(run) is None for run in runs))
-        and not (column.differing and len({column.value(run) for run in runs}) < 2)
+        and not (column.differing and len({column.value(run) for run in runs} - {None}) < 2)
     ]

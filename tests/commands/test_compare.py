@@ -29,6 +29,15 @@ def test_a_comparison_is_two_sweeps_over_the_same_seeds():
         assert one[1][-2].startswith("sweep=compare-")
 
 
+def test_a_control_is_a_scratch_student_with_a_setting_more():
+    plain, smoothed, distilled = sweeps(["alpha=0.1", "controls=label_smoothing", "epochs=3"])
+    assert plain[0] == smoothed[0] == "train-student"
+    assert smoothed[1] == [*plain[1], "label_smoothing=0.1"] and "epochs=3" in plain[1]
+    assert distilled[0] == "distill" and not any("smoothing" in o for o in distilled[1])
+    used = sweeps(["dataset.labelled_fraction=0.1", "dataset.unlabelled=use"])
+    assert ["dataset.unlabelled=use" in typed for _, typed in used] == [False, True]
+
+
 def test_the_folder_is_the_same_for_more_seeds_and_other_points():
     def folder(*typed):
         return sweeps(list(typed))[0][1][-2]
@@ -43,6 +52,7 @@ def test_the_folder_is_the_same_for_more_seeds_and_other_points():
     [
         ("seeds=2", "seeds=2 must be a whole number from 3 to 1000"),
         ("seeds=many", "seeds=many must be a whole number"),
+        ("controls=dropout", "controls=dropout: expected some of label_smoothing"),
         ("seed=3", "compare runs the seeds 0, 1, ... itself (seed=3)"),
         ("init_seed=1,2", "compare runs the seeds 0, 1, ... itself"),
         ("rerun=true", "compare pairs what is finished (rerun=true)"),
