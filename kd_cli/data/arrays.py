@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -88,6 +89,7 @@ def decoded(
     try:
         arrays = _read(folder)
     except _Unusable:
+        made = [p for p in folder.parents if not p.exists()]
         # Only who decodes locks, so finished ones can be read where they can't be written.
         with locked(folder, f"decodes {what}"):
             try:
@@ -99,7 +101,15 @@ def decoded(
                         folder,
                         why,
                     )
-                _write(folder, key, decode())
+                try:
+                    _write(folder, key, decode())
+                except BaseException:
+                    # Nothing is left of it. (A process that waits tries again by itself.)
+                    folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # it is not empty
+                        for parent in made:
+                            parent.rmdir()
+                    raise
                 arrays = _read(folder)
     if arrays.notice:
         log.warning("%s", arrays.notice)
@@ -127,7 +137,11 @@ def _write(folder: Path, key: dict[str, Any], arrays: Arrays) -> None:
             },
         )
         remove(folder)
-        os.rename(temporary, folder)
+        try:
+            os.rename(temporary, folder)
+        except OSError:  # another process was first: not every disk has locks
+            if read_manifest(folder) is None:
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

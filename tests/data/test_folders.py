@@ -1,6 +1,9 @@
 """Image folders, and the cache of decoded images."""
 
+import logging
 import os
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import tensorflow as tf
 from omegaconf import OmegaConf
 
 from kd_cli.data import folders
-from kd_cli.data.arrays import Arrays, fingerprint
+from kd_cli.data.arrays import Arrays, decoded, fingerprint
 from kd_cli.data.dataset import load_dataset
 from kd_cli.errors import ConfigError
 from tests.data.test_dataset import labels_of, node, plan
@@ -239,7 +242,7 @@ def test_train_without_test_is_refused(tmp_path):
 
 def test_a_folder_of_one_class_is_refused(tmp_path):
     write(tmp_path / "one" / "cat" / "1.png", plain(1))
-    with pytest.raises(ConfigError, match="holds 1 class folders; expected at least 2"):
+    with pytest.raises(ConfigError, match="holds 1 class folders with images; expected at least 2"):
         read_folder(tmp_path / "one")
 
 
@@ -251,7 +254,9 @@ def test_a_missing_folder_is_refused(tmp_path):
 def test_class_folders_without_images_are_refused(tmp_path):
     for label in "ab":
         (tmp_path / "empty" / label).mkdir(parents=True)
-    with pytest.raises(ConfigError, match="no images for the train split"):
+    with pytest.raises(
+        ConfigError, match="holds 0 class folders .*; without images: a, b"
+    ):
         read_folder(tmp_path / "empty")
 
 
@@ -308,17 +313,27 @@ def test_a_cache_folder_without_a_manifest_is_decoded_again(folder):
     assert values(read_folder(folder).test) == [(110, 0), (111, 0), (120, 1)]
 
 
-def test_two_processes_may_decode_at_once(folder, monkeypatch):
-    decode = folders._decode_folder
+def test_of_two_at_once_one_decodes_and_the_other_waits(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="kd")
+    part = (np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1]))
+    decoding, calls = threading.Event(), []
 
-    def be_second(*arguments):
-        monkeypatch.setattr(folders, "_decode_folder", decode)
-        read_folder(folder)  # the other process, done before this one
-        return decode(*arguments)
+    def decode() -> Arrays:
+        calls.append(threading.get_ident())
+        decoding.set()
+        while "waiting for another process that decodes images" not in caplog.text:
+            time.sleep(0.01)
+        return Arrays(part, part)
 
-    monkeypatch.setattr(folders, "_decode_folder", be_second)
-    assert values(read_folder(folder).test) == [(110, 0), (111, 0), (120, 1)]
-    assert len(list((folder.parent / "cache" / "data").iterdir())) == 1
+    first = threading.Thread(target=decoded, args=(tmp_path, {"a": 1}, decode))
+    first.start()
+    decoding.wait()
+    second = decoded(tmp_path, {"a": 1}, decode)
+    first.join()
+    assert len(calls) == 1
+    assert second.train[1].tolist() == [0, 1]
+    (folder,) = [path for path in (tmp_path / "data").iterdir() if path.is_dir()]
+    assert not folder.name.startswith(".")
 
 
 def test_a_changed_image_is_decoded_again(folder):
@@ -342,4 +357,4 @@ def test_a_decode_that_fails_leaves_no_cache(folder):
     (folder / "train" / "dog" / "broken.png").write_bytes(b"no image")
     with pytest.raises(ConfigError):
         read_folder(folder)
-    assert not list((folder.parent / "cache").rglob("*.npy"))
+    assert not (folder.parent / "cache").exists()

@@ -1,0 +1,60 @@
+"""Which class numbers no training image has: labels from 1, a stray 255, a class only in test/."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from kd_cli.config.row import MOST_CLASSES
+from kd_cli.errors import ConfigError
+
+
+def without_images(labels: np.ndarray, num_classes: int, names: Sequence[str] = ()) -> str:
+    """The classes that none of the labels names, for a message; empty where there is none.
+
+    Args:
+        labels: [N] of the training images; those outside 0..K-1 count for no class.
+        num_classes: K, which may be any number: no array is K long.
+        names: One per class, where they have names.
+    """
+    seen = np.unique(labels[(labels >= 0) & (labels < num_classes)]).tolist()
+    gaps = [
+        range(before + 1, after)
+        for before, after in itertools.pairwise([-1, *seen, num_classes])
+        if after - before > 1
+    ]
+    if names:
+        said = [names[number] for gap in gaps for number in gap]
+    else:
+        said = [str(gap[0]) if len(gap) == 1 else f"{gap[0]} to {gap[-1]}" for gap in gaps]
+    more = f" and {len(said) - 5} more" if len(said) > 5 else ""
+    return ", ".join(said[:5]) + more
+
+
+def count_classes(labels: dict[str, np.ndarray], where: str) -> int:
+    """The number of classes that labels name: the largest and one.
+
+    Args:
+        labels: The labels of each part by the name of its array, the training images' first.
+        where: Their file, for messages.
+
+    Raises:
+        ConfigError: They are no class numbers, or no training image has one of them.
+    """
+    for name, part in labels.items():
+        if not np.issubdtype(part.dtype, np.integer):
+            raise ConfigError(f"{where}: {name} is {part.dtype}; expected whole class numbers")
+    of = max(labels, key=lambda name: int(labels[name].max(initial=-1)))
+    largest = int(labels[of].max(initial=-1))
+    train = next(iter(labels.values()))
+    absent = without_images(train, largest + 1)
+    if absent and train.max(initial=-1) >= 0:
+        keep = f", or type dataset.num_classes={largest + 1} to keep these classes"
+        raise ConfigError(
+            f"{where}: labels count from 0, and there is no training image with the class numbers "
+            f"{absent}; {of}[{labels[of].ravel().argmax()}] is {largest}. Mend the labels"
+            + (keep if largest < MOST_CLASSES else "")
+        )
+    return largest + 1
