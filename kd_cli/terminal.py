@@ -164,7 +164,7 @@ class CountProgress:
         took = time.monotonic() - self.started
         if not self.silent and took > _LONG:
             self.silent = True
-            left = _duration(took / count * (self.total - count))
+            left = _duration(took / count * max(self.total - count, 0))
             log.info("%s: %s of %s, %s left", self.label, f"{count:,}", f"{self.total:,}", left)
 
 

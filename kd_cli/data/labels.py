@@ -46,11 +46,11 @@ def count_classes(labels: dict[str, np.ndarray], where: str) -> int:
     for name, part in labels.items():
         if not np.issubdtype(part.dtype, np.integer):
             raise ConfigError(f"{where}: {name} is {part.dtype}; expected whole class numbers")
-    of = max(labels, key=lambda name: int(labels[name].max(initial=-1)))
-    largest = int(labels[of].max(initial=-1))
-    train = next(iter(labels.values()))
-    absent = without_images(train, largest + 1)
-    if absent and train.max(initial=-1) >= 0:
+    top = {name: int(part.max()) if part.size else -1 for name, part in labels.items()}
+    of, train = max(top, key=lambda name: top[name]), next(iter(labels))
+    largest = top[of]
+    absent = without_images(labels[train], largest + 1)
+    if absent and top[train] >= 0:
         keep = f", or type dataset.num_classes={largest + 1} to keep these classes"
         raise ConfigError(
             f"{where}: labels count from 0, and there is no training image with the class numbers "

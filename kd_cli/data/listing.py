@@ -5,6 +5,7 @@ Nothing is opened but files whose names do not promise an image.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from kd_cli.data.pictures import SUFFIXES, is_picture
 from kd_cli.errors import ConfigError, suggest
+
+log = logging.getLogger("kd")
 
 # Folders of splits by their names, in any capitals.
 SPLITS = {
@@ -44,6 +47,11 @@ def plain(path: Path | str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
+def shortened(names: list[str]) -> str:
+    """A few of the names in a line."""
+    return ", ".join(map(plain, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
 @dataclass
 class Left:
     """What is left out of a folder, by its kind."""
@@ -58,9 +66,8 @@ class Left:
         """All of it in a line, with a few names of each kind; empty where nothing is left out."""
         counted = []
         for kind, paths in self.paths.items():
-            names = [plain(path.relative_to(self.root)) for path in sorted(paths)]
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            counted.append(f"{len(names)} {kind[len(names) > 1]} ({shown})")
+            names = [str(path.relative_to(self.root)) for path in sorted(paths)]
+            counted.append(f"{len(names)} {kind[len(names) > 1]} ({shortened(names)})")
         return f"{plain(self.root)}: left out {'; '.join(counted)}" if counted else ""
 
 
@@ -113,7 +120,22 @@ def layout(root: Path) -> Layout:
     for folder in parts.values() or [root]:
         for path in _direct_images(folder) if folder != parts.get("train") or not bare else ():
             left.add(STRAY, path)
+    _doubt(found)
     return found
+
+
+def _doubt(found: Layout) -> None:
+    """Warns where the class folders hold the same folders, as splits of another name do."""
+    folders = [found.named / name for name in found.classes]
+    inner = [_folders(folder, Left(folder)) for folder in folders]
+    if len(inner[0]) > 1 and all(one == inner[0] for one in inner):
+        if not any(any(_direct_images(folder)) for folder in folders):
+            log.warning(
+                "the classes are %s, each with the folders %s in it; if those are the classes, "
+                "name the folders above them train and test",
+                shortened(found.classes),
+                shortened(inner[0]),
+            )
 
 
 def _splits(root: Path, names: list[str]) -> dict[str, Path]:
@@ -157,9 +179,8 @@ def _too_few(found: Layout) -> str:
     )
     if found.bare:
         text += "; it names the classes, because train/ has images without class folders"
-    empty = [plain(path.name) for path in found.left.paths.get(EMPTY, [])]
-    if empty:
-        text += f"; without images: {', '.join(empty[:3])}{', ...' if len(empty) > 3 else ''}"
+    if empty := found.left.paths.get(EMPTY):
+        text += f"; without images: {shortened([path.name for path in empty])}"
     # As an archive is unpacked: everything in one folder.
     inner = found.root / found.classes[0] if len(found.classes) == 1 and not found.parts else None
     if inner and len(_folders(inner, Left(inner))) > 1:

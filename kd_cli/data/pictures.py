@@ -115,8 +115,9 @@ def _decoded(image: Image.Image, data: bytes, channels: int) -> tuple[np.ndarray
     plain_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
     if not plain_jpeg and channels < 4 and _is_transparent(image):
         remarks.add(TRANSPARENT)
-    if plain_jpeg or image.format == "PNG":
-        pixels = _by_tensorflow(data, channels, opaque=plain_jpeg)
+    # TensorFlow gives a PNG with a palette a wrong opacity.
+    if plain_jpeg or (image.format == "PNG" and channels < 4):
+        pixels = _by_tensorflow(data, channels)
     else:
         pixels = _by_pillow(image, channels)
     return _turned(pixels, _orientation(image, data)), remarks
@@ -135,13 +136,12 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
-def _by_tensorflow(data: bytes, channels: int, opaque: bool) -> np.ndarray:
+def _by_tensorflow(data: bytes, channels: int) -> np.ndarray:
     tf = import_tensorflow()
-    with_opacity = channels == 4 and opaque
-    pixels = tf.io.decode_image(data, 3 if with_opacity else channels, expand_animations=False)
-    if with_opacity:
+    pixels = tf.io.decode_image(data, min(channels, 3), expand_animations=False).numpy()
+    if channels == 4:  # nothing in a JPEG is transparent
         return np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], -1)
-    return pixels.numpy()
+    return pixels
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:

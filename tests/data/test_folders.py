@@ -254,9 +254,7 @@ def test_a_missing_folder_is_refused(tmp_path):
 def test_class_folders_without_images_are_refused(tmp_path):
     for label in "ab":
         (tmp_path / "empty" / label).mkdir(parents=True)
-    with pytest.raises(
-        ConfigError, match="holds 0 class folders .*; without images: a, b"
-    ):
+    with pytest.raises(ConfigError, match="holds 0 class folders .*; without images: a, b"):
         read_folder(tmp_path / "empty")
 
 
