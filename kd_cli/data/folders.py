@@ -183,11 +183,13 @@ def _decode_folder(
         splits = {part: read(part) for part in files}
     notices = []
     if skipped:
-        first = listing.plain(skipped[0])
-        notices.append(f"left out {len(skipped)} unreadable images, the first: {first}")
+        several = "s" * (len(skipped) > 1)
+        notices.append(
+            f"left out {len(skipped)} unreadable image{several}, the first: "
+            f"{listing.plain(skipped[0])}"
+        )
     for remark, those in sorted(remarked.items()):
-        notice = f"{len(those)} images {remark}, the first: {listing.plain(those[0])}"
-        if remark == pictures.DEEP:
-            notice += f"; their largest pixel is then {brightest} of 255"
-        notices.append(notice)
+        more = f", and the largest pixel is {brightest}" if remark == pictures.DEEP else ""
+        some = listing.shortened([f"{file.parent.name}/{file.name}" for file in those])
+        notices.append(f"{remark}{more}: {len(those)} image{'s' * (len(those) > 1)} ({some})")
     return Arrays(**splits, class_names=tuple(classes), notice="; ".join(notices))

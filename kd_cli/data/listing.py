@@ -267,6 +267,11 @@ def _direct_images(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _leads_back(link: Path, above: tuple[str, ...]) -> bool:
+    target = os.path.realpath(link)
+    return any(Path(folder).is_relative_to(target) for folder in above)
+
+
 def _look(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[Kind, Path]]:
     """Every path below a folder that is no folder, with its kind; links are followed.
 
@@ -281,7 +286,7 @@ def _look(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[Kind, Pat
         if _is_hidden(entry.name):
             yield HIDDEN, path
         elif _is_folder(entry):
-            if entry.is_symlink() and os.path.realpath(path) in above:
+            if entry.is_symlink() and _leads_back(path, above):
                 yield LOOP, path
                 continue
             filled = False

@@ -31,10 +31,10 @@ MOST_PIXELS = 89_478_485
 MOST_BYTES = 2**30
 _ORIENTATION = 0x0112  # the EXIF tag
 
-# What a notice counts, after "N images".
-FRAMES = "have several frames, of which only the first is used"
-TRANSPARENT = "are partly transparent; only their colours are used"
-DEEP = "have 16 bits per channel, of which the upper 8 are used"
+# What is lost of an image that is read, for a notice.
+FRAMES = "only the first of several frames is used"
+TRANSPARENT = "transparency is ignored"
+DEEP = "the upper 8 of 16 bits are used"
 
 logging.getLogger("PIL").setLevel(logging.INFO)  # it logs each chunk of each PNG
 

@@ -255,6 +255,19 @@ def test_npz_shape_and_classes_are_read_from_the_file(tmp_path):
     assert cfg.num_classes == 3
 
 
+def test_npz_with_a_stray_label_is_refused(tmp_path):
+    labels = Y.copy()
+    labels[5] = 10**9
+    file = save(tmp_path / "a.npz", y_train=labels)
+    with pytest.raises(ConfigError, match=r"y_train\[5\] is 1000000000"):
+        plan("dataset=npz", f"dataset.path={file}")
+
+
+def test_npz_with_a_class_number_that_no_training_image_has(tmp_path, caplog):
+    load_npz(save(tmp_path / "a.npz", y_train=Y + 1), classes=5)
+    assert "toy: there is no training image with the class numbers 0, 4" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["x_train", "y_train", "x_test", "y_test"])
 def test_npz_names_a_missing_array(tmp_path, name):
     with pytest.raises(ConfigError, match=f"a.npz lacks {name}; expected the arrays x_train, y_t"):
