@@ -116,7 +116,8 @@ def _check(files: Files, found: listing.Layout, unreadable: str) -> None:
         stray = found.left.paths.get(listing.STRAY, [])
         if part in found.parts and any(p.parent == found.parts[part] for p in stray):
             raise ConfigError(f"{where} has images but no class folders; expected <class>/ in it")
-        raise ConfigError(f"{where}: no images for the {part} split")
+        few = "" if found.parts else "; no class has the 2 images of which one can be taken for it"
+        raise ConfigError(f"{where}: no images for the {part} split{few}")
     for part in ("test", "validation"):
         if part in found.parts and os.path.samefile(found.parts[part], found.parts["train"]):
             raise ConfigError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,24 +195,35 @@ def class_files(root: Path, layout: Layout) -> list[tuple[Path, int]]:
     Raises:
         ConfigError: There is a folder with images that is no class.
     """
-    names = _folders(root, layout.left if root != layout.named else Left(root))
-    for name in names:
-        if name in layout.classes:
-            continue
-        if root != layout.named and any(kind == IMAGE for kind, _ in _look(root / name)):
+    if root == layout.named:
+        folders = {name: root / name for name in layout.classes}
+    else:
+        folders = _class_of(root, layout)
+    return [
+        (file, label)
+        for label, name in enumerate(layout.classes)
+        if name in folders
+        for file in images_in(folders[name], layout.left)
+    ]
+
+
+def _class_of(root: Path, layout: Layout) -> dict[str, Path]:
+    """The folders of a split other than the one that names the classes, by their class."""
+    known = {unicodedata.normalize("NFC", name): name for name in layout.classes}
+    folders = {}
+    for name in _folders(root, layout.left):
+        same = unicodedata.normalize("NFC", name)  # file systems write accents in two ways
+        if same in known:
+            folders[known[same]] = root / name
+        elif not any(kind == IMAGE for kind, _ in _look(root / name)):
+            layout.left.add(EMPTY, root / name)
+        else:
             if (layout.named / name).is_dir():
                 why = f"has images, but {plain(layout.named / name)} has none"
             else:
                 why = f"is no class of {plain(layout.named)}{suggest(name, layout.classes)}"
             raise ConfigError(f"{plain(root / name)} {why}")
-        if root != layout.named:
-            layout.left.add(EMPTY, root / name)
-    return [
-        (file, label)
-        for label, name in enumerate(layout.classes)
-        if name in names
-        for file in images_in(root / name, layout.left)
-    ]
+    return folders
 
 
 def images_in(folder: Path, left: Left) -> list[Path]:

@@ -184,6 +184,7 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
     kept = values.astype(np.uint8)
     if not np.array_equal(kept, values):
         raise Unreadable(
-            f"has 32-bit pixels from {values.min():g} to {values.max():g}; expected 0 to 255"
+            f"has 32-bit pixels from {values.min():g} to {values.max():g}; expected whole numbers "
+            "from 0 to 255"
         )
     return kept

@@ -186,3 +186,9 @@ def test_names_that_are_not_utf8(tmp_path):
     files, _ = read(tmp_path)
     assert [label for _, label in files["all"]] == [0, 1]
     assert images_in(folder, Left(tmp_path)) == [folder / os.fsdecode(b"\xff.png")]
+
+
+def test_accents_may_be_written_in_two_ways(tmp_path):
+    tree(tmp_path, "train/caf\u00e9", "train/b", "test/cafe\u0301")
+    files, _ = read(tmp_path)
+    assert files["test"] == [("cafe\u0301/1.png", 1)]
