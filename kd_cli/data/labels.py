@@ -21,14 +21,14 @@ def without_images(labels: np.ndarray, num_classes: int, names: Sequence[str] = 
     """
     seen = np.unique(labels[(labels >= 0) & (labels < num_classes)]).tolist()
     gaps = [
-        range(before + 1, after)
+        (before + 1, after - 1)
         for before, after in itertools.pairwise([-1, *seen, num_classes])
         if after - before > 1
     ]
     if names:
-        said = [names[number] for gap in gaps for number in gap]
+        said = [names[number] for first, last in gaps for number in range(first, last + 1)]
     else:
-        said = [str(gap[0]) if len(gap) == 1 else f"{gap[0]} to {gap[-1]}" for gap in gaps]
+        said = [str(first) if first == last else f"{first} to {last}" for first, last in gaps]
     more = f" and {len(said) - 5} more" if len(said) > 5 else ""
     return ", ".join(said[:5]) + more
 
@@ -46,6 +46,10 @@ def count_classes(labels: dict[str, np.ndarray], where: str) -> int:
     for name, part in labels.items():
         if not np.issubdtype(part.dtype, np.integer):
             raise ConfigError(f"{where}: {name} is {part.dtype}; expected whole class numbers")
+        if part.shape not in ((part.size,), (part.size, 1)):
+            raise ConfigError(
+                f"{where}: {name} has shape {part.shape}; expected [N], a class number per image"
+            )
     top = {name: int(part.max()) if part.size else -1 for name, part in labels.items()}
     of, train = max(top, key=lambda name: top[name]), next(iter(labels))
     largest = top[of]

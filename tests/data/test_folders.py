@@ -13,6 +13,7 @@ import tensorflow as tf
 from omegaconf import OmegaConf
 from PIL import Image
 
+from kd_cli import terminal
 from kd_cli.data import arrays as arrays_module
 from kd_cli.data import folders
 from kd_cli.data.arrays import Arrays, decoded, fingerprint
@@ -404,6 +405,25 @@ def test_the_checksum_is_computed_once_per_process(folder, monkeypatch):
     first = read_folder(folder)
     monkeypatch.setattr(arrays_module, "fingerprint", refuse)
     assert read_folder(folder) is first
+
+
+def test_a_finished_entry_is_read_without_a_lock(folder, monkeypatch):
+    """So from a disk that can't be written, too."""
+    read_folder(folder)
+    arrays_module._checked.cache_clear()
+    monkeypatch.setattr(arrays_module, "locked", refuse)
+    assert values(read_folder(folder).test) == [(110, 0), (111, 0), (120, 1)]
+
+
+def test_a_long_decoding_is_told_in_one_line(folder, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="kd")
+    read_folder(folder)
+    assert "decoding" not in caplog.text
+    monkeypatch.setattr(terminal, "_LONG", -1.0)
+    read_folder(folder, (2, 2, 3))
+    assert [m for m in caplog.messages if "decoding" in m] == [
+        "decoding images: 1 of 12, 0m00s left"
+    ]
 
 
 def test_what_a_killed_process_was_decoding_is_removed(folder):

@@ -62,6 +62,16 @@ def test_a_stray_label_is_named_and_no_impossible_key_is_suggested():
     assert "3 to 999999999; y_train[2] is 1000000000" in text and "num_classes" not in text
 
 
+def test_the_largest_number_there_is():
+    labels = np.array([0, 1, 2**64 - 1], np.uint64)
+    assert "2 to 18446744073709551614; y_train[2]" in refusal(labels, [0])
+
+
+@pytest.mark.parametrize("labels", [np.eye(3, dtype=int), np.array(3)])
+def test_labels_that_are_no_list_are_refused(labels):
+    assert f"y_train has shape {labels.shape}; expected [N]" in refusal(labels, [0, 1])
+
+
 @pytest.mark.parametrize("labels", [["cat", "dog"], [0.0, 1.0], [True, False]])
 def test_labels_that_are_no_whole_numbers_are_refused(labels):
     assert "expected whole class numbers" in refusal(labels, [0, 1])
