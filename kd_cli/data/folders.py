@@ -80,7 +80,7 @@ def image_folder(
     else:
         files = _split_files(listing.class_files(root, found), test_fraction, test_seed)
     _check(files, found, unreadable)
-    if notice := found.left.notice():
+    for notice in filter(None, (listing.doubt(found), found.left.notice())):
         log.warning("%s", notice)
     everything = [file for part in files.values() for file, _ in part]
     key = {
@@ -113,7 +113,7 @@ def _check(files: Files, found: listing.Layout, unreadable: str) -> None:
         if listed:
             continue
         where = listing.plain(found.parts.get(part, found.root))
-        stray = found.left.paths.get(listing.STRAY, [])
+        stray = found.left.paths.get(listing.STRAY, ())
         if part in found.parts and any(p.parent == found.parts[part] for p in stray):
             raise ConfigError(f"{where} has images but no class folders; expected <class>/ in it")
         few = "" if found.parts else "; no class has the 2 images of which one can be taken for it"

@@ -5,7 +5,6 @@ Nothing is opened but files whose names do not promise an image.
 
 from __future__ import annotations
 
-import logging
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -15,8 +14,6 @@ from pathlib import Path
 from kd_cli.data.pictures import SUFFIXES, is_picture
 from kd_cli.errors import ConfigError, suggest
 
-log = logging.getLogger("kd")
-
 # Folders of splits by their names, in any capitals.
 SPLITS = {
     "train": ("train", "training"),
@@ -25,7 +22,9 @@ SPLITS = {
 }
 _SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 # What operating systems and git leave everywhere; nobody misses it.
-_JUNK = frozenset(".DS_Store .localized Thumbs.db desktop.ini .directory .gitkeep".split())
+_JUNK = frozenset(
+    ".DS_Store .localized Thumbs.db desktop.ini .directory .gitkeep .gitignore".split()
+)
 
 # What a path can be, for one and for several.
 Kind = tuple[str, str]
@@ -37,7 +36,7 @@ EMPTY: Kind = ("class folder without images", "class folders without images")
 ASIDE: Kind = ("folder beside the splits", "folders beside the splits")
 LOOP: Kind = ("link back to a folder above it", "links back to a folder above them")
 # These promise an image.
-LINK: Kind = ("link to a file that is gone", "links to files that are gone")
+LINK: Kind = ("link that leads nowhere", "links that lead nowhere")
 FOLDER: Kind = ("empty folder named as an image", "empty folders named as images")
 SPECIAL: Kind = ("special file named as an image", "special files named as images")
 BROKEN = (LINK, FOLDER, SPECIAL)
@@ -58,10 +57,10 @@ class Left:
     """What is left out of a folder, by its kind."""
 
     root: Path
-    paths: dict[Kind, list[Path]] = field(default_factory=dict)
+    paths: dict[Kind, set[Path]] = field(default_factory=dict)
 
     def add(self, kind: Kind, path: Path) -> None:
-        self.paths.setdefault(kind, []).append(path)
+        self.paths.setdefault(kind, set()).add(path)
 
     def notice(self) -> str:
         """All of it in a line, with a few names of each kind; empty where nothing is left out."""
@@ -121,22 +120,21 @@ def layout(root: Path) -> Layout:
     for folder in parts.values() or [root]:
         for path in _direct_images(folder) if folder != parts.get("train") or not bare else ():
             left.add(STRAY, path)
-    _doubt(found)
     return found
 
 
-def _doubt(found: Layout) -> None:
-    """Warns where the class folders hold the same folders, as splits of another name do."""
+def doubt(found: Layout) -> str:
+    """What is odd where the class folders hold the same folders, as splits of other names do."""
     folders = [found.named / name for name in found.classes]
-    inner = [_folders(folder, Left(folder)) for folder in folders]
-    if len(inner[0]) > 1 and all(one == inner[0] for one in inner):
-        if not any(any(_direct_images(folder)) for folder in folders):
-            log.warning(
-                "the classes are %s, each with the folders %s in it; if those are the classes, "
-                "name the folders above them train and test",
-                shortened(found.classes),
-                shortened(inner[0]),
-            )
+    first = _folders(folders[0], Left(folders[0]))
+    if len(first) < 2 or any(_folders(folder, Left(folder)) != first for folder in folders):
+        return ""
+    if any(any(_direct_images(folder)) for folder in folders):
+        return ""
+    return (
+        f"the classes are {shortened(found.classes)}, each with the folders {shortened(first)} "
+        "in it; if those are the classes, name the folders above them train and test"
+    )
 
 
 def _splits(root: Path, names: list[str]) -> dict[str, Path]:
@@ -181,7 +179,7 @@ def _too_few(found: Layout) -> str:
     if found.bare:
         text += "; it names the classes, because train/ has images without class folders"
     if empty := found.left.paths.get(EMPTY):
-        text += f"; without images: {shortened([path.name for path in empty])}"
+        text += f"; without images: {shortened(sorted(path.name for path in empty))}"
     # As an archive is unpacked: everything in one folder.
     inner = found.root / found.classes[0] if len(found.classes) == 1 and not found.parts else None
     if inner and len(_folders(inner, Left(inner))) > 1:
@@ -189,39 +187,39 @@ def _too_few(found: Layout) -> str:
     return text
 
 
-def class_files(root: Path, layout: Layout) -> list[tuple[Path, int]]:
+def class_files(root: Path, found: Layout) -> list[tuple[Path, int]]:
     """The images of the class folders below `root` with their class numbers.
 
     Raises:
         ConfigError: There is a folder with images that is no class.
     """
-    if root == layout.named:
-        folders = {name: root / name for name in layout.classes}
+    if root == found.named:
+        folders = {name: root / name for name in found.classes}
     else:
-        folders = _class_of(root, layout)
+        folders = _class_of(root, found)
     return [
         (file, label)
-        for label, name in enumerate(layout.classes)
+        for label, name in enumerate(found.classes)
         if name in folders
-        for file in images_in(folders[name], layout.left)
+        for file in images_in(folders[name], found.left)
     ]
 
 
-def _class_of(root: Path, layout: Layout) -> dict[str, Path]:
+def _class_of(root: Path, found: Layout) -> dict[str, Path]:
     """The folders of a split other than the one that names the classes, by their class."""
-    known = {unicodedata.normalize("NFC", name): name for name in layout.classes}
+    known = {unicodedata.normalize("NFC", name): name for name in found.classes}
     folders = {}
-    for name in _folders(root, layout.left):
+    for name in _folders(root, found.left):
         same = unicodedata.normalize("NFC", name)  # file systems write accents in two ways
         if same in known:
             folders[known[same]] = root / name
         elif not any(kind == IMAGE for kind, _ in _look(root / name)):
-            layout.left.add(EMPTY, root / name)
+            found.left.add(EMPTY, root / name)
         else:
-            if (layout.named / name).is_dir():
-                why = f"has images, but {plain(layout.named / name)} has none"
+            if (found.named / name).is_dir():
+                why = f"has images, but {plain(found.named / name)} has none"
             else:
-                why = f"is no class of {plain(layout.named)}{suggest(name, layout.classes)}"
+                why = f"is no class of {plain(found.named)}{suggest(name, found.classes)}"
             raise ConfigError(f"{plain(root / name)} {why}")
     return folders
 
@@ -264,11 +262,17 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _folders(root: Path, left: Left) -> list[str]:
-    """Names of the folders in a folder, sorted; hidden ones are left out."""
-    names = [e.name for e in _entries(root) if _is_folder(e)]
-    for name in filter(_is_hidden, names):
-        left.add(HIDDEN, root / name)
-    return sorted(name for name in names if not _is_hidden(name))
+    """Names of the folders in a folder, sorted; hidden ones and lost links are left out."""
+    names = []
+    for entry in _entries(root):
+        if _is_folder(entry):
+            if _is_hidden(entry.name):
+                left.add(HIDDEN, root / entry.name)
+            else:
+                names.append(entry.name)
+        elif entry.is_symlink() and not _is_file(entry):
+            left.add(LINK, root / entry.name)
+    return sorted(names)
 
 
 def _direct_images(folder: Path) -> Iterator[Path]:

@@ -206,11 +206,11 @@ def test_an_unreadable_file_is_named(folder):
 def test_links_that_lead_nowhere_are_named_and_left_out_when_asked(folder, caplog):
     (folder / "train" / "dog" / "gone.png").symlink_to("/nowhere/x.png")
     with pytest.raises(
-        ConfigError, match=r"dog/gone.png is a link to a file that is gone; .*unreadable=skip"
+        ConfigError, match=r"dog/gone.png is a link that leads nowhere; .*unreadable=skip"
     ):
         read_folder(folder)
     assert len(values(read_folder(folder, unreadable="skip").train)) == 9
-    assert "left out 1 link to a file that is gone (train/dog/gone.png)" in caplog.text
+    assert "left out 1 link that leads nowhere (train/dog/gone.png)" in caplog.text
 
 
 def test_a_bomb_is_refused_in_one_line(folder):

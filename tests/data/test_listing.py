@@ -1,6 +1,5 @@
 """What lies in a folder of images: splits, classes, links, and what is left out."""
 
-import logging
 import os
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 from PIL import Image
 
 from kd_cli.data.folders import class_folders
-from kd_cli.data.listing import LINK, Left, class_files, images_in, layout, plain
+from kd_cli.data.listing import LINK, Left, class_files, doubt, images_in, layout, plain
 from kd_cli.errors import ConfigError
 
 
@@ -144,7 +143,7 @@ def test_links_that_lead_nowhere_or_back_are_counted(tmp_path):
     os.mkfifo(root / "b" / "pipe.png")
     files, left = read(root)
     assert set(left.split("; ")) == {
-        "2 links to files that are gone (a/gone.png, a/self.jpg)",
+        "2 links that lead nowhere (a/gone.png, a/self.jpg)",
         "1 file without an image (a/gone)",
         "2 links back to a folder above them (a/back, b/up)",
         "1 empty folder named as an image (b/album.jpg)",
@@ -153,19 +152,33 @@ def test_links_that_lead_nowhere_or_back_are_counted(tmp_path):
     assert files["all"] == [("a/1.png", 0), ("b/1.png", 1)]
 
 
+def test_a_class_that_is_a_link_to_nowhere_is_counted(tmp_path):
+    tree(tmp_path, "train/a", "train/b", "test/a")
+    (tmp_path / "train" / "c").symlink_to(tmp_path / "gone")
+    (tmp_path / "val").symlink_to(tmp_path / "gone")
+    assert read(tmp_path)[1] == "2 links that lead nowhere (train/c, val)"
+
+
+def test_images_without_class_folders(tmp_path):
+    tree(tmp_path, "train", "train/.hidden", "test/a", "test/b")
+    (tmp_path / "train" / "empty").mkdir()
+    found = layout(tmp_path)
+    assert found.bare and found.classes == ["a", "b"] and found.named == tmp_path / "test"
+    assert images_in(tmp_path / "train", found.left) == [tmp_path / "train" / "1.png"]
+    assert "1 hidden file or folder (train/.hidden)" in found.left.notice()
+
+
 def test_images_in_a_folder_named_as_one(tmp_path):
     tree(tmp_path, "a/album.jpg", "b")
     assert read(tmp_path) == ({"all": [("a/album.jpg/1.png", 0), ("b/1.png", 1)]}, "")
 
 
-def test_class_folders_that_look_like_splits_are_doubted(tmp_path, caplog):
-    caplog.set_level(logging.WARNING, logger="kd")
-    class_folders(tree(tmp_path / "one", "set1/cat", "set1/dog", "set2/cat", "set2/dog"))
-    assert "the classes are set1, set2, each with the folders cat, dog in it" in caplog.text
-    caplog.clear()
-    class_folders(tree(tmp_path / "two", "a/2020", "a/2021", "b/2020"))
-    class_folders(tree(tmp_path / "three", "a/x", "a/y", "a", "b/x", "b/y"))
-    assert caplog.text == ""
+def test_class_folders_that_look_like_splits_are_doubted(tmp_path):
+    splits = tree(tmp_path / "one", "set1/cat", "set1/dog", "set2/cat", "set2/dog")
+    said = doubt(layout(splits))
+    assert said.startswith("the classes are set1, set2, each with the folders cat, dog in it")
+    assert doubt(layout(tree(tmp_path / "two", "a/2020", "a/2021", "b/2020"))) == ""
+    assert doubt(layout(tree(tmp_path / "three", "a/x", "a/y", "a", "b/x", "b/y"))) == ""
 
 
 def test_names_are_told_in_a_printable_line(tmp_path):
@@ -176,7 +189,7 @@ def test_names_are_told_in_a_printable_line(tmp_path):
     left = Left(tmp_path)
     for number in range(4):
         left.add(LINK, tmp_path / f"{number}\n{name}")
-    assert "4 links to files that are gone (0\\ncaf\\udce9.png, 1" in left.notice()
+    assert "4 links that lead nowhere (0\\ncaf\\udce9.png, 1" in left.notice()
     assert left.notice().isprintable() and left.notice().endswith("2\\ncaf\\udce9.png, ...)")
 
 
