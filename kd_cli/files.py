@@ -10,12 +10,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
+
+log = logging.getLogger("kd")
 
 
 @contextlib.contextmanager
@@ -117,3 +121,24 @@ def open_npz(path: Path) -> Iterator[Any]:
     """Opens an `.npz` without executing anything in it (`allow_pickle=False`)."""
     with np.load(path, allow_pickle=False) as archive:
         yield archive
+
+
+@contextlib.contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Holds `folder.lock`, beside a folder that two processes may want to write.
+
+    Args:
+        folder: It need not exist; the folder above it is made.
+        doing: What another process that holds the lock does, for the message while this one waits.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process that %s", doing)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

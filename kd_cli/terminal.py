@@ -22,6 +22,7 @@ from rich.table import Table
 log = logging.getLogger("kd")
 epoch_log = logging.getLogger("kd.epoch")
 console = Console(stderr=True, highlight=False)
+_LONG = 5.0  # seconds without a word
 
 
 class ConsoleHandler(logging.Handler):
@@ -131,9 +132,15 @@ def _duration(seconds: float) -> str:
 
 
 class CountProgress:
-    """A live line for a pass over examples; silent where there is no terminal."""
+    """A live line for a pass over examples; silent where there is no terminal.
 
-    def __init__(self, label: str, total: int) -> None:
+    With `slow`, a pass that takes long is told there in one line.
+    """
+
+    def __init__(self, label: str, total: int, slow: bool = False) -> None:
+        self.label, self.total = label, total
+        self.silent = console.is_terminal or not slow
+        self.started = time.monotonic()
         self.live = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -154,6 +161,11 @@ class CountProgress:
 
     def done(self, count: int) -> None:
         self.live.update(self.task, completed=count)
+        took = time.monotonic() - self.started
+        if not self.silent and took > _LONG:
+            self.silent = True
+            left = _duration(took / count * max(self.total - count, 0))
+            log.info("%s: %s of %s, %s left", self.label, f"{count:,}", f"{self.total:,}", left)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -14,7 +14,17 @@ from typing import Any
 
 from omegaconf import II, MISSING
 
-from kd_cli.config.row import LABELLED, SEED, SHARE, above, at_least, key, one_of
+from kd_cli.config.row import (
+    LABELLED,
+    MOST_CLASSES,
+    SEED,
+    SHARE,
+    above,
+    at_least,
+    between,
+    key,
+    one_of,
+)
 
 VIEWS = ("consistent", "independent", "fixed_teacher")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -187,7 +197,7 @@ class Dataset:
             "[height, width, channels] with 1 or 3 channels",
         ),
     )
-    num_classes: int = key(MISSING, "number of classes", at_least(2))
+    num_classes: int = key(MISSING, "number of classes", between(2, MOST_CLASSES))
     validation_fraction: float = key(
         0.1, "of the training images, held out; unused where there is an official split", SHARE
     )

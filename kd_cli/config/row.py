@@ -54,10 +54,15 @@ def at_least(low: float, more: str = "") -> Range:
     return lambda value: low <= value < math.inf, f"at least {low:g}{more}"
 
 
+def between(low: float, high: float) -> Range:
+    return lambda value: low <= value <= high, f"between {low} and {high}"
+
+
 def one_of(*values: str, more: str = "") -> Range:
     return lambda value: value in values, f"{', '.join(values[:-1])} or {values[-1]}{more}"
 
 
+MOST_CLASSES = 10_000_000  # a layer for more takes all memory, and a stray label may ask for it
 SEED: Range = (lambda value: 0 <= value < 2**31, "between 0 and 2147483647")
 SHARE: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 LABELLED: Range = (

@@ -4,7 +4,10 @@
     arrays        `Arrays`, what a source returns; decoded images on the disk
     sources       digits and tensorflow-datasets
     npz_file      `.npz` files
-    folders       folders of images
+    folders       folders of images, as a source
+    listing       what lies in such a folder
+    pictures      one image file becomes pixels
+    labels        class numbers without images
     splits        random samples that keep the classes' shares
     augment       augmentation nodes
     views         which pixels student and teacher get

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -15,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from kd_cli.files import write_json
+from kd_cli.errors import first_line
+from kd_cli.files import locked, write_json
 
 log = logging.getLogger("kd")
 
@@ -58,58 +60,138 @@ def stamp(files: list[Path], root: Path) -> str:
     sha = hashlib.sha256()
     for file in files:
         stat = file.stat()
-        sha.update(f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        line = f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        sha.update(line.encode(errors="surrogateescape"))  # names need not be UTF-8
     return sha.hexdigest()
 
 
-def decoded(cache_dir: Path, key: dict[str, Any], decode: Callable[[], Arrays]) -> Arrays:
+class _Unusable(Exception):
+    """Why a folder of decoded images can't be used; empty where there is none."""
+
+
+def decoded(
+    cache_dir: Path, key: dict[str, Any], decode: Callable[[], Arrays], what: str = "images"
+) -> Arrays:
     """Arrays decoded once and memory-mapped from then on.
 
     The folder's name is a hash of what was decoded and how; the manifest is written last, so a
-    folder with a manifest is whole. Two processes that decode at once both rename; one wins.
+    folder with a manifest is whole. The fingerprint in it is the checksum: each process computes it
+    once, and decodes again where it differs. One process decodes, others wait for it.
+
+    Args:
+        cache_dir: The folder is below its data/.
+        key: What was decoded and how.
+        decode: Called where the folder is missing or damaged.
+        what: For the message of a process that waits.
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir.expanduser() / "data" / name
-    manifest = folder / "manifest.json"
-    if not manifest.exists():
-        shutil.rmtree(folder, ignore_errors=True)  # a removal that was cut short
-        arrays = decode()
-        temporary = folder.with_name(f".tmp-{os.getpid()}-{name}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            for split in ("train", "test", "validation"):
-                for part, array in zip("xy", getattr(arrays, split) or (), strict=False):
-                    np.save(temporary / f"{split}_{part}.npy", array)
-            write_json(
-                temporary / "manifest.json",
-                {
-                    "key": key,
-                    "class_names": list(arrays.class_names),
-                    "fingerprint": fingerprint(arrays),
-                    "notice": arrays.notice,
-                    "sizes": {p.name: p.stat().st_size for p in temporary.glob("*.npy")},
-                },
-            )
-            # OSError: another process was first, which decoded the same.
-            with contextlib.suppress(OSError):
-                os.rename(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    record = json.loads(manifest.read_text())
-    if any(
-        not (folder / file).exists() or (folder / file).stat().st_size != size
-        for file, size in record["sizes"].items()
-    ):
-        log.warning("the decoded images in %s are damaged; decoding them again", folder)
-        shutil.rmtree(folder)
-        return decoded(cache_dir, key, decode)
+    try:
+        arrays = _read(folder)
+    except _Unusable:
+        made = [p for p in folder.parents if not p.exists()]
+        # Only who decodes locks, so finished ones can be read where they can't be written.
+        with locked(folder, f"decodes {what}"):
+            try:
+                arrays = _read(folder)  # the other process was decoding it
+            except _Unusable as why:
+                if str(why):
+                    log.warning(
+                        "the decoded images in %s are damaged; decoding them again (%s)",
+                        folder,
+                        why,
+                    )
+                try:
+                    _write(folder, key, decode())
+                except BaseException:
+                    # Nothing is left of it. (A process that waits tries again by itself.)
+                    folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # it is not empty
+                        for parent in made:
+                            parent.rmdir()
+                    raise
+                arrays = _read(folder)
+    if arrays.notice:
+        log.warning("%s", arrays.notice)
+    return arrays
 
-    if record["notice"]:
-        log.warning("%s", record["notice"])
+
+def _write(folder: Path, key: dict[str, Any], arrays: Arrays) -> None:
+    """Replaces a folder whose lock this process holds."""
+    for left in folder.parent.glob(f".tmp-*-{folder.name}"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
+    temporary.mkdir(parents=True)
+    try:
+        for split in ("train", "test", "validation"):
+            for part, array in zip("xy", getattr(arrays, split) or (), strict=False):
+                np.save(temporary / f"{split}_{part}.npy", array)
+        write_json(
+            temporary / "manifest.json",
+            {
+                "key": key,
+                "class_names": list(arrays.class_names),
+                "fingerprint": fingerprint(arrays),
+                "notice": arrays.notice,
+                "sizes": {p.name: p.stat().st_size for p in temporary.glob("*.npy")},
+            },
+        )
+        remove(folder)
+        try:
+            os.rename(temporary, folder)
+        except OSError:  # another process was first: not every disk has locks
+            if read_manifest(folder) is None:
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove(folder: Path) -> bool:
+    """Removes a folder of decoded images, if it is there."""
+    (folder / "manifest.json").unlink(missing_ok=True)  # first: a half-removed one counts as none
+    shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What a folder of decoded images says of itself; None where that is missing or damaged."""
+    kinds = {"key": dict, "class_names": list, "fingerprint": str, "notice": str, "sizes": dict}
+    try:
+        record = json.loads((folder / "manifest.json").read_text())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and all(
+        isinstance(record.get(name), kind) for name, kind in kinds.items()
+    )
+    return record if whole else None
+
+
+def _read(folder: Path) -> Arrays:
+    """The arrays of a folder, checked once per process.
+
+    Raises:
+        _Unusable: There are none, or they are not what was written.
+    """
+    if not folder.is_dir():
+        raise _Unusable
+    record = read_manifest(folder)
+    if record is None:
+        raise _Unusable("no manifest")
+    try:
+        files = [folder / "manifest.json", *(folder / name for name in record["sizes"])]
+        return _checked(folder, stamp(sorted(files), folder))
+    except FileNotFoundError as error:
+        raise _Unusable("a file is gone") from error
+
+
+@functools.lru_cache(maxsize=4)  # the points of a sweep share the arrays
+def _checked(folder: Path, changed: str) -> Arrays:
+    record = read_manifest(folder)
+    if record is None:
+        raise _Unusable("no manifest")
 
     def load(split: str) -> tuple[np.ndarray, np.ndarray] | None:
-        if not (folder / f"{split}_x.npy").exists():
+        if f"{split}_x.npy" not in record["sizes"]:
             return None
         images, labels = (
             np.load(folder / f"{split}_{part}.npy", mmap_mode="r", allow_pickle=False)
@@ -117,11 +199,16 @@ def decoded(cache_dir: Path, key: dict[str, Any], decode: Callable[[], Arrays]) 
         )
         return images, np.asarray(labels)
 
-    return Arrays(
-        load("train"),
-        load("test"),
-        load("validation"),
-        tuple(record["class_names"]),
-        record["fingerprint"],
-        record["notice"],
-    )
+    try:
+        splits = [load(split) for split in ("train", "test", "validation")]
+        arrays = Arrays(
+            *splits, tuple(record["class_names"]), record["fingerprint"], record["notice"]
+        )
+        right = fingerprint(arrays) == arrays.fingerprint
+    except OSError:
+        raise
+    except Exception as error:  # NumPy raises anything on a header that is none
+        raise _Unusable(first_line(error)) from error
+    if not right:
+        raise _Unusable("the checksum is wrong")
+    return arrays

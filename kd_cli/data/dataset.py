@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,12 @@ from omegaconf import DictConfig
 
 from kd_cli.config.instantiate import build
 from kd_cli.data.arrays import Arrays, fingerprint
+from kd_cli.data.labels import without_images
 from kd_cli.data.splits import labelled, limited, stratified
 from kd_cli.device import wanting
 from kd_cli.errors import ConfigError
+
+log = logging.getLogger("kd")
 
 
 @dataclass(frozen=True)
@@ -204,3 +208,8 @@ def _check(arrays: Any, cfg: DictConfig) -> None:
             f"{cfg.name}: the data have {len(arrays.class_names)} classes, declared is "
             f"dataset.num_classes={cfg.num_classes}"
         )
+    labels = arrays.train[1]
+    absent = without_images(labels, cfg.num_classes, arrays.class_names)
+    if absent and labels.max() >= 0:
+        what = "of the classes" if arrays.class_names else "with the class numbers"
+        log.warning("%s: there is no training image %s %s", cfg.name, what, absent)

@@ -5,56 +5,35 @@ The training images may lie in train/ without class folders: they have no labels
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
+from kd_cli.data import listing, pictures
 from kd_cli.data.arrays import Arrays, decoded, stamp
 from kd_cli.data.splits import stratified
 from kd_cli.device import import_tensorflow
-from kd_cli.errors import ConfigError, suggest
+from kd_cli.errors import ConfigError
+from kd_cli.terminal import CountProgress
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+log = logging.getLogger("kd")
+
+# Part of the key of decoded images: another number where the same files give other pixels.
+_READER = 2
+
+Files = dict[str, list[tuple[Path, int]]]
 
 
 def class_folders(path: Path) -> list[str]:
-    """Names of the class folders, sorted.
+    """Names of the class folders that hold images, sorted: one per class number.
 
     Of `path/train` where that exists, or of `path/test` where train/ has images instead of class
     folders; else of `path`.
     """
-    if not path.is_dir():
-        raise ConfigError(f"dataset.path={path} is not a folder; expected a folder of images")
-    root = path / "train" if (path / "train").is_dir() else path
-    if _is_bare(path):
-        root = path / "test"
-        if not root.is_dir():
-            raise ConfigError(
-                f"{path} has images without class folders in train/ but no test/; expected "
-                "test/<class>/, or class folders in train/"
-            )
-    names = _folders(root)
-    if len(names) < 2:
-        raise ConfigError(
-            f"{root} holds {len(names)} class folders; expected at least 2, one per class"
-        )
-    return names
-
-
-def _folders(root: Path) -> list[str]:
-    with os.scandir(root) as entries:  # asks nothing more of each of a million images
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
-
-
-def _is_bare(path: Path) -> bool:
-    """Whether `path/train` holds images instead of class folders."""
-    root = path / "train"
-    return root.is_dir() and not _folders(root) and any(map(_is_image, root.iterdir()))
+    return listing.layout(path).classes
 
 
 def image_folder(
@@ -67,12 +46,14 @@ def image_folder(
 ) -> Arrays:
     """Images in one folder per class, under train/ and test/ or under one folder that is split.
 
-    Beside train/, validation/ is the official validation split. With images in train/ itself, not
-    in class folders, the training images have no labels and test/ names the classes.
+    Beside train/, validation/ is the official validation split; the splits' folders have any of the
+    names of `listing.SPLITS`. With images in train/ itself, not in class folders, the training
+    images have no labels and test/ names the classes. What is left out is counted in a notice.
 
     Args:
         path: The folder.
-        image_shape: [H, W, C] to which every image is resized; C is 1 for grey, 3 for colour.
+        image_shape: [H, W, C] to which every image is resized; C is 1 for grey, 3 for colour, 4 for
+            colour and opacity.
         cache_dir: Where the decoded arrays are kept.
         test_fraction: Share of each class that becomes the test split, without train/ and test/.
         test_seed: Draws that split. Nothing else moves it, so no seed of a run brings test images
@@ -84,60 +65,68 @@ def image_folder(
     """
     if unreadable not in ("error", "skip"):
         raise ConfigError(f"dataset.source.unreadable={unreadable} must be error or skip")
+    if image_shape[-1] not in (1, 3, 4):
+        raise ConfigError(
+            f"dataset.image_shape={list(image_shape)}: images of a folder have 1 (grey), 3 "
+            "(colour) or 4 (colour and opacity) channels"
+        )
     root = Path(path).expanduser()
-    classes = class_folders(root)
-    if (root / "train").is_dir():
-        if not (root / "test").is_dir():
-            raise ConfigError(f"{root} has train/ but no test/; expected both, or class folders")
-        bare = _is_bare(root)
-        files = {"train": _class_files(root / "train", classes)}
-        if bare:
-            images = (file for file in (root / "train").iterdir() if _is_image(file))
-            files["train"] = [(file, -1) for file in sorted(images)]
-        for part in ("test", "validation"):
-            if part == "validation" and not (root / part).is_dir():
-                continue
-            for name in _folders(root / part):
-                if name not in classes:
-                    named = root / ("test" if bare else "train")
-                    raise ConfigError(
-                        f"{root / part / name} is no class of {named}{suggest(name, classes)}"
-                    )
-            files[part] = _class_files(root / part, classes)
+    found = listing.layout(root)
+    if found.parts:
+        files = {part: listing.class_files(folder, found) for part, folder in found.parts.items()}
+        if found.bare:
+            images = listing.images_in(found.parts["train"], found.left)
+            files["train"] = [(file, -1) for file in images]
     else:
-        files = _split_files(_class_files(root, classes), test_fraction, test_seed)
-    for part, listed in files.items():
-        if not listed:
-            raise ConfigError(f"{root}: no images for the {part} split ({', '.join(_SUFFIXES)})")
+        files = _split_files(listing.class_files(root, found), test_fraction, test_seed)
+    _check(files, found, unreadable)
+    for notice in filter(None, (listing.doubt(found), found.left.notice())):
+        log.warning("%s", notice)
     everything = [file for part in files.values() for file, _ in part]
     key = {
-        "image_folder": classes,
+        "image_folder": [listing.plain(name) for name in found.classes],
         "shape": list(image_shape),
         "files": stamp(everything, root),
         "split": [len(files["train"]), test_fraction, test_seed],
         "unreadable": unreadable,
+        "reader": _READER,
     }
     if "validation" in files:
         key["validation"] = len(files["validation"])
     return decoded(
-        Path(cache_dir), key, lambda: _decode_folder(files, classes, image_shape, unreadable)
+        Path(cache_dir),
+        key,
+        lambda: _decode_folder(files, key["image_folder"], image_shape, unreadable),
+        f"the images of {listing.plain(root)}",
     )
 
 
-def _class_files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    return [
-        (file, label)
-        for label, name in enumerate(classes)
-        if (root / name).is_dir()
-        for file in sorted((root / name).rglob("*"))
-        if _is_image(file)
-        and not any(part.startswith(".") for part in file.relative_to(root).parts)
-    ]
+def _check(files: Files, found: listing.Layout, unreadable: str) -> None:
+    """Refuses splits without images, the same images twice, and what only looks like an image."""
+    for kind in listing.BROKEN:
+        if unreadable == "error" and (paths := found.left.paths.get(kind)):
+            raise ConfigError(
+                f"{listing.plain(min(paths))} is a{'n' * (kind[0][0] in 'aei')} {kind[0]}; remove "
+                "it, or leave such files out with dataset.source.unreadable=skip"
+            )
+    for part, listed in files.items():
+        if listed:
+            continue
+        where = listing.plain(found.parts.get(part, found.root))
+        stray = found.left.paths.get(listing.STRAY, ())
+        if part in found.parts and any(p.parent == found.parts[part] for p in stray):
+            raise ConfigError(f"{where} has images but no class folders; expected <class>/ in it")
+        few = "" if found.parts else "; no class has the 2 images of which one can be taken for it"
+        raise ConfigError(f"{where}: no images for the {part} split{few}")
+    for part in ("test", "validation"):
+        if part in found.parts and os.path.samefile(found.parts[part], found.parts["train"]):
+            raise ConfigError(
+                f"{listing.plain(found.parts[part])} and {found.parts['train'].name}/ are the same "
+                "folder; images to be measured on must not be trained on"
+            )
 
 
-def _split_files(
-    files: list[tuple[Path, int]], fraction: float, seed: int
-) -> dict[str, list[tuple[Path, int]]]:
+def _split_files(files: list[tuple[Path, int]], fraction: float, seed: int) -> Files:
     if not 0 < fraction < 1:
         raise ConfigError(f"dataset.source.test_fraction={fraction} must be between 0 and 1")
     labels = np.array([label for _, label in files], dtype=np.int64)
@@ -149,44 +138,59 @@ def _split_files(
 
 
 def _decode_folder(
-    files: dict[str, list[tuple[Path, int]]],
-    classes: list[str],
-    image_shape: list[int],
-    unreadable: str,
+    files: Files, classes: list[str], image_shape: list[int], unreadable: str
 ) -> Arrays:
     tf = import_tensorflow()
     height, width, channels = image_shape
     skipped: list[Path] = []
+    remarked: dict[str, list[Path]] = defaultdict(list)
+    brightest = 0  # of the images with 16 bits
+    done = 0
+
+    def pixels_of(file: Path) -> np.ndarray:
+        nonlocal brightest
+        image, remarks = pictures.read(file, channels)
+        for remark in remarks:
+            remarked[remark].append(file)
+        if pictures.DEEP in remarks:
+            brightest = max(brightest, int(image[..., :3].max()))
+        if image.shape[:2] != (height, width):
+            image = tf.round(tf.image.resize(image, (height, width), antialias=True))
+            image = tf.cast(image, tf.uint8).numpy()
+        return image
 
     def read(part: str) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = [], []
+        nonlocal done
+        images = np.empty((len(files[part]), *image_shape), np.uint8)
+        labels = []
         for file, label in files[part]:
             try:
-                # TensorFlow decodes these two to colour only.
-                colour = file.suffix.lower() in (".bmp", ".gif")
-                image = tf.io.decode_image(
-                    file.read_bytes(), 3 if colour else channels, expand_animations=False
-                )
-                if colour and channels == 1:
-                    image = tf.image.rgb_to_grayscale(image)
-            except tf.errors.InvalidArgumentError as error:
+                images[len(labels)] = pixels_of(file)
+                labels.append(label)
+            except pictures.Unreadable as error:
                 if unreadable == "error":
                     raise ConfigError(
-                        f"{file} can't be decoded as an image; remove it, or leave such files out "
+                        f"{listing.plain(file)} {error}; remove it, or leave such files out "
                         "with dataset.source.unreadable=skip"
                     ) from error
                 skipped.append(file)
-                continue
-            if image.shape[:2] != (height, width):
-                image = tf.round(tf.image.resize(image, (height, width), antialias=True))
-            images.append(tf.cast(image, tf.uint8).numpy())
-            labels.append(label)
-        if not images:
+            done += 1
+            progress.done(done)
+        if not labels:
             raise ConfigError(f"no readable image in the {part} split")
-        return np.stack(images), np.array(labels, dtype=np.int64)
+        return images[: len(labels)], np.array(labels, dtype=np.int64)
 
-    splits = {part: read(part) for part in files}
-    notice = (
-        f"left out {len(skipped)} unreadable images, the first: {skipped[0]}" if skipped else ""
-    )
-    return Arrays(**splits, class_names=tuple(classes), notice=notice)
+    with CountProgress("decoding images", sum(map(len, files.values())), slow=True) as progress:
+        splits = {part: read(part) for part in files}
+    notices = []
+    if skipped:
+        several = "s" * (len(skipped) > 1)
+        notices.append(
+            f"left out {len(skipped)} unreadable image{several}, the first: "
+            f"{listing.plain(skipped[0])}"
+        )
+    for remark, those in sorted(remarked.items()):
+        more = f", and the largest pixel is {brightest}" if remark == pictures.DEEP else ""
+        some = listing.shortened([f"{file.parent.name}/{file.name}" for file in those])
+        notices.append(f"{remark}{more}: {len(those)} image{'s' * (len(those) > 1)} ({some})")
+    return Arrays(**splits, class_names=tuple(classes), notice="; ".join(notices))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kd_cli.data.arrays import Arrays, fingerprint, stamp
+from kd_cli.data.labels import count_classes
 
 # The YAML names `kd_cli.data.image_folder`, which counts in the ids of runs.
 from kd_cli.data.sources import log
@@ -32,8 +33,12 @@ def npz_header(path: Path, member: str) -> tuple[int, ...]:
 
 def npz_num_classes(path: Path) -> int:
     _check_npz(path)
-    with open_npz(path) as archive:
-        return int(max(archive["y_train"].max(), archive["y_test"].max())) + 1
+    try:
+        with open_npz(path) as archive:
+            labels = {name: archive[name] for name in ("y_train", "y_test")}
+    except ValueError as error:  # an array of objects would have to be unpickled
+        raise ConfigError(f"{path}: {error}") from error
+    return count_classes(labels, str(path))
 
 
 _NPZ_MEMBERS = ("x_train", "y_train", "x_test", "y_test")

@@ -23,6 +23,7 @@ from kd_cli.data.arrays import Arrays, decoded, stamp
 from kd_cli.device import import_tensorflow
 from kd_cli.errors import ConfigError
 from kd_cli.files import open_npz
+from kd_cli.terminal import CountProgress
 
 log = logging.getLogger("kd")
 
@@ -135,8 +136,13 @@ def _decode_tfds(
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
         data = builder.as_dataset(split=split, shuffle_files=False)
-        data = data.map(decode, num_parallel_calls=2, deterministic=True).batch(1000)
-        batches = list(data.as_numpy_iterator())
+        data = data.map(decode, num_parallel_calls=2, deterministic=True)
+        batches, done, total = [], 0, max(int(data.cardinality()), 0)
+        with CountProgress(f"decoding {name}, {split}", total, slow=True) as progress:
+            for batch in data.batch(1000).as_numpy_iterator():
+                batches.append(batch)
+                done += len(batch[1])
+                progress.done(done)
         return (
             np.concatenate([images for images, _ in batches]),
             np.concatenate([labels for _, labels in batches]).astype(np.int64),

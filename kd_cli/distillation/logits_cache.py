@@ -29,7 +29,15 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from kd_cli.files import append_row, file_hash, read_rows, rewrite_rows, sync_folder, write_json
+from kd_cli.files import (
+    append_row,
+    file_hash,
+    locked,
+    read_rows,
+    rewrite_rows,
+    sync_folder,
+    write_json,
+)
 
 log = logging.getLogger("kd")
 FORMAT = 2
@@ -82,9 +90,10 @@ def obtain(
         OSError: The disk is full or read-only.
     """
     folder = root.expanduser() / "logits" / wanted.name
+    computing = f"computes the logits of {what}"
     if fault(folder, checked):
         # Only who computes locks, so a finished cache can be read where it can't be written.
-        with _locked(folder, what):
+        with locked(folder, computing):
             found = fault(folder, checked)
             if found:
                 if found != UNFINISHED:
@@ -94,7 +103,7 @@ def obtain(
                 _build(folder, wanted, compute, what)
     journal = folder / "partial.jsonl"
     if journal.exists():  # left by a kill just after the manifest
-        with contextlib.suppress(OSError), _locked(folder, what):
+        with contextlib.suppress(OSError), locked(folder, computing):
             if fault(folder, checked) is None:
                 journal.unlink(missing_ok=True)
     return np.load(folder / "logits.npy", mmap_mode="r", allow_pickle=False)
@@ -129,21 +138,6 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return record if record.get("format") == FORMAT else None
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, what: str) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another process that computes the logits of %s", what)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _build(

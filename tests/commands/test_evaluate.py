@@ -465,8 +465,9 @@ def test_every_option_of_its_groups_composes(group, work, npz):
     from kd_cli.config.compose import conf_dir
 
     register_resolvers()
-    (work / "images" / "train" / "a").mkdir(parents=True)
-    (work / "images" / "train" / "b").mkdir()
+    for name in ("train/a", "train/b", "test/a"):
+        (work / "images" / name).mkdir(parents=True)
+        (work / "images" / name / "1.png").touch()
     extra = {"npz": [f"dataset.path={npz}"], "image_folder": [f"dataset.path={work}/images"]}
     extra["tfds"] = TFDS
     for option in sorted(p.stem for p in (conf_dir() / group).glob("*.yaml")):

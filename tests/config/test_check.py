@@ -26,6 +26,7 @@ NEEDED = {
 def extra(npz, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.png").touch()
 
     def for_option(option):
         return [text.format(npz=npz, dir=tmp_path / "images") for text in NEEDED.get(option, [])]

@@ -272,10 +272,23 @@ def test_npz_labels_may_be_a_column(tmp_path):
 
 
 def test_npz_shape_and_classes_are_read_from_the_file(tmp_path):
-    grey = save(tmp_path / "grey.npz", x_train=X[..., 0], x_test=X[:6, ..., 0], y_test=Y[:6] + 1)
+    grey = save(tmp_path / "grey.npz", x_train=X[..., 0], x_test=X[:6, ..., 0], y_test=Y[:6])
     cfg = plan("dataset=npz", f"dataset.path={grey}").dataset
     assert list(cfg.image_shape) == [4, 5, 1]
-    assert cfg.num_classes == 4  # the largest label of both parts and one
+    assert cfg.num_classes == 3
+
+
+def test_npz_with_a_stray_label_is_refused(tmp_path):
+    labels = Y.copy()
+    labels[5] = 10**9
+    file = save(tmp_path / "a.npz", y_train=labels)
+    with pytest.raises(ConfigError, match=r"y_train\[5\] is 1000000000"):
+        plan("dataset=npz", f"dataset.path={file}")
+
+
+def test_npz_with_a_class_number_that_no_training_image_has(tmp_path, caplog):
+    load_npz(save(tmp_path / "a.npz", y_train=Y + 1), classes=5)
+    assert "toy: there is no training image with the class numbers 0, 4" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["x_train", "y_train", "x_test", "y_test"])

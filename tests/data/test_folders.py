@@ -1,18 +1,26 @@
 """Image folders, and the cache of decoded images."""
 
+import logging
 import os
+import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from omegaconf import OmegaConf
+from PIL import Image
 
+from kd_cli import terminal
+from kd_cli.data import arrays as arrays_module
 from kd_cli.data import folders
-from kd_cli.data.arrays import Arrays, fingerprint
+from kd_cli.data.arrays import Arrays, decoded, fingerprint
 from kd_cli.data.dataset import load_dataset
 from kd_cli.errors import ConfigError
 from tests.data.test_dataset import labels_of, node, plan
+from tests.data.test_pictures import png_of
 
 
 def write(path: Path, image: np.ndarray) -> None:
@@ -195,6 +203,80 @@ def test_an_unreadable_file_is_named(folder):
         read_folder(folder)
 
 
+def test_links_that_lead_nowhere_are_named_and_left_out_when_asked(folder, caplog):
+    (folder / "train" / "dog" / "gone.png").symlink_to("/nowhere/x.png")
+    with pytest.raises(
+        ConfigError, match=r"dog/gone.png is a link that leads nowhere; .*unreadable=skip"
+    ):
+        read_folder(folder)
+    assert len(values(read_folder(folder, unreadable="skip").train)) == 9
+    assert "left out 1 link that leads nowhere (train/dog/gone.png)" in caplog.text
+
+
+def test_a_bomb_is_refused_in_one_line(folder):
+    (folder / "train" / "dog" / "bomb.png").write_bytes(png_of(100_000, 100_000))
+    with pytest.raises(
+        ConfigError, match=r"dog/bomb.png would unpack to more than 89,.*unreadable=skip"
+    ):
+        read_folder(folder)
+
+
+def test_the_decoder_follows_the_content_and_what_is_lost_is_told(folder, caplog):
+    jpeg = Image.new("RGB", (4, 4), (7, 7, 7))
+    jpeg.save(folder / "train" / "cat" / "10.png", "JPEG")
+    later = Image.new("RGB", (4, 4), (250, 0, 0))
+    jpeg.save(folder / "train" / "dog" / "20.png", "GIF", save_all=True, append_images=[later])
+    Image.new("RGBA", (4, 4), (9, 9, 9, 0)).save(folder / "train" / "cat" / "11.png", "WEBP")
+    deep = Image.fromarray(np.full((4, 4), 4095, np.uint16))
+    for name in ("12", "13"):
+        deep.save(folder / "train" / "cat" / f"{name}.png", "TIFF")
+    arrays = read_folder(folder)
+    train = [value for value, _ in values(arrays.train)]
+    assert train[0] == 7 and train[2:4] == [15, 15] and train[5] == 7
+    assert arrays.notice.split("; ") == [
+        "only the first of several frames is used: 1 image (dog/20.png)",
+        "the upper 8 of 16 bits are used, and the largest pixel is 15: 2 images "
+        "(cat/12.png, cat/13.png)",
+        "transparency is ignored: 1 image (cat/11.png)",
+    ]
+    assert arrays.notice in caplog.text
+
+
+def test_a_class_whose_images_are_all_unreadable_is_named(folder, caplog):
+    for file in (folder / "train" / "dog").iterdir():
+        file.write_bytes(b"no image")
+    source = {**source_of(folder), "unreadable": "skip"}
+    load_dataset(node(source, (4, 4, 3), 2))
+    assert "toy: there is no training image of the classes dog" in caplog.text
+
+
+def test_test_images_are_not_those_of_training(folder):
+    shutil.rmtree(folder / "test")
+    (folder / "test").symlink_to(folder / "train")
+    with pytest.raises(ConfigError, match="test and train/ are the same folder"):
+        read_folder(folder)
+
+
+def test_test_images_without_class_folders_are_refused(folder):
+    shutil.rmtree(folder / "test")
+    write(folder / "test" / "1.png", plain(1))
+    with pytest.raises(ConfigError, match="test has images but no class folders; expected <class>"):
+        read_folder(folder)
+
+
+def test_names_that_are_not_utf8_become_printable_classes(tmp_path):
+    for part in ("train", "test"):
+        write(tmp_path / "odd" / part / os.fsdecode(b"caf\xe9") / "1.png", plain(1))
+        write(tmp_path / "odd" / part / "b" / os.fsdecode(b"\xff.png"), plain(2))
+    arrays = read_folder(tmp_path / "odd")
+    assert arrays.class_names == ("b", "caf\\udce9") and values(arrays.train) == [(2, 0), (1, 1)]
+
+
+def test_two_channels_are_refused(folder):
+    with pytest.raises(ConfigError, match=r"image_shape=\[4, 4, 2\].* 1 \(grey\), 3 \(colour\)"):
+        read_folder(folder, (4, 4, 2))
+
+
 def test_a_file_that_was_cut_short_is_named(folder):
     file = folder / "test" / "cat" / "110.png"
     file.write_bytes(file.read_bytes()[:40])
@@ -239,7 +321,7 @@ def test_train_without_test_is_refused(tmp_path):
 
 def test_a_folder_of_one_class_is_refused(tmp_path):
     write(tmp_path / "one" / "cat" / "1.png", plain(1))
-    with pytest.raises(ConfigError, match="holds 1 class folders; expected at least 2"):
+    with pytest.raises(ConfigError, match="holds 1 class folders with images; expected at least 2"):
         read_folder(tmp_path / "one")
 
 
@@ -251,7 +333,7 @@ def test_a_missing_folder_is_refused(tmp_path):
 def test_class_folders_without_images_are_refused(tmp_path):
     for label in "ab":
         (tmp_path / "empty" / label).mkdir(parents=True)
-    with pytest.raises(ConfigError, match="no images for the train split"):
+    with pytest.raises(ConfigError, match="holds 0 class folders .*; without images: a, b"):
         read_folder(tmp_path / "empty")
 
 
@@ -292,6 +374,68 @@ def test_a_cache_file_that_was_cut_short_is_decoded_again(folder, caplog, name):
     assert "are damaged; decoding them again" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["train_x.npy", "train_y.npy", "test_x.npy"])
+@pytest.mark.parametrize("place", [9, 70, -1])  # in the header's length, its text, the values
+def test_a_flipped_bit_in_the_cache_is_noticed(folder, caplog, name, place):
+    expected = read_folder(folder)
+    kept = [expected.train[0].copy(), expected.train[1].copy()]
+    (file,) = (folder.parent / "cache").rglob(name)
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.unlink()  # the maps of `expected` stay as they are
+    file.write_bytes(content)
+    arrays = read_folder(folder)
+    assert "are damaged; decoding them again" in caplog.text
+    for ours, theirs in zip(arrays.train, kept, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert arrays.fingerprint == fingerprint(arrays) == expected.fingerprint
+    assert file.read_bytes() != content
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"key": 1, "sizes": {}}'])
+def test_a_damaged_manifest_counts_as_none(folder, caplog, content):
+    read_folder(folder)
+    (manifest,) = (folder.parent / "cache").rglob("manifest.json")
+    manifest.write_bytes(content)
+    assert values(read_folder(folder).test) == [(110, 0), (111, 0), (120, 1)]
+    assert "are damaged; decoding them again (no manifest)" in caplog.text
+
+
+def test_the_checksum_is_computed_once_per_process(folder, monkeypatch):
+    first = read_folder(folder)
+    monkeypatch.setattr(arrays_module, "fingerprint", refuse)
+    assert read_folder(folder) is first
+
+
+def test_a_finished_entry_is_read_without_a_lock(folder, monkeypatch):
+    """So from a disk that can't be written, too."""
+    read_folder(folder)
+    arrays_module._checked.cache_clear()
+    monkeypatch.setattr(arrays_module, "locked", refuse)
+    assert values(read_folder(folder).test) == [(110, 0), (111, 0), (120, 1)]
+
+
+def test_a_long_decoding_is_told_in_one_line(folder, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="kd")
+    read_folder(folder)
+    assert "decoding" not in caplog.text
+    monkeypatch.setattr(terminal, "_LONG", -1.0)
+    read_folder(folder, (2, 2, 3))
+    assert [m for m in caplog.messages if "decoding" in m] == [
+        "decoding images: 1 of 12, 0m00s left"
+    ]
+
+
+def test_what_a_killed_process_was_decoding_is_removed(folder):
+    read_folder(folder)
+    data = folder.parent / "cache" / "data"
+    (entry,) = [path for path in data.iterdir() if path.is_dir()]
+    shutil.rmtree(entry)
+    (data / f".tmp-1-{entry.name}").mkdir()
+    read_folder(folder)
+    assert not list(data.glob(".tmp-*"))
+
+
 def test_a_missing_cache_file_is_decoded_again(folder, caplog):
     read_folder(folder)
     (file,) = (folder.parent / "cache").rglob("test_x.npy")
@@ -308,17 +452,27 @@ def test_a_cache_folder_without_a_manifest_is_decoded_again(folder):
     assert values(read_folder(folder).test) == [(110, 0), (111, 0), (120, 1)]
 
 
-def test_two_processes_may_decode_at_once(folder, monkeypatch):
-    decode = folders._decode_folder
+def test_of_two_at_once_one_decodes_and_the_other_waits(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="kd")
+    part = (np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1]))
+    decoding, calls = threading.Event(), []
 
-    def be_second(*arguments):
-        monkeypatch.setattr(folders, "_decode_folder", decode)
-        read_folder(folder)  # the other process, done before this one
-        return decode(*arguments)
+    def decode() -> Arrays:
+        calls.append(threading.get_ident())
+        decoding.set()
+        while "waiting for another process that decodes images" not in caplog.text:
+            time.sleep(0.01)
+        return Arrays(part, part)
 
-    monkeypatch.setattr(folders, "_decode_folder", be_second)
-    assert values(read_folder(folder).test) == [(110, 0), (111, 0), (120, 1)]
-    assert len(list((folder.parent / "cache" / "data").iterdir())) == 1
+    first = threading.Thread(target=decoded, args=(tmp_path, {"a": 1}, decode))
+    first.start()
+    decoding.wait()
+    second = decoded(tmp_path, {"a": 1}, decode)
+    first.join()
+    assert len(calls) == 1
+    assert second.train[1].tolist() == [0, 1]
+    (folder,) = [path for path in (tmp_path / "data").iterdir() if path.is_dir()]
+    assert not folder.name.startswith(".")
 
 
 def test_a_changed_image_is_decoded_again(folder):
@@ -342,4 +496,4 @@ def test_a_decode_that_fails_leaves_no_cache(folder):
     (folder / "train" / "dog" / "broken.png").write_bytes(b"no image")
     with pytest.raises(ConfigError):
         read_folder(folder)
-    assert not list((folder.parent / "cache").rglob("*.npy"))
+    assert not (folder.parent / "cache").exists()

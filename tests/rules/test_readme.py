@@ -59,6 +59,7 @@ def example(tmp_path_factory):
     folder = tmp_path_factory.mktemp("example")
     for name in ("my_images/a", "my_images/b", "my_conf"):
         (folder / name).mkdir(parents=True)
+        (folder / name / "1.png").touch()
     return folder
 
 
