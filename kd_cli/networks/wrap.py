@@ -162,7 +162,7 @@ def no_logits(found: str, what: str) -> ConfigError:
 def last_operation(network: keras.Model) -> Any:
     """What gives a network's outputs: a layer, or an operation such as `keras.ops.softmax`."""
     last: Any = network
-    while isinstance(last, keras.Model):
+    while isinstance(last, keras.Model) and getattr(last, "outputs", None):
         last = last.outputs[0]._keras_history.operation
     return last
 
