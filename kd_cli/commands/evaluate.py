@@ -36,7 +36,7 @@ from kd_cli.errors import ConfigError, RunFailed, first_line
 from kd_cli.files import open_npz, write_json, write_npz
 from kd_cli.report.columns import COLUMNS, PERCENT, In
 from kd_cli.runs import identity, quality
-from kd_cli.runs.model_file import recorded_network
+from kd_cli.runs.model_file import recorded_network, run_beside
 from kd_cli.runs.record import Record, environment
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
@@ -209,14 +209,17 @@ def _trained_on(record: Record, dataset: Dataset) -> bool:
 
 def _model(plan: DictConfig, target: Target, dataset: Dataset) -> keras.Model:
     """The network from the pixels of the dataset to its logits, checked."""
-    from kd_cli.networks.keras_file import load_keras, load_of_run
+    from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_of_run
     from kd_cli.networks.logits import as_logits
-    from kd_cli.networks.wrap import ADAPTER, with_adapter
+    from kd_cli.networks.wrap import ADAPTER, check_network, with_adapter
 
     if target.record:
         model = load_of_run(target.file, "evaluate", recorded_network(target.record))
     else:
-        model = load_keras(target.file, "evaluate", plan.module)
+        try:
+            model = load_keras(target.file, "evaluate", plan.module)
+        except OwnCodeError as error:
+            raise ConfigError(f"{error}{run_beside(target.file)}") from error
     try:
         expected = model.input_shape
     except (AttributeError, ValueError):
@@ -233,9 +236,12 @@ def _model(plan: DictConfig, target: Target, dataset: Dataset) -> keras.Model:
             f"{plan.what} has {outputs[-1]} outputs, {dataset.name} has {dataset.num_classes} "
             "classes; type dataset=OPTION to choose other data"
         )
-    model, done = as_logits(model, dataset.num_classes, plan.what)
-    if done:
-        log.info("%s: %s", plan.what, done)
+    if target.record:  # what kd trains ends in logits
+        check_network(model, dataset.num_classes, plan.what)
+    else:
+        model, done = as_logits(model, dataset.num_classes, plan.what)
+        if done:
+            log.info("%s: %s", plan.what, done)
     shape = view_shape(plan.augment.size, dataset.image_shape)
     asked = plan.input.size is not None or (plan.input.scale, plan.input.offset) != (1, 0)
     if asked and any(layer.name == ADAPTER for layer in model.layers):

@@ -28,7 +28,9 @@ from kd_cli.config.unused import (
 VIEWS = ("consistent", "independent", "fixed_teacher")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 MODULE = (
-    lambda value: re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", value) is not None,
+    lambda value: (
+        all(part.isidentifier() for part in value.split(".")) and not value.endswith(".py")
+    ),
     "the dotted name of a Python module, as in my_layers (no .py, no folder)",
 )
 

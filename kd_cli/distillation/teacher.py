@@ -24,13 +24,19 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
 from kd_cli.networks.bit import load_published
-from kd_cli.networks.keras_file import load_keras, load_of_run, weights_hash
+from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_of_run, weights_hash
 from kd_cli.networks.logits import as_logits
 from kd_cli.networks.predict import predictor
 from kd_cli.networks.saved_model import load_saved_model
-from kd_cli.networks.wrap import ADAPTER, build_network, with_adapter, with_precision
+from kd_cli.networks.wrap import ADAPTER, build_network, check_network, with_adapter, with_precision
 from kd_cli.runs.identity import dataset_spec, network_spec, teacher_dir
-from kd_cli.runs.model_file import checkpoint_file, is_run, model_file, recorded_network
+from kd_cli.runs.model_file import (
+    checkpoint_file,
+    is_run,
+    model_file,
+    recorded_network,
+    run_beside,
+)
 from kd_cli.runs.record import Record
 from kd_cli.runs.session import Session
 from kd_cli.terminal import shown
@@ -114,11 +120,17 @@ def _read(origin: dict[str, Any]) -> keras.Model:
     elif origin.get("recorded"):
         model = load_of_run(Path(shown(file)), "teacher", origin["recorded"])
     else:
-        model = load_keras(Path(shown(file)), "teacher.checkpoint", origin.get("module"))
+        try:
+            model = load_keras(Path(shown(file)), "teacher.checkpoint", origin.get("module"))
+        except OwnCodeError as error:
+            raise ConfigError(f"{error}{run_beside(file)}") from error
     what = f"the teacher {shown(file)}"
-    model, done = as_logits(model, origin["classes"], what)
-    if done:
-        log.info("%s: %s", what, done)
+    if origin.get("recorded"):  # what kd trains ends in logits
+        check_network(model, origin["classes"], what)
+    else:
+        model, done = as_logits(model, origin["classes"], what)
+        if done:
+            log.info("%s: %s", what, done)
     if not any(layer.name == ADAPTER for layer in model.layers) and origin["input"] is not None:
         adapter = OmegaConf.create(origin["input"])
         model = with_adapter(model, adapter, tuple(shape), "teacher")

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,11 +101,12 @@ def load_weights(model: keras.Model, path: Path, what: str, target: str) -> kera
         ConfigError: They are of another network.
     """
     try:
-        model.load_weights(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Keras only warns of weights that it leaves out
+            model.load_weights(path)
     except Exception as error:  # as `load_keras`
-        raise ConfigError(
-            f"{what} holds other weights than {target} builds now: {first_line(error)}"
-        ) from error
+        why = " ".join(str(error).split()[:40])
+        raise ConfigError(f"{what} holds other weights than {target} builds now ({why})") from error
     return model
 
 

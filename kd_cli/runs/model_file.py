@@ -57,6 +57,13 @@ def is_run(path: Path) -> bool:
     return (path / FILE).is_file() and not (path / "saved_model.pb").is_file()
 
 
+def run_beside(file: Path) -> str:
+    """What to add to an error about a file that a run has left; empty for any other file."""
+    if file.name != NAME or not is_run(file.parent):
+        return ""
+    return f"; its run has recorded how it is built: give the folder, {shown(file.parent)}"
+
+
 def recorded_network(record: Record) -> dict[str, Any]:
     """How the network in a run's `model.keras` is built again: plain data, for `load_of_run`."""
     role = "student" if "student" in record.config else "teacher"

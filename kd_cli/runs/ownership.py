@@ -23,7 +23,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import files_of
 from kd_cli.runs import identity
-from kd_cli.runs.model_file import checkpoint_file
+from kd_cli.runs.model_file import checkpoint_file, is_run
 from kd_cli.runs.record import Record, RecordError
 from kd_cli.runs.state import State
 from kd_cli.terminal import brief, shown
@@ -145,6 +145,12 @@ def check_given_files(plan: DictConfig) -> None:
         ):
             raise ConfigError(f"{key}={given} is not a file; expected {kind}")
     checkpoint = OmegaConf.select(plan, "teacher.checkpoint")
+    module = OmegaConf.select(plan, "teacher.module")
+    if module is not None and is_run(Path(checkpoint).expanduser()):
+        raise ConfigError(
+            f"teacher.module={module}: the run in {checkpoint} has recorded its network; leave "
+            "teacher.module out"
+        )
     for key in ("precision", "module"):
         value = OmegaConf.select(plan, f"teacher.{key}")
         if value is not None and checkpoint is not None and checkpoint_file(checkpoint).is_dir():
