@@ -280,6 +280,13 @@ def test_dead_units_and_chance_are_warned_about_and_recorded(kd, work, small):
         assert done.err.count(text.replace("after epoch 2", f"after epoch {epoch}")) == 1
 
 
+def test_an_accuracy_at_chance_after_two_steps_says_nothing(kd, work, small):
+    done = kd("train-student", *small[:2], "steps=2", "learning_rate=1e-9")
+    _, record = only_run(work / "outputs")
+    assert record["validation"]["best"]["accuracy"] < 0.46  # luck among 16 images
+    assert record["warnings"] == [] and "at chance" not in done.err
+
+
 @pytest.mark.slow
 def test_warm_start_begins_from_the_file_s_weights(kd, work, small):
     assert kd("train-student", *small[:2], "epochs=3", "learning_rate=0.01").code == 0

@@ -54,7 +54,7 @@ def forget() -> None:
 
 @pytest.fixture
 def written(work, monkeypatch):
-    """A function that leaves `model.keras` of a network with an own layer, and forgets the class."""
+    """A function that writes `model.keras` of a network with an own layer, and forgets it."""
     (work / "own_nets.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(work))
 
