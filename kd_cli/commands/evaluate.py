@@ -107,6 +107,7 @@ def _measure(
         warn_of_classes(record, dataset)
     device = set_up(plan.device)
     from kd_cli.networks import cost
+    from kd_cli.networks.doubts import scaled_twice
     from kd_cli.networks.keras_file import weights_hash
     from kd_cli.networks.predict import predict_rows, predictor
 
@@ -129,7 +130,7 @@ def _measure(
         if not np.isfinite(logits).all():
             raise ConfigError(f"{plan.what}: its logits on {dataset.name} are not finite")
         arrays[f"{prefix}{target.role}_logits"] = logits
-    warnings: list[str] = []
+    warnings = scaled_twice(model, "input")
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "what": shown(target.run if record else target.file),

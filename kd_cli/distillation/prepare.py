@@ -40,7 +40,7 @@ class Prepared:
     def warnings(self, plan: DictConfig) -> list[str]:
         """What speaks against this teacher for a run: its pixels, and `teacher_checks.warnings`."""
         return [
-            *scaled_twice(self.teacher.model, "teacher"),
+            *scaled_twice(self.teacher.model, "teacher.input"),
             *teacher_checks.warnings(self.teacher, plan, self.dataset, self.quality),
         ]
 

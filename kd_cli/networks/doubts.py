@@ -36,7 +36,7 @@ def doubts(model: keras.Model, what: str) -> list[str]:
         model: Behind its adapter, from `wrap.build_network`.
         what: `teacher` or `student`.
     """
-    found = scaled_twice(model, what)
+    found = scaled_twice(model, f"{what}.input")
     if not model.trainable_weights:
         has = (
             f"all {len(model.weights)} of its weights are frozen" if model.weights else "no weights"
@@ -48,8 +48,13 @@ def doubts(model: keras.Model, what: str) -> list[str]:
     return found
 
 
-def scaled_twice(model: keras.Model, what: str) -> list[str]:
-    """A line when a network that scales its pixels itself gets pixels that are scaled already."""
+def scaled_twice(model: keras.Model, key: str) -> list[str]:
+    """A line when a network that scales its pixels itself gets pixels that are scaled already.
+
+    Args:
+        model: Behind its adapter; without one nothing was scaled.
+        key: Of the adapter: `student.input`.
+    """
     adapter = next((layer for layer in model.layers if layer.name == ADAPTER), None)
     if adapter is None or np.all(np.asarray(adapter.scale) == 1):
         return []
@@ -61,9 +66,9 @@ def scaled_twice(model: keras.Model, what: str) -> list[str]:
     if np.max(np.abs(ends[1] - ends[0])) >= _SPAN:
         return []
     return [
-        f"{what}: the network begins with {type(first).__name__}, and its pixels are scaled before "
-        f"({what}.input.scale={float(adapter.scale):.4g}): all that is left is {ends.min():.4g}.."
-        f"{ends.max():.4g}; type {what}.input.scale=1 {what}.input.offset=0"
+        f"{key}.scale={float(adapter.scale):.4g}: the network begins with {type(first).__name__}, "
+        f"which scales these pixels once more: all that is left is {ends.min():.4g}.."
+        f"{ends.max():.4g}; type {key}.scale=1 {key}.offset=0"
     ]
 
 

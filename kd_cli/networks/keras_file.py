@@ -182,6 +182,8 @@ def _reason(error: Exception, what: str, module: str | None) -> tuple[str, bool]
         elif key:
             words += f"; name the module that defines it: {key}=MODULE (it is imported)"
         return words, True
+    if "File format not supported" in text:
+        return "its name must end in .keras", False
     if isinstance(error, zipfile.BadZipFile) or "zip" in text:
         return "it is damaged, or no .keras file", False
     return first_line(error), False

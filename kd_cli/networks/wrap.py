@@ -84,6 +84,8 @@ def with_precision(model: keras.Model, policy: str) -> keras.Model:
         is_layer = isinstance(layer, layers.Layer)
         if is_layer and layer is not last and not layer.name.startswith(ADAPTER):
             config["dtype"] = policy
+        if isinstance(layer, layers.Lambda):  # built by the user's code: no file may hold one
+            return layer.__class__.from_config(config, safe_mode=False)
         return layer.__class__.from_config(config)
 
     try:
