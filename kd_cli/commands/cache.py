@@ -13,6 +13,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from kd_cli.commands.table import Request
+from kd_cli.config.compose import main_dir
 from kd_cli.data.dataset import load_dataset
 from kd_cli.device import set_up
 from kd_cli.distillation import logits_cache
@@ -108,6 +109,7 @@ def _size(folder: Path) -> str:
 def _verify(root: Path, count: int, seed: int) -> int:
     """Checksums first; then `count` random rows of each entry against the teacher's answer now."""
     faults, session = 0, Session()
+    main_dir(None)  # modules of the user's own in the working directory
     for folder in logits_cache.entries(root):
         record = logits_cache.read_manifest(folder)
         if record is None:

@@ -36,6 +36,7 @@ from kd_cli.errors import ConfigError, RunFailed, first_line
 from kd_cli.files import open_npz, write_json, write_npz
 from kd_cli.report.columns import COLUMNS, PERCENT, In
 from kd_cli.runs import identity, quality
+from kd_cli.runs.model_file import recorded_network, run_beside
 from kd_cli.runs.record import Record, environment
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
@@ -106,6 +107,7 @@ def _measure(
         warn_of_classes(record, dataset)
     device = set_up(plan.device)
     from kd_cli.networks import cost
+    from kd_cli.networks.doubts import scaled_twice
     from kd_cli.networks.keras_file import weights_hash
     from kd_cli.networks.predict import predict_rows, predictor
 
@@ -128,7 +130,7 @@ def _measure(
         if not np.isfinite(logits).all():
             raise ConfigError(f"{plan.what}: its logits on {dataset.name} are not finite")
         arrays[f"{prefix}{target.role}_logits"] = logits
-    warnings: list[str] = []
+    warnings = scaled_twice(model, "input")
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "what": shown(target.run if record else target.file),
@@ -208,10 +210,17 @@ def _trained_on(record: Record, dataset: Dataset) -> bool:
 
 def _model(plan: DictConfig, target: Target, dataset: Dataset) -> keras.Model:
     """The network from the pixels of the dataset to its logits, checked."""
-    from kd_cli.networks.keras_file import load_keras
+    from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_of_run
+    from kd_cli.networks.logits import as_logits
     from kd_cli.networks.wrap import ADAPTER, check_network, with_adapter
 
-    model = load_keras(target.file, "evaluate")
+    if target.record:
+        model = load_of_run(target.file, "evaluate", recorded_network(target.record))
+    else:
+        try:
+            model = load_keras(target.file, "evaluate", plan.module)
+        except OwnCodeError as error:
+            raise ConfigError(f"{error}{run_beside(target.file)}") from error
     try:
         expected = model.input_shape
     except (AttributeError, ValueError):
@@ -221,13 +230,19 @@ def _model(plan: DictConfig, target: Target, dataset: Dataset) -> keras.Model:
             f"{plan.what}: expected a network with one input [batch, height, width, channels], "
             f"received {expected}"
         )
-    outputs = model.output_shape
-    if isinstance(outputs, tuple) and outputs[-1] != dataset.num_classes:
+    outputs, fitting = model.output_shape, {dataset.num_classes}
+    fitting |= {1} if dataset.num_classes == 2 else set()  # one logit decides between two
+    if isinstance(outputs, tuple) and outputs[-1] not in fitting:
         raise ConfigError(
             f"{plan.what} has {outputs[-1]} outputs, {dataset.name} has {dataset.num_classes} "
             "classes; type dataset=OPTION to choose other data"
         )
-    check_network(model, dataset.num_classes, plan.what)
+    if target.record:  # what kd trains ends in logits
+        check_network(model, dataset.num_classes, plan.what)
+    else:
+        model, done = as_logits(model, dataset.num_classes, plan.what)
+        if done:
+            log.info("%s: %s", plan.what, done)
     shape = view_shape(plan.augment.size, dataset.image_shape)
     asked = plan.input.size is not None or (plan.input.scale, plan.input.offset) != (1, 0)
     if asked and any(layer.name == ADAPTER for layer in model.layers):
@@ -276,14 +291,16 @@ def _ask_teacher(
     from kd_cli.distillation import teacher as teachers
 
     known, spec = target.record.teacher, target.record.config["teacher"]
-    node = {"checkpoint": None, "weights": None, "precision": None, **spec}
+    bare = {"size": None, "scale": 1.0, "offset": 0.0}
+    node = {"checkpoint": None, "weights": None, "precision": None, "module": None, **spec}
+    node = {"input": bare, **node}
     path = Path(known.path)
     if node["weights"] is not None:
         node["weights"] = str(path)
     elif node["checkpoint"] is not None:
         node["checkpoint"] = str(path)
     else:
-        node["checkpoint"] = str(path / "model.keras")
+        node["checkpoint"] = str(path)
     if not path.exists():
         return f"{shown(path)} is gone"
     plain = OmegaConf.to_container(plan)

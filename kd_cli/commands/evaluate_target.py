@@ -21,6 +21,7 @@ from kd_cli.config.plans import view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.runs import identity
+from kd_cli.runs.model_file import model_file
 from kd_cli.runs.record import Record
 from kd_cli.terminal import shown
 
@@ -67,10 +68,8 @@ def find(what: str) -> Target:
     record = Record.read(path)
     if record is None:
         raise ConfigError(f"{what} is not a finished run{_why(path)}; {expected}")
-    if not zipfile.is_zipfile(path / "model.keras"):
-        raise ConfigError(f"{what}/model.keras is gone or damaged; the run can't be evaluated")
     role = "teacher" if record.command == "train-teacher" else "student"
-    return Target(path / "model.keras", record, record.network, role)
+    return Target(model_file(path), record, record.network, role)
 
 
 def _why(folder: Path) -> str:
@@ -112,6 +111,8 @@ def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictC
     for key in keys:
         if key.startswith("input"):
             raise ConfigError(f"{key}: a run's model.keras takes raw pixels; leave it out")
+        if key == "module":
+            raise ConfigError("module: a run has recorded its network; leave it out")
         if key.startswith("dataset.") and "dataset" not in keys:
             raise ConfigError(
                 f"{key}: the run has its own dataset; type dataset={recorded['dataset']['name']} "

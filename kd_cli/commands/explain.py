@@ -22,7 +22,7 @@ from kd_cli.config.overrides import teacher_overrides
 from kd_cli.config.plans import follows, is_given
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, RunFailed, first_line
 from kd_cli.runs.asked import Runs
 from kd_cli.runs.identity import teacher_dir
 from kd_cli.runs.record import Record
@@ -74,7 +74,13 @@ def run(request: Request) -> int:
     runs = Runs()
     register_resolvers(runs)
     one = runs.single(compose("distill", request.overrides, request.config_dir))
-    explain(one.plan, request.overrides)
+    try:
+        explain(one.plan, request.overrides)
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:
+        hint = "HYDRA_FULL_ERROR=1 shows the traceback"
+        raise RunFailed(f"{first_line(error)} ({hint})") from error
     return 0
 
 
@@ -100,15 +106,17 @@ def explain(plan: DictConfig, typed: list[str]) -> None:
         set_up(plan.device)
         from kd_cli.distillation import teacher_outputs
         from kd_cli.distillation.prepare import prepare
+        from kd_cli.networks.doubts import doubts
 
         views = assembly.augmentation(plan, dataset, session)
         prepared = prepare(plan, dataset, views, session)
-        teacher, doubts = prepared.teacher, prepared.warnings(plan)
+        teacher = prepared.teacher
         epochs = assembly.epochs(plan, dataset)
         outputs = teacher_outputs.outputs(teacher, plan, dataset, views, epochs, session)
         engine = assembly.engine_for([plan], dataset, "student", outputs, session)
         (learner,) = engine.learners
         found = balance(learner, *engine.first_batch())
+        warnings = [*prepared.warnings(plan), *doubts(learner.model, "student")]
     for head, text in [
         ("loss", loss_line(plan)),
         ("schedule", schedule_line(plan, learner.schedule, *assembly.length(plan, dataset))),
@@ -134,7 +142,7 @@ def explain(plan: DictConfig, typed: list[str]) -> None:
     if len(found.terms) == 2 and np.isfinite(found.cosines[0, 1]):
         first, second = found.terms
         print(f"cosine of the gradients of {first} and {second}: {found.cosines[0, 1]:.3f}")
-    for text in [*remarks(found, learner.hyper), *(f"warning: {text}" for text in doubts)]:
+    for text in [*remarks(found, learner.hyper), *(f"warning: {text}" for text in warnings)]:
         print(text)
 
 

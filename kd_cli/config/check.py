@@ -256,6 +256,11 @@ def check_ranges(plan: DictConfig) -> None:
             "teacher.weights",
             "null with teacher.checkpoint: the file has its own (leave one of the two out)",
         )
+        require(
+            plan.teacher.module is None or plan.teacher.checkpoint is not None,
+            "teacher.module",
+            "null without teacher.checkpoint: kd finds the layers of its own runs",
+        )
     if "pseudo" in plan:
         require(
             plan.pseudo.per_class is None or plan.pseudo.balance,

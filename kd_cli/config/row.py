@@ -65,6 +65,12 @@ def one_of(*values: str, more: str = "") -> Range:
 MOST_CLASSES = 10_000_000  # a layer for more takes all memory, and a stray label may ask for it
 SEED: Range = (lambda value: 0 <= value < 2**31, "between 0 and 2147483647")
 SHARE: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+MODULE: Range = (
+    lambda value: (
+        all(part.isidentifier() for part in value.split(".")) and not value.endswith(".py")
+    ),
+    "the dotted name of a Python module, as in my_layers (no .py, no folder)",
+)
 LABELLED: Range = (
     lambda value: 0 < value <= 1,
     "above 0 and at most 1 (the share of the training images whose labels are used)",

@@ -158,12 +158,12 @@ def _build(
         block, first, closed = hashlib.sha256(), done, time.monotonic()
         for batch in compute(done):
             if not np.isfinite(batch).all():
-                raise FloatingPointError(f"the teacher's logits on {what} are not finite")
+                raise FloatingPointError(f"the logits of {what} are not finite")
             with np.errstate(over="ignore"):
                 kept = np.ascontiguousarray(batch, dtype=wanted.dtype)
             if not np.isfinite(kept).all():
                 raise FloatingPointError(
-                    f"the teacher's logits on {what} reach {np.abs(batch).max():.3g}, more than "
+                    f"the logits of {what} reach {np.abs(batch).max():.3g}, more than "
                     "float16 can hold; type cache.logits=float32"
                 )
             error = max(error, float(np.abs(kept.astype(np.float32) - batch).max()))

@@ -13,6 +13,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.data.views import Views
 from kd_cli.distillation import teacher_checks, teacher_outputs
 from kd_cli.distillation.teacher import Teacher, find
+from kd_cli.networks.doubts import scaled_twice
 from kd_cli.runs import quality
 from kd_cli.runs.session import Session
 
@@ -37,8 +38,11 @@ class Prepared:
         return quality.of_splits(self.arrays, "teacher")
 
     def warnings(self, plan: DictConfig) -> list[str]:
-        """What speaks against this teacher for a run, from `teacher_checks.warnings`."""
-        return teacher_checks.warnings(self.teacher, plan, self.dataset, self.quality)
+        """What speaks against this teacher for a run: its pixels, and `teacher_checks.warnings`."""
+        return [
+            *scaled_twice(self.teacher.model, "teacher.input"),
+            *teacher_checks.warnings(self.teacher, plan, self.dataset, self.quality),
+        ]
 
 
 def prepare(

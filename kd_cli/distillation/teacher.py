@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +24,24 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
 from kd_cli.networks.bit import load_published
-from kd_cli.networks.keras_file import load_keras, weights_hash
+from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_of_run, weights_hash
+from kd_cli.networks.logits import as_logits
 from kd_cli.networks.predict import predictor
 from kd_cli.networks.saved_model import load_saved_model
 from kd_cli.networks.wrap import ADAPTER, build_network, check_network, with_adapter, with_precision
 from kd_cli.runs.identity import dataset_spec, network_spec, teacher_dir
+from kd_cli.runs.model_file import (
+    checkpoint_file,
+    is_run,
+    model_file,
+    recorded_network,
+    run_beside,
+)
 from kd_cli.runs.record import Record
 from kd_cli.runs.session import Session
 from kd_cli.terminal import shown
+
+log = logging.getLogger("kd")
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,8 @@ class Teacher:
         model: Raw pixels to logits.
         path: Its directory or file, for people.
         origin: How to load it again: `file`, `input` (or None; for a file without one of its own),
-            `precision`, `image_shape` and `classes`, and the `network` of a file that holds weights
-            alone.
+            `precision`, `image_shape` and `classes`; the `network` of a file that holds weights
+            alone, the `module` of a file's own layers, or how a run has `recorded` its network.
         name: Its network.
         training: How it was trained, in words; empty when unknown.
         weights_sha256: Hash of its weights.
@@ -102,15 +113,24 @@ def load(origin: dict[str, Any], path: Path, name: str, training: str, session: 
 
 
 def _read(origin: dict[str, Any]) -> keras.Model:
-    """The model of a `.keras` file or a SavedModel."""
+    """The model of a `.keras` file or a SavedModel, ending in logits."""
     file, shape = Path(origin["file"]), origin["image_shape"]
     if file.is_dir():
         model = load_saved_model(file, "teacher.checkpoint")
+    elif origin.get("recorded"):
+        model = load_of_run(Path(shown(file)), "teacher", origin["recorded"])
     else:
-        given = origin["input"] is not None
-        model = load_keras(Path(shown(file)), "teacher.checkpoint" if given else "teacher")
+        try:
+            model = load_keras(Path(shown(file)), "teacher.checkpoint", origin.get("module"))
+        except OwnCodeError as error:
+            raise ConfigError(f"{error}{run_beside(file)}") from error
     what = f"the teacher {shown(file)}"
-    check_network(model, origin["classes"], what)
+    if origin.get("recorded"):  # what kd trains ends in logits
+        check_network(model, origin["classes"], what)
+    else:
+        model, done = as_logits(model, origin["classes"], what)
+        if done:
+            log.info("%s: %s", what, done)
     if not any(layer.name == ADAPTER for layer in model.layers) and origin["input"] is not None:
         adapter = OmegaConf.create(origin["input"])
         model = with_adapter(model, adapter, tuple(shape), "teacher")
@@ -137,7 +157,7 @@ def find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | None
     """The teacher that a distill run asks for, or None when it has to be trained first.
 
     Raises:
-        ConfigError: When a given file can't serve, or `teacher_dir` holds a foreign teacher.
+        ConfigError: A given file is no teacher, or that in `teacher_dir` is of other data.
     """
     if plan.teacher.weights is not None:
         path = Path(plan.teacher.weights).expanduser()
@@ -145,14 +165,20 @@ def find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | None
         return load(origin, path, path.stem, "", session)
     if plan.teacher.checkpoint is not None:
         path = Path(plan.teacher.checkpoint).expanduser()
-        origin = _origin(path, plan, dataset)
-        origin["input"] = OmegaConf.to_container(plan.teacher.input)
+        origin = _origin(checkpoint_file(path), plan, dataset)
+        origin |= {"input": OmegaConf.to_container(plan.teacher.input)}
+        if is_run(path):
+            record = Record.read(path)
+            origin["recorded"] = recorded_network(record)
+            return load(origin, path, record.network, describe(record), session)
+        if plan.teacher.module is not None:
+            origin["module"] = plan.teacher.module
         return load(origin, path, path.name if path.is_dir() else path.stem, "", session)
     directory = teacher_dir(plan)
     record = Record.read(directory)
     if record is None:
         return None
-    _refuse_foreign(plan, dataset, directory, record)
+    _refuse_other_data(plan, dataset, directory, record)
     return of_run(directory, record, plan, dataset, session)
 
 
@@ -162,9 +188,9 @@ def of_run(
     """The network that a finished run left, as its `record` says.
 
     Raises:
-        ConfigError: When its weights are others now.
+        ConfigError: When its file is lost or damaged, or its weights are others now.
     """
-    origin = _origin(directory / "model.keras", plan, dataset)
+    origin = _origin(model_file(directory), plan, dataset) | {"recorded": recorded_network(record)}
     teacher = load(origin, directory, record["network"], describe(record), session)
     sha = teacher.weights_sha256
     if sha != record["weights_sha256"]:
@@ -193,7 +219,7 @@ def _origin(file: Path, plan: DictConfig, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _refuse_foreign(plan: DictConfig, dataset: Dataset, directory: Path, record: Record) -> None:
+def _refuse_other_data(plan: DictConfig, dataset: Dataset, directory: Path, record: Record) -> None:
     """A teacher must have been trained on the same data and split."""
 
     def refuse(what: str, theirs: Any, ours: Any) -> None:

@@ -19,7 +19,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.distillation.teacher import Teacher
 from kd_cli.errors import ConfigError
 from kd_cli.runs import identity
-from kd_cli.runs.quality import chance
+from kd_cli.runs.quality import STEPS_TO_LEARN, chance
 from kd_cli.runs.record import Record, RecordError
 from kd_cli.terminal import shown
 
@@ -76,11 +76,16 @@ def warnings(
     who = f"the teacher's {part} accuracy {accuracy:.4f}"
     found = []
     share, limit = chance(labels)
+    record = recorded(teacher)
     if accuracy <= limit:
+        advice = (
+            "look at its pixels (teacher.input.scale, .offset) and at the order of its classes"
+            if record is None or record.steps_done >= STEPS_TO_LEARN
+            else f"it was trained for {record.steps_done} steps: train it longer"
+        )
         found.append(
             f"{who} is at chance ({share:.4f}, the most frequent class, {limit:.4f} with sampling "
-            "error): it has nothing to teach; look at its pixels (teacher.input.scale, .offset) "
-            "and at the order of its classes"
+            f"error): it has nothing to teach; {advice}"
         )
     even = math.log(dataset.num_classes)
     if nll > even and not found:
@@ -101,7 +106,6 @@ def warnings(
                 "student does better alone; choose another teacher, or look at its pixels "
                 "(teacher.input)"
             )
-    record = recorded(teacher)
     if record is not None:
         found += _against_record(record, dataset, part, known)
     return found

@@ -26,7 +26,7 @@ from kd_cli.distillation.teacher import Teacher, load
 from kd_cli.errors import ConfigError
 from kd_cli.networks.predict import LiveTeacher, Prepare, predict_batches
 from kd_cli.runs.session import Session
-from kd_cli.terminal import CountProgress
+from kd_cli.terminal import CountProgress, shown
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,9 @@ def logits(
         views: The run's augmentation; its evaluation decides what the teacher sees.
         session: Remembers what was checked, and the logits that no cache keeps.
         view: Number of a view of the training images, to see that instead.
+
+    Raises:
+        ConfigError: One is not finite, or more than the cache's type can hold.
     """
     split: Split = getattr(dataset, part)
     what = f"teacher on {part}" + ("" if view is None else f", view {view + 1}")
@@ -154,7 +157,13 @@ def logits(
     if plan.cache.logits == "none":
         key = f"{teacher.key} {dataset.fingerprint} {dataset.split_fingerprint} {rows} {pixels}"
         if key not in session.logits:
-            session.logits[key] = np.concatenate(list(compute()))
+            found = np.concatenate(list(compute()))
+            if not np.isfinite(found).all():
+                raise ConfigError(
+                    f"the teacher {shown(teacher.path)} can't teach: the logits of {what} are not "
+                    "finite"
+                )
+            session.logits[key] = found
         return session.logits[key]
     wanted = Request(
         key={
@@ -180,7 +189,10 @@ def logits(
         },
     )
     name = teacher.name + what.removeprefix("teacher")
-    return obtain(Path(plan.cache_dir), wanted, compute, name, session.checked)
+    try:
+        return obtain(Path(plan.cache_dir), wanted, compute, name, session.checked)
+    except FloatingPointError as error:
+        raise ConfigError(f"the teacher {shown(teacher.path)} can't teach: {error}") from error
 
 
 def held_out(

@@ -3,8 +3,11 @@
     simple            mlp and cnn
     bit               BiT ResNets, with their published weights
     wrap              what is put around a network: pixels in, logits out, checked
+    doubts            what speaks against a network before it is trained
+    logits            teachers that end in a softmax, or in one output, brought to logits
     keras_file        `.keras` files
     saved_model       SavedModel directories
+    saved_model_graph the operations that a SavedModel may hold
     predict           logits of a network in inference mode
     fused_batch_norm  a faster BatchNormalization for training
     cost              FLOPs and latency

@@ -13,10 +13,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
 from kd_cli.errors import ConfigError, first_line
-
-# A graph is a program. These operations reach the user's files or call Python, which no classifier
-# needs. (It is no sandbox: the operations that save and restore variables are in every SavedModel.)
-_REFUSED = {"ReadFile", "WriteFile", "PyFunc", "PyFuncStateless", "EagerPyFunc"}
+from kd_cli.networks.saved_model_graph import refused
 
 
 class _Frozen(keras.layers.Layer):
@@ -67,18 +64,20 @@ def load_saved_model(path: Path, what: str) -> keras.Model:
         what: The key that gave the directory, for errors.
 
     Raises:
-        ConfigError: When TensorFlow can't load it, its graph holds a refused operation, or none of
-            its functions takes one batch of float32 images and gives logits.
+        ConfigError: When TensorFlow can't load it, its graph holds an operation that is not allowed
+            (`saved_model_graph`), or none of its functions takes one batch of float32 images and
+            gives logits.
     """
     content = (path / "saved_model.pb").read_bytes()
     try:
         # Before it is loaded, because loading runs its initializers.
-        refused = sorted(_REFUSED & set(_operations(content)))
-        if refused:
-            raise ConfigError(
-                f"{what}={path} holds the operation {refused[0]}, which kd does not execute; "
-                "export the network without it"
-            )
+        for graph in saved_model_pb2.SavedModel.FromString(content).meta_graphs:
+            found = refused(graph)
+            if found:
+                raise ConfigError(
+                    f"{what}={path} holds {found}, which kd does not execute: it allows only "
+                    "operations that compute on numbers; export the network without it"
+                )
         loaded = tf.saved_model.load(path)
     except (DecodeError, OSError, ValueError, KeyError, tf.errors.OpError) as error:
         raise ConfigError(f"{what}={path} can't be loaded: {first_line(error)}") from error
@@ -98,12 +97,6 @@ def load_saved_model(path: Path, what: str) -> keras.Model:
         f"[batch, classes] (named 'logits' where there are several outputs); received "
         f"{'; '.join(received) or 'none'}"
     )
-
-
-def _operations(content: bytes) -> Iterator[str]:
-    for graph in saved_model_pb2.SavedModel.FromString(content).meta_graphs:
-        nodes = [graph.graph_def.node, *(f.node_def for f in graph.graph_def.library.function)]
-        yield from (node.op for part in nodes for node in part)
 
 
 def _functions(loaded: Any) -> Iterator[tuple[str, Callable[..., Any], Any]]:

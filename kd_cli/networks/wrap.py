@@ -14,7 +14,7 @@ from keras import layers
 from omegaconf import DictConfig
 
 from kd_cli.config.instantiate import build
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, first_line
 
 # The adapter's first layer is named so that a `.keras` file tells whether it has one already.
 ADAPTER = "kd_input"
@@ -80,12 +80,22 @@ def with_precision(model: keras.Model, policy: str) -> keras.Model:
 
     def convert(layer: layers.Layer) -> layers.Layer:
         config = layer.get_config()
-        if layer is not last and not layer.name.startswith(ADAPTER):
+        # (An operation such as keras.ops.exp computes in the type that it gets.)
+        is_layer = isinstance(layer, layers.Layer)
+        if is_layer and layer is not last and not layer.name.startswith(ADAPTER):
             config["dtype"] = policy
+        if isinstance(layer, layers.Lambda):  # built by the user's code: no file may hold one
+            return layer.__class__.from_config(config, safe_mode=False)
         return layer.__class__.from_config(config)
 
-    copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
-    copy.set_weights(model.get_weights())
+    try:
+        copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
+        copy.set_weights(model.get_weights())
+    except Exception as error:  # of a layer of the user's own
+        raise ConfigError(
+            f"teacher.precision={policy}: a layer of the teacher can't be copied "
+            f"({first_line(error)}); leave teacher.precision out"
+        ) from error
     return copy
 
 
@@ -93,11 +103,38 @@ def check_network(network: Any, num_classes: int, what: str) -> None:
     """Refuses a network that does not end in one logit per class.
 
     Raises:
-        ConfigError: No Keras model, another number of outputs, or a softmax or sigmoid at its end.
+        ConfigError: As `check_outputs`, or a softmax or sigmoid at its end.
     """
+    check_outputs(network, num_classes, what)
+    found = ending(network)
+    if found:
+        raise no_logits(found, what)
+
+
+def check_outputs(network: Any, num_classes: int, what: str) -> None:
+    """Refuses a network that does not have one output per class.
+
+    Raises:
+        ConfigError: No Keras model, one whose layers can't be seen, or another number of outputs.
+    """
+    expected = "a functional model, keras.Model(inputs, outputs)"
     if not isinstance(network, keras.Model):
         raise ConfigError(f"{what}: expected a keras.Model, received {type(network).__name__}")
-    shape = getattr(network, "output_shape", None)
+    if not getattr(network, "inputs", None):
+        if isinstance(network, keras.Sequential):
+            received = "a Sequential model without an Input"
+        else:
+            received = f"{type(network).__name__}, a subclassed keras.Model"
+        raise ConfigError(
+            f"{what}: received {received}, whose shapes kd can't see; expected {expected}, or a "
+            "Sequential model that begins with keras.Input(image_shape)"
+        )
+    if len(network.inputs) != 1:
+        raise ConfigError(
+            f"{what}: the network has {len(network.inputs)} inputs; expected {expected}, with the "
+            "images as its only input"
+        )
+    shape = network.output_shape
     if not isinstance(shape, tuple) or len(shape) != 2:
         raise ConfigError(
             f"{what}: expected one output of shape [batch, {num_classes}], received {shape}"
@@ -107,37 +144,56 @@ def check_network(network: Any, num_classes: int, what: str) -> None:
             f"{what}: the network has {shape[-1]} outputs, the dataset has {num_classes} classes; "
             "set its number of outputs to ${dataset.num_classes}"
         )
-    name = _last_activation(network)
-    if name not in ("softmax", "sigmoid") and _sums_to_one(network):
-        name = "softmax"
+
+
+def ending(network: keras.Model) -> str:
+    """`softmax` or `sigmoid` where a network ends in one; empty for logits."""
+    name = last_activation(network)
     if name in ("softmax", "sigmoid"):
-        raise ConfigError(
-            f"{what}: the network ends in a {name}, kd needs logits; set the activation of its "
-            "last layer to null (keras.applications: classifier_activation: null)"
-        )
+        return name
+    return "softmax" if sums_to_one(probe(network)) else ""
 
 
-def _last_activation(network: keras.Model) -> str:
-    last = network.layers[-1]
-    while isinstance(last, keras.Model):
-        last = last.layers[-1]
+def no_logits(found: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"{what}: the network ends in a {found}, kd needs logits; set the activation of its "
+        "last layer to null (keras.applications: classifier_activation: null)"
+    )
+
+
+def last_operation(network: keras.Model) -> Any:
+    """What gives a network's outputs: a layer, or an operation such as `keras.ops.softmax`."""
+    last: Any = network
+    while isinstance(last, keras.Model) and getattr(last, "outputs", None):
+        last = last.outputs[0]._keras_history.operation
+    return last
+
+
+def last_activation(network: keras.Model) -> str:
+    """The name of the activation in which a network ends; empty where its last layer has none."""
+    last = last_operation(network)
     if isinstance(last, layers.Softmax):
         return "softmax"
     return getattr(getattr(last, "activation", None), "__name__", "")
 
 
-def _sums_to_one(network: keras.Model) -> bool:
-    """Whether the outputs on some images are probabilities, however they were made.
-
-    The images are black, white, and noise of little and of full contrast, so unlike that logits
-    which happen to sum to 1 on all of them do not occur. bfloat16 rounds by up to 1 in 256.
-    """
+def probe(network: keras.Model) -> np.ndarray:
+    """Outputs [4, K] on images that are unlike: black, white, noise of little and full contrast."""
     shape = [2, *(side or 64 for side in network.input_shape[1:])]
     noise = np.random.default_rng(0).uniform(0, 1, shape)
     noise *= np.reshape([32, 255], [2, *([1] * (len(shape) - 1))])
     images = np.concatenate([np.zeros_like(noise[:1]), np.full_like(noise[:1], 255), noise])
-    outputs = np.asarray(network(images.astype(np.float32), training=False), dtype=np.float64)
-    return bool((outputs >= 0).all() and (abs(outputs.sum(axis=-1) - 1) < 1e-2).all())
+    outputs = network(images.astype(np.float32), training=False)
+    return np.asarray(keras.ops.cast(outputs, "float32"))
+
+
+def sums_to_one(outputs: np.ndarray) -> bool:
+    """Whether outputs [4, K] of `probe` are probabilities, however they were made.
+
+    Logits that happen to sum to 1 on all of them do not occur. bfloat16 rounds by up to 1 in 256.
+    """
+    sums = outputs.astype(np.float64).sum(axis=-1)
+    return bool((outputs >= 0).all() and (abs(sums - 1) < 1e-2).all())
 
 
 def dead_layers(model: keras.Model, images: np.ndarray) -> dict[str, int]:

@@ -7,6 +7,7 @@
     state      the state from which a killed run continues
     session    what the runs of one command share in memory
     record     `Record`, the content of metrics.json
+    model_file model.keras of a finished run: where it is, whether it is whole
     quality    accuracy, likelihood, calibration, and fidelity to the teacher, from logits
     finished   finished runs as they are found
 

@@ -20,6 +20,7 @@ from kd_cli.config.overrides import override_key
 from kd_cli.config.plans import has_rounds, is_given, is_taught, teacher_plan, trains_teacher
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
+from kd_cli.runs.model_file import checkpoint_file
 from kd_cli.runs.record import Record
 from kd_cli.terminal import shown
 
@@ -72,12 +73,12 @@ def network_spec(network: DictConfig) -> dict[str, Any]:
 
 
 def content(file: str | Path) -> str:
-    """SHA-256 of what a given file or SavedModel holds, wherever it lies.
+    """SHA-256 of what a given file, SavedModel or run's `model.keras` holds, wherever it lies.
 
     Raises:
         ConfigError: When there is nothing that can be read.
     """
-    path = Path(file).expanduser().resolve()
+    path = checkpoint_file(file).resolve()
     parts = files_of(path)
     if not parts:
         raise ConfigError(f"{file} is not a file")
@@ -122,6 +123,7 @@ def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
     given = is_given(plan)
     if given == "teacher.checkpoint":
         spec = {"checkpoint": content(teacher.checkpoint), "input": network_spec(teacher)["input"]}
+        spec |= {} if teacher.module is None else {"module": teacher.module}
     elif given == "teacher.weights":
         spec = {**network_spec(teacher), "weights": content(teacher.weights)}
     elif given == "teacher_dir":

@@ -23,6 +23,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import files_of
 from kd_cli.runs import identity
+from kd_cli.runs.model_file import checkpoint_file, is_run
 from kd_cli.runs.record import Record, RecordError
 from kd_cli.runs.state import State
 from kd_cli.terminal import brief, shown
@@ -132,25 +133,31 @@ def _refuse_another_network(plan: DictConfig, record: Record, typed: Sequence[st
 def check_given_files(plan: DictConfig) -> None:
     """Refuses a given file that is not there, or not of its kind."""
     expected = {
-        "teacher.checkpoint": "a .keras file or the directory of a SavedModel",
+        "teacher.checkpoint": "a .keras file, or the folder of a SavedModel or finished run",
         "teacher.weights": "a .npz file of BiT weights",
-        "student.checkpoint": "a .keras file",
+        "student.checkpoint": "a .keras file, or the folder of a finished run",
     }
     for key, kind in expected.items():
         given = OmegaConf.select(plan, key)
-        path = Path(given or "").expanduser()
+        path = checkpoint_file(given or "")
         if given is not None and not (
             files_of(path) if key == "teacher.checkpoint" else path.is_file()
         ):
             raise ConfigError(f"{key}={given} is not a file; expected {kind}")
-    checkpoint, precision = (
-        OmegaConf.select(plan, f"teacher.{key}") for key in ("checkpoint", "precision")
-    )
-    if precision is not None and checkpoint is not None and Path(checkpoint).expanduser().is_dir():
+    checkpoint = OmegaConf.select(plan, "teacher.checkpoint")
+    module = OmegaConf.select(plan, "teacher.module")
+    if module is not None and is_run(Path(checkpoint).expanduser()):
         raise ConfigError(
-            f"teacher.precision={precision}: the SavedModel {checkpoint} computes as it was "
-            "exported; leave teacher.precision out"
+            f"teacher.module={module}: the run in {checkpoint} has recorded its network; leave "
+            "teacher.module out"
         )
+    for key in ("precision", "module"):
+        value = OmegaConf.select(plan, f"teacher.{key}")
+        if value is not None and checkpoint is not None and checkpoint_file(checkpoint).is_dir():
+            raise ConfigError(
+                f"teacher.{key}={value}: the SavedModel {checkpoint} computes as it was "
+                f"exported; leave teacher.{key} out"
+            )
 
 
 def _refuse_files_of_others(out: Path) -> None:

@@ -21,6 +21,8 @@ import numpy as np
 BINS = 15
 TOP5_ABOVE = 10  # top-5 of ten classes or fewer says little: chance alone gives half or more
 TEMPERATURES = (1e-2, 1e4)
+# An accuracy at chance says nothing of a network that has just begun: only after so many steps.
+STEPS_TO_LEARN = 50
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

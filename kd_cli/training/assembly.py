@@ -20,6 +20,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.runs.identity import digest, network_spec
+from kd_cli.runs.model_file import checkpoint_file
 from kd_cli.runs.session import Session
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
     set_up(plan.device)
     import keras
 
+    from kd_cli.networks.keras_file import refuse_unsaveable
     from kd_cli.networks.wrap import build_network
 
     # The same layer names in every run, alone or not. (It forgets names, not models.)
@@ -113,8 +115,9 @@ def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
     node = plan[role]
     shape = view_shape(plan.augment.size, dataset.image_shape)
     model = build_network(node, shape, dataset.num_classes, plan.precision, role)
+    refuse_unsaveable(model, role)
     if role == "student" and node.checkpoint is not None:
-        _warm_start(model, node.checkpoint)
+        _warm_start(model, node)
     if role == "teacher" and node.weights is not None:
         from kd_cli.networks.bit import load_published
 
@@ -237,12 +240,16 @@ def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
     }
 
 
-def _warm_start(model: Any, checkpoint: str) -> None:
+def _warm_start(model: Any, node: DictConfig) -> None:
     """Copies the weights of a `.keras` file with the same network into `model`."""
-    from kd_cli.networks.keras_file import load_keras
+    from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_weights
 
-    path = Path(checkpoint).expanduser()
-    source = load_keras(path, "student.checkpoint")
+    path = checkpoint_file(node.checkpoint)
+    try:
+        source = load_keras(path, "student.checkpoint")
+    except OwnCodeError:  # the network is here, and needs no other
+        load_weights(model, path, f"student.checkpoint={path}", node.network["_target_"])
+        return
     theirs, ours = source.get_weights(), model.get_weights()
     if [w.shape for w in theirs] != [w.shape for w in ours]:
         first = next(

@@ -19,7 +19,7 @@ from kd_cli.data.dataset import Split
 from kd_cli.files import append_row, read_rows, rewrite_rows
 from kd_cli.networks.predict import Prepare, predict_rows
 from kd_cli.networks.wrap import dead_layers
-from kd_cli.runs.quality import chance, score
+from kd_cli.runs.quality import STEPS_TO_LEARN, chance, score
 from kd_cli.runs.state import State
 from kd_cli.terminal import TrainingProgress
 from kd_cli.training.step import Engine, Learner
@@ -345,7 +345,8 @@ def _check_health(
 ) -> None:
     """Warns of dead hidden layers and of an accuracy at chance; takes back what no longer holds.
 
-    A layer that dropout or BatchNormalization feeds can come back to life.
+    A layer that dropout or BatchNormalization feeds can come back to life. An accuracy at chance
+    counts from `STEPS_TO_LEARN` steps on.
     """
     found = {}
     # Spread over the rows: a folder's images come class by class.
@@ -357,7 +358,7 @@ def _check_health(
             f"all {units} hidden units of layer '{layer}' are dead (never above 0 on "
             f"{len(rows)} images) after epoch {now.epoch}; what lies before it learns nothing"
         )
-    if now.last:
+    if now.last and now.step >= STEPS_TO_LEARN:
         share, limit = chance(split.labels[split.rows])
         if now.last["accuracy"] <= limit:
             found["validation accuracy"] = (

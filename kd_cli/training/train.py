@@ -122,8 +122,11 @@ def train(
     plans = [run.plan for run in runs]
     outputs = taught.outputs if taught else None
     engine = assembly.engine_for(plans, dataset, role, outputs, session)
+    from kd_cli.networks.doubts import doubts
     from kd_cli.training.loop import LoopSettings, RunSettings, fit
 
+    for text in dict.fromkeys(x for one in engine.learners for x in doubts(one.model, role)):
+        log.warning("%s", text)
     settings = [
         RunSettings(
             run.out,
@@ -173,6 +176,7 @@ def _finish(
 ) -> Record:
     """Reads the test split, once; writes model, predictions, and the record last."""
     from kd_cli.distillation.losses import formula
+    from kd_cli.networks.doubts import doubts
     from kd_cli.networks.keras_file import weights_hash
     from kd_cli.networks.predict import predict_rows
     from kd_cli.training.loop import NonFiniteError
@@ -235,7 +239,11 @@ def _finish(
         epochs_done=ended.epoch,
         steps_done=ended.step,
         stopped=ended.stopped,
-        warnings=[*(taught.warnings.get(out, []) if taught else []), *ended.warnings.values()],
+        warnings=[
+            *(taught.warnings.get(out, []) if taught else []),
+            *doubts(model, role),
+            *ended.warnings.values(),
+        ],
         selection=(
             "the last epoch: without a validation split none can be chosen but by test"
             if dataset.validation is None

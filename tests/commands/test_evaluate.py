@@ -394,11 +394,11 @@ LATE_MISTAKES = {
     "a sweep's folder": ("sweep", _points, [], ["holds some, such as sweep/point"]),
     "classes": ("a.keras", lambda p: plain(p, layers.Dense(4), size=8), [], ["4 outputs", "10"]),
     "shape": ("a.keras", plain, [], ["[6, 6, 1]", "[8, 8, 1]", "input.size"]),
-    "softmax": (
+    "sigmoid": (
         "a.keras",
-        lambda p: plain(p, layers.Dense(10, "softmax"), size=8),
+        lambda p: plain(p, layers.Dense(10, "sigmoid"), size=8),
         [],
-        ["ends in a softmax"],
+        ["ends in a sigmoid"],
     ),
     "lambda": ("a.keras", _lambda, [], ["Lambda layer"]),
     "not finite": ("a.keras", _not_finite, [], ["not finite"]),

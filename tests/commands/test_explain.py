@@ -327,7 +327,7 @@ def test_a_live_teacher_of_mixed_crops(kd, small, given):
     assert all(np.isfinite(row).all() for row in numbers(done.out).values())
 
 
-def test_the_gate_speaks_here_too(kd, work, small):
+def test_the_teacher_is_checked_here_too(kd, work, small):
     inputs = keras.Input((6, 6, 1))
     logits = keras.layers.Dense(4, kernel_initializer="zeros")
     bare = keras.Model(inputs, logits(keras.layers.Flatten()(inputs)))
@@ -335,10 +335,15 @@ def test_the_gate_speaks_here_too(kd, work, small):
     done = kd("explain", *small[:2], "teacher.checkpoint=blank.keras")
     assert done.code == 0
     assert "warning: the teacher's validation accuracy 0.2500 is at chance" in done.out
-    probabilities = keras.Model(inputs, keras.layers.Softmax()(bare.output))
+    probabilities = keras.Model(inputs, keras.layers.Activation("sigmoid")(bare.output))
     probabilities.save(work / "soft.keras")
     done = kd("explain", *small[:2], "teacher.checkpoint=soft.keras")
-    assert done.code == 2 and "ends in a softmax" in done.error
+    assert done.code == 2 and "ends in a sigmoid" in done.error
+    bare.set_weights([np.full(weight.shape, np.nan) for weight in bare.get_weights()])
+    bare.save(work / "nan.keras")
+    for command in ("explain", "distill"):
+        done = kd(command, *small[:2], "teacher.checkpoint=nan.keras")
+        assert done.code == 2 and "nan.keras can't teach: the logits of nan on" in done.error
     assert not list((work / "outputs").glob("[!c]*"))
 
 

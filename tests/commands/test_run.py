@@ -269,6 +269,7 @@ def test_mixed_precision_trains(kd, work, small, precision):
 def test_dead_units_and_chance_are_warned_about_and_recorded(kd, work, small):
     """A step of this length from the zero images' side kills every ReLU."""
     words = ("train-student", *small[:2], "epochs=2", "learning_rate=100", "optimizer=sgd")
+    words += ("batch_size=2",)  # 72 steps an epoch: an accuracy at chance counts from 50 on
     done = kd(*words, "student.network.units=[8]", "student.input.scale=1")
     assert done.code == 0, done.err
     _, record = only_run(work / "outputs")
@@ -277,6 +278,13 @@ def test_dead_units_and_chance_are_warned_about_and_recorded(kd, work, small):
     assert "is at chance (0.2500" in chance
     for epoch, text in ((1, dead), (1, chance)):  # said once, when it was first seen
         assert done.err.count(text.replace("after epoch 2", f"after epoch {epoch}")) == 1
+
+
+def test_an_accuracy_at_chance_after_two_steps_says_nothing(kd, work, small):
+    done = kd("train-student", *small[:2], "steps=2", "learning_rate=1e-9")
+    _, record = only_run(work / "outputs")
+    assert record["validation"]["best"]["accuracy"] < 0.46  # luck among 16 images
+    assert record["warnings"] == [] and "at chance" not in done.err
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The teacher is kept, found, trained when missing, and refused when it is another's."""
 
 import shlex
+import sys
 import weakref
 
 import keras
@@ -77,7 +78,7 @@ def test_a_second_teacher_does_not_overwrite_the_first(kd, work, small, trained)
         ),
     ],
 )
-def test_a_foreign_teacher_is_refused(kd, small, trained, override, expected):
+def test_a_teacher_of_other_data_is_refused(kd, small, trained, override, expected):
     words = [w for w in small[:5] if override != "dataset=digits" or not w.startswith("dataset")]
     done = kd("distill", *words, override, f"teacher_dir={trained}")
     assert done.code == 2 and expected in done.error, done.error
@@ -150,6 +151,81 @@ def test_a_model_that_kd_wrote_can_teach_from_its_file(kd, work, small, trained)
     assert record["teacher"]["test_accuracy"] == read_record(trained)["test"]["accuracy"]
 
 
+def test_a_run_s_folder_gives_its_model_keras(kd, work, small, trained):
+    words = ["distill", *small[:2], "epochs=1"]
+    assert kd(*words, f"teacher.checkpoint={trained}").code == 0
+    _, record = only_run(work / "outputs" / "distill")
+    assert record["teacher"]["test_accuracy"] == read_record(trained)["test"]["accuracy"]
+    assert record["teacher"]["name"] == "mlp"
+    assert record["teacher"]["training"] == "2 epochs, seed 0"
+    again = kd(*words, f"teacher.checkpoint={trained}/model.keras")
+    assert "is finished" in again.err  # the same teacher, so the same run
+    done = kd(*words, f"teacher.checkpoint={trained}", "teacher.module=nets")
+    assert done.code == 2 and "has recorded its network; leave teacher.module" in done.error
+    done = kd(*words, "teacher.module=nets")
+    assert done.code == 2 and "must be null without teacher.checkpoint" in done.error
+    done = kd(*words, f"teacher.checkpoint={trained}/model.keras", "teacher.module=nets.py")
+    assert done.code == 2 and "dotted name of a Python module" in done.error
+
+
+@pytest.mark.slow
+def test_a_lost_file_of_a_finished_teacher_is_one_line_and_comes_back(kd, work, small, trained):
+    before = read_record(trained)
+    (trained / "model.keras").unlink()
+    for words in (["distill", *small], ["explain", *small], ["evaluate", str(trained)]):
+        done = kd(*words)
+        assert done.code == 2 and "model.keras is lost, though its run is finished" in done.error
+    assert not (work / "outputs" / "distill").exists()
+    (trained / "metrics.json").unlink()  # as the line says
+    assert kd("train-teacher", *small[:4], "epochs=2").code == 0
+    assert read_record(trained)["weights_sha256"] == before["weights_sha256"]
+    assert (trained / "model.keras").is_file()
+
+
+NETS = """
+import keras
+
+class Gain(keras.layers.Layer):
+    def build(self, shape):
+        self.gain = self.add_weight(shape=shape[-1:], initializer="ones")
+    def call(self, x):
+        return x * self.gain
+
+def net(image_shape, num_classes):
+    inputs = keras.Input(tuple(image_shape))
+    return keras.Model(
+        inputs, keras.layers.Dense(num_classes)(keras.layers.Flatten()(Gain()(inputs)))
+    )
+"""
+
+
+@pytest.mark.slow
+def test_a_teacher_with_a_layer_of_one_s_own_is_found_again(kd, work, small, monkeypatch):
+    """By the network of its run, and from its file by the module that is named."""
+    (work / "my_nets.py").write_text(NETS)
+    monkeypatch.syspath_prepend(str(work))
+    network = "  {_target_: my_nets.net, image_shape: [6, 6, 1], num_classes: 4}\n"
+    (work / "c" / "teacher").mkdir(parents=True)
+    (work / "c" / "teacher" / "own.yaml").write_text(f"name: own\nnetwork:\n{network}")
+    words = ["--config-dir", "c", *small[:2], "epochs=1", "teacher=own"]
+    words.append("teacher.training.epochs=1")
+    assert kd("distill", *words).code == 0
+    directory, record = only_run(work / "outputs" / "teachers")
+    assert kd("distill", *words, "alpha=0.5").code == 0
+    assert kd("evaluate", str(directory)).code == 0
+    file = f"teacher.checkpoint={directory}/model.keras"
+    done = kd("distill", *small[:2], "epochs=1", file)
+    assert done.code == 2 and "holds the class Gain of the module my_nets" in done.error
+    assert "its run has recorded how it is built: give the folder, outputs/teac" in done.error
+    assert kd("distill", *small[:2], "epochs=1", file, "teacher.module=my_nets").code == 0
+    found = {
+        read_record(path.parent)["teacher"]["weights_sha256"]
+        for path in (work / "outputs" / "distill").rglob("metrics.json")
+    }
+    assert found == {record["weights_sha256"]}
+    sys.modules.pop("my_nets")
+
+
 def written(path, seed=0, shape=(6, 6, 1)):
     keras.utils.set_random_seed(seed)
     inputs = keras.Input(shape)
@@ -186,9 +262,9 @@ def test_the_points_of_a_sweep_read_a_given_file_once(kd, work, small, monkeypat
     written(work / "mine.keras")
     genuine, reads = teachers.load_keras, []
 
-    def load_keras(path, what):
+    def load_keras(path, what, *module):
         reads.append(what)
-        return genuine(path, what)
+        return genuine(path, what, *module)
 
     monkeypatch.setattr(teachers, "load_keras", load_keras)
     words = ["--multirun", *small[:2], "epochs=1", "teacher.checkpoint=mine.keras"]
@@ -217,7 +293,7 @@ def test_a_file_of_kd_for_other_images_is_refused(kd, work, small):
 
 @pytest.mark.parametrize(
     ("units", "activation", "expected"),
-    [(4, "softmax", "ends in a softmax"), (5, None, "5 outputs, the dataset has 4 classes")],
+    [(4, "sigmoid", "ends in a sigmoid"), (5, None, "5 outputs, the dataset has 4 classes")],
 )
 def test_a_file_that_is_no_classifier_on_logits_is_refused(
     kd, work, small, units, activation, expected

@@ -227,23 +227,32 @@ def test_the_order_of_classes(plan, work, theirs, ours, refused):
     assert lines == []
 
 
-@pytest.mark.parametrize("head", ["softmax", "activation", "operations"])
-def test_a_softmax_in_a_keras_file_is_refused(kd, work, small, head):
-    quarters(work / "mine.keras", head=head)
-    before = sorted(work.iterdir())
-    done = kd("distill", *small[:2], *QUARTERS, "teacher.checkpoint=mine.keras")
-    assert done.code == 2 and "ends in a softmax, kd needs logits" in done.error
-    assert len(done.err.splitlines()) == 1
-    assert sorted(work.iterdir()) == before
-
-
-@pytest.mark.slow
-def test_a_softmax_in_a_saved_model_is_refused(kd, work, small):
-    path = quarters(work / "mine.keras", head="operations")
-    keras.saving.load_model(path).export(work / "published", verbose=False)
-    done = kd("distill", *small[:2], *QUARTERS, "teacher.checkpoint=published")
-    assert done.code == 2 and "published: the network ends in a softmax" in done.error
-    assert not (work / "outputs").exists()
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ("activation", "its softmax is taken off, so that it gives logits"),
+        ("exported", "it ends in a softmax: its log-probabilities are its logits"),
+    ],
+)
+def test_a_teacher_that_ends_in_a_softmax_teaches(kd, work, small, npz, head, said):
+    """As one line says; what it teaches are its probabilities, by any of the two ways."""
+    name = "mine.keras"
+    path = quarters(work / name, head="activation")
+    model = keras.saving.load_model(path)
+    if head == "exported":
+        name = "published"
+        model.export(work / name, verbose=False)
+    done = kd("distill", *small[:2], *QUARTERS, f"teacher.checkpoint={name}")
+    assert done.code == 0, done.err
+    assert [f"the teacher {name}: {said}" in line for line in done.err.splitlines()].count(
+        True
+    ) == 1
+    run, _ = only_run(work / "outputs" / "distill")
+    with np.load(npz) as data, np.load(run / "predictions.npz") as saved:
+        logits = saved["teacher_logits"].astype(np.float64)
+        expected = model.predict(data["x_test"] / 255.0, verbose=0)
+    powers = np.exp(logits)
+    np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), expected, atol=1e-5)
 
 
 @pytest.mark.slow
