@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from kd_cli.files import write_json
+from kd_cli.files import (
+    DamagedError,
+    discard,
+    read_json,
+    remove_leftovers,
+    temporary_of,
+    write_json,
+)
 
 log = logging.getLogger("kd")
 
@@ -62,6 +69,24 @@ def stamp(files: list[Path], root: Path) -> str:
     return sha.hexdigest()
 
 
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What a folder of decoded images says of itself; None where that is missing or damaged."""
+    kinds = {"key": dict, "class_names": list, "fingerprint": str, "notice": str, "sizes": dict}
+    try:
+        record = read_json(folder / "manifest.json", "type kd cache prune")
+    except DamagedError:
+        return None
+    said = record and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    return record if said else None
+
+
+def remove(folder: Path) -> bool:
+    """Removes a folder of decoded images."""
+    discard(folder / "manifest.json")  # first: a half-removed one counts as none
+    discard(folder)
+    return True
+
+
 def decoded(cache_dir: Path, key: dict[str, Any], decode: Callable[[], Arrays]) -> Arrays:
     """Arrays decoded once and memory-mapped from then on.
 
@@ -70,11 +95,11 @@ def decoded(cache_dir: Path, key: dict[str, Any], decode: Callable[[], Arrays]) 
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir.expanduser() / "data" / name
-    manifest = folder / "manifest.json"
-    if not manifest.exists():
+    if read_manifest(folder) is None:
         shutil.rmtree(folder, ignore_errors=True)  # a removal that was cut short
         arrays = decode()
-        temporary = folder.with_name(f".tmp-{os.getpid()}-{name}")
+        remove_leftovers(folder.parent)
+        temporary = temporary_of(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
@@ -96,13 +121,14 @@ def decoded(cache_dir: Path, key: dict[str, Any], decode: Callable[[], Arrays]) 
                 os.rename(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    record = json.loads(manifest.read_text())
-    if any(
+    record = read_manifest(folder)
+    if record is None or any(
         not (folder / file).exists() or (folder / file).stat().st_size != size
         for file, size in record["sizes"].items()
     ):
         log.warning("the decoded images in %s are damaged; decoding them again", folder)
-        shutil.rmtree(folder)
+        with contextlib.suppress(FileNotFoundError):  # another process removes it too
+            shutil.rmtree(folder)
         return decoded(cache_dir, key, decode)
 
     if record["notice"]:
