@@ -35,6 +35,7 @@ class DamagedError(ConfigError):
 
     def __init__(self, path: Path, why: str, remedy: str) -> None:
         super().__init__(f"{shown(path)} can't be read ({why}); {remedy}")
+        self.why = why
 
 
 def temporary_of(path: Path) -> Path:

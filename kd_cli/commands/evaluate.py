@@ -6,8 +6,6 @@ Nothing of a run is changed: `evaluation.json` is added to it, or written below 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 from pathlib import Path
@@ -33,9 +31,9 @@ from kd_cli.config.plans import view_shape
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, RunFailed, first_line
-from kd_cli.files import open_npz, write_json, write_npz
+from kd_cli.files import write_json, write_npz
 from kd_cli.report.columns import COLUMNS, PERCENT, In
-from kd_cli.runs import identity, quality
+from kd_cli.runs import finished, identity, quality
 from kd_cli.runs.record import Record, environment
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
@@ -262,16 +260,13 @@ def _ask_teacher(
         Why there are none; empty when they were added.
     """
     if own:
-        with (
-            contextlib.suppress(OSError, ValueError),
-            open_npz(target.run / "predictions.npz") as kept,
-        ):
-            names = [f"{prefix}labels" for prefix, _ in dataset.held_out]
-            if all(name in kept and np.array_equal(kept[name], arrays[name]) for name in names):
-                found = {name: kept[name] for name in kept if name.endswith("teacher_logits")}
-                if "teacher_logits" in found:
-                    arrays |= found
-                    return ""
+        kept = finished.predictions(finished.FinishedRun(target.record, target.run))
+        names = [f"{prefix}labels" for prefix, _ in dataset.held_out]
+        if all(name in kept and np.array_equal(kept[name], arrays[name]) for name in names):
+            found = {name: kept[name] for name in kept if name.endswith("teacher_logits")}
+            if "teacher_logits" in found:
+                arrays |= found
+                return ""
     from kd_cli.distillation import prepare
     from kd_cli.distillation import teacher as teachers
 
@@ -303,11 +298,8 @@ def _folder(result: dict[str, Any], outputs: Path) -> Path:
     data_of = ("dataset", "augment")
     sha, dataset = result["weights_sha256"], result["dataset"]["name"]
     folder = outputs / "evaluate" / dataset / f"{result['network']}-{sha[:8]}"
-    try:
-        kept = json.loads((folder / "evaluation.json").read_text())
-    except (OSError, ValueError):
-        return folder
-    if all(kept.get(key) == result[key] for key in data_of):
+    kept = finished.evaluation(folder)
+    if kept is None or all(kept.get(key) == result[key] for key in data_of):
         return folder
     return folder.with_name(f"{folder.name}-{identity.digest([result[key] for key in data_of], 8)}")
 

@@ -177,6 +177,13 @@ def _refuse_files_of_others(out: Path) -> None:
         )
 
 
+class Busy(ConfigError):
+    """Another process is at work in a directory."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(f"another process is at work in {shown(out)}; wait for it, or stop it")
+
+
 @contextlib.contextmanager
 def lock(out: Path, wait: bool = False) -> Iterator[None]:
     """Holds a directory for this process; the lock of a process that died does not count.
@@ -186,19 +193,24 @@ def lock(out: Path, wait: bool = False) -> Iterator[None]:
         wait: Whether to wait for another process to be done with it, with a notice.
 
     Raises:
-        ConfigError: Without `wait`, when another process works there.
+        Busy: Without `wait`, when another process works there.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    held = FileLock(out / ".lock")
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        if not wait:
-            raise ConfigError(
-                f"another process is at work in {shown(out)}; wait for it, or stop it"
-            ) from None
-        log.info("waiting for another process that trains %s", shown(out))
-        held.acquire()
+    file, told = out / ".lock", False
+    while True:
+        out.mkdir(parents=True, exist_ok=True)
+        held = FileLock(file)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise Busy(out) from None
+            if not told:
+                log.info("waiting for another process that trains %s", shown(out))
+            told = True
+            held.acquire()
+        if file.exists():
+            break
+        held.release()  # whoever held the directory has removed it
     try:
         yield
     finally:

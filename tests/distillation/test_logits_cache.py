@@ -15,8 +15,15 @@ from kd_cli.distillation.logits_cache import Request, obtain
 TABLE = np.random.default_rng(3).normal(0, 5, (10, 4)).astype(np.float32)
 
 
+ORIGIN = {
+    "teacher": {"file": "t.keras", "sha256": "0"},
+    "dataset": {"name": "t"},
+    "part": "train",
+}
+
+
 def request(dtype="float32", **key):
-    return Request({"weights": "a", **key}, 10, 4, dtype, {"part": "train"})
+    return Request({"weights": "a", **key}, 10, 4, dtype, ORIGIN)
 
 
 class Teacher:
