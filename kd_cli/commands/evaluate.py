@@ -28,6 +28,7 @@ from kd_cli.config.compose import compose
 from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import is_typed
 from kd_cli.config.plans import view_shape
+from kd_cli.config.row import are_names, is_name
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, RunFailed, first_line
@@ -296,8 +297,11 @@ def _ask_teacher(
 def _folder(result: dict[str, Any], outputs: Path) -> Path:
     """Where the evaluation on other data is written; beside that on data of the same name."""
     data_of = ("dataset", "augment")
-    sha, dataset = result["weights_sha256"], result["dataset"]["name"]
-    folder = outputs / "evaluate" / dataset / f"{result['network']}-{sha[:8]}"
+    # A file of another program has any name, and a record of one names anything.
+    name, dataset = result["network"], result["dataset"]["name"]
+    name = name if is_name(name) else identity.digest(name)
+    dataset = dataset if are_names(dataset) else identity.digest(dataset)
+    folder = outputs / "evaluate" / dataset / f"{name}-{result['weights_sha256'][:8]}"
     kept = finished.evaluation(folder)
     if kept is None or all(kept.get(key) == result[key] for key in data_of):
         return folder

@@ -7,14 +7,13 @@ such as `optimizer`, have the keys of the function that their `_target_` names.)
 
 # OmegaConf reads the annotations at run time, so they must not be strings.
 import dataclasses
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import II, MISSING
 
-from kd_cli.config.row import SEED, SHARE, above, at_least, key, one_of
+from kd_cli.config.row import DEVICE, NAME, NAMES, SEED, SHARE, above, at_least, key, one_of
 
 VIEWS = ("consistent", "independent", "fixed_teacher")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -131,7 +130,7 @@ class TeacherTraining(Training):
 
 @dataclass
 class Network:
-    name: str = key(MISSING, "in tables and directories")
+    name: str = key(MISSING, "in tables and directories", NAME)
     checkpoint: str | None = key(None, "a .keras file")
     input: Input = key(Input)
     network: Any = key(MISSING, "the function that builds it")
@@ -165,7 +164,7 @@ class Teacher(Network):
 
 @dataclass
 class Dataset:
-    name: str = key(MISSING, "in tables and directories")
+    name: str = key(MISSING, "in tables and directories", NAMES)
     image_shape: list[int] = key(
         MISSING,
         "[height, width, channels]",
@@ -288,10 +287,7 @@ class Keys(Training):
     device: str = key(
         "auto",
         "auto, cpu, gpu or gpu:N",
-        (
-            lambda value: re.fullmatch(r"auto|cpu|gpu(:\d+)?", value) is not None,
-            "auto, cpu, gpu or gpu:N",
-        ),
+        DEVICE,
         place=True,
     )
     outputs: str = key("outputs", "the folder that kd writes to", place=True)
@@ -313,6 +309,7 @@ class Keys(Training):
     sweep: str | None = key(
         None,
         "name of a sweep's folder; null takes a hash of the unswept overrides",
+        NAMES,
         unused=_TRAINS_NOTHING,
         place=True,
     )

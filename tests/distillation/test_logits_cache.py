@@ -187,7 +187,8 @@ SLOW = """
             print("computing", row, flush=True)
             time.sleep(0.2)
             yield np.full((1, 4), row, np.float32)
-    wanted = Request({"weights": "a"}, 10, 4, "float32", {})
+    origin = {"teacher": {"file": "t", "sha256": "0"}, "dataset": {"name": "t"}, "part": "train"}
+    wanted = Request({"weights": "a"}, 10, 4, "float32", origin)
     table = obtain(Path(sys.argv[1]), wanted, compute, "t", set())
     print("sum", table.sum())
 """
