@@ -188,6 +188,7 @@ def prepare(request: Request) -> Sweep:
 
 def train(sweep: Sweep, session: Session, table: bool = True) -> int:
     """Trains a sweep's points and prints its table; 1 when one failed."""
+    register_resolvers(sweep.runs)  # another sweep may have been prepared since
     job, code = Job(sweep.runs, session), 1
     try:
         try:
