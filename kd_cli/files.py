@@ -8,8 +8,10 @@ damaged since, whatever by, is a `DamagedError` with the file and what to type.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -24,6 +26,7 @@ import numpy as np
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.terminal import shown
 
+log = logging.getLogger("kd")
 # Other machines may write to the same disk: only of this one it is known which processes live.
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.tmp-(\d+)@([0-9a-f]{8})-")
@@ -96,6 +99,17 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def where_possible(folder: Path) -> Iterator[None]:
+    """Writes what can be made again from finished runs; on a disk that takes nothing, says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        log.warning("nothing is written to %s: %s", shown(folder), error.strerror)
 
 
 def sync_folder(folder: Path) -> None:

@@ -271,7 +271,7 @@ def _ask_teacher(
     from kd_cli.distillation import prepare
     from kd_cli.distillation import teacher as teachers
 
-    known, spec = target.record.teacher, target.record.config["teacher"]
+    known, spec = target.record.teacher, target.record.config.get("teacher", {})
     node = {"checkpoint": None, "weights": None, "precision": None, **spec}
     path = Path(known.path)
     if node["weights"] is not None:

@@ -89,8 +89,10 @@ class Job:
         except ConfigError as error:
             failure = error if alone else RunFailed(str(error))
         except Exception as error:
-            text = os.path.join(os.path.relpath(run.out), "kd.log")
-            failure = RunFailed(f"{failure_line(error)} (traceback: {text})")
+            text = failure_line(error)
+            if (run.out / "error.json").exists():  # else the disk takes nothing
+                text += f" (traceback: {os.path.relpath(run.out)}/kd.log)"
+            failure = RunFailed(text)
             traceback.clear_frames(error.__traceback__)  # they hold the engine, and Hydra the error
             failure.__cause__ = error
         if not alone:
@@ -145,12 +147,17 @@ class Sweep:
     Attributes:
         request: Its overrides name the sweep.
         runs: With a plan for each point.
-        points: Their directories.
+        found: The points, each directory once.
     """
 
     request: Request
     runs: Runs
-    points: list[Path]
+    found: list[Run]
+
+    @property
+    def points(self) -> list[Path]:
+        """Their directories."""
+        return [run.out for run in self.found]
 
 
 def prepare(request: Request) -> Sweep:
@@ -183,7 +190,7 @@ def prepare(request: Request) -> Sweep:
             )
     check_options(one.plan for one in found.values())
     request = Request(command, overrides, request.flags, request.config_dir, request.words)
-    return Sweep(request, runs, list(found))
+    return Sweep(request, runs, list(found.values()))
 
 
 def train(sweep: Sweep, session: Session, table: bool = True) -> int:
@@ -192,7 +199,10 @@ def train(sweep: Sweep, session: Session, table: bool = True) -> int:
     job, code = Job(sweep.runs, session), 1
     try:
         try:
-            code = hand_over(sweep.request, sweep.request.overrides, job)
+            if _takes_nothing(sweep.points[0].parent):  # Hydra would write there
+                job.busy, code = sweep.found, 0
+            else:
+                code = hand_over(sweep.request, sweep.request.overrides, job)
         except RunFailed:
             code = 1  # the sweep's end names every failed point
         job.look_again()
@@ -201,8 +211,14 @@ def train(sweep: Sweep, session: Session, table: bool = True) -> int:
         for folder in dict.fromkeys(out.parent for out in sweep.points):
             names = {out.name for out in sweep.points if out.parent == folder}
             own = {out.name: why for out, why in job.failed.items() if out.parent == folder}
-            failed += finish(folder, names, table, own)
+            with messages():
+                failed += finish(folder, names, table, own)
     return 1 if failed else code
+
+
+def _takes_nothing(folder: Path) -> bool:
+    """Whether a folder lies on a disk that can only be read."""
+    return folder.is_dir() and not os.access(folder, os.W_OK)
 
 
 def hand_over(request: Request, overrides: list[str], job: Callable[..., Any]) -> int:

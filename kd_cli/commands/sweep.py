@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,20 @@ from kd_cli.config.compose import main_dir, register
 from kd_cli.config.keys import SHORT_NAMES, flat
 from kd_cli.config.messages import explain_hydra
 from kd_cli.errors import ConfigError
-from kd_cli.files import DamagedError, atomic, read_json, remove_leftovers, write_json
+from kd_cli.files import (
+    DamagedError,
+    atomic,
+    read_json,
+    remove_leftovers,
+    where_possible,
+    write_json,
+)
 from kd_cli.report.columns import NONE, In, columns
 from kd_cli.runs import finished
 from kd_cli.runs.record import RecordError
 from kd_cli.terminal import console, print_table, shown
+
+log = logging.getLogger("kd")
 
 
 def expand(overrides: list[str], config_dir: str | None = None) -> tuple[list[list[str]], set[str]]:
@@ -96,8 +106,9 @@ def finish(
         elif error is not None:
             foreign.append(name)
     if foreign:
-        text = f"left out of the table, because no run of kd wrote them: {', '.join(foreign)}"
-        console.print(f"kd: warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        log.warning(
+            "left out of the table, because no run of kd wrote them: %s", ", ".join(foreign)
+        )
     runs.sort(key=_rank)
     settings = _varying([{"seed": run.record.seed, **flat(run.record.config)} for run in runs])
     names_of_settings = list(dict.fromkeys(key for one in settings for key in one))
@@ -111,12 +122,14 @@ def finish(
         for one, run in zip(settings, runs, strict=True)
     ]
     told = [{"directory": name, "message": failures[name]} for name in sorted(failures)]
-    write_json(folder / "sweep.json", {"points": rows, "failures": told})
+    with where_possible(folder):
+        write_json(folder / "sweep.json", {"points": rows, "failures": told})
+        if rows:
+            with atomic(folder / "sweep.csv") as temporary, open(temporary, "w", newline="") as f:
+                writer = csv.DictWriter(f, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
     if rows:
-        with atomic(folder / "sweep.csv") as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
         order = "sorted by validation accuracy"
         if finished.validation_accuracy(runs[0]) is None:  # test must not choose a point
             order = "not sorted: there is no validation split, each reports its last epoch"

@@ -143,11 +143,12 @@ def _counts(found: Found, groups: Sequence[Group], repeats: int) -> str:
     if repeats:
         text += f" {repeats:,} runs repeat the settings and seeds of another and are left out."
     if found.unfinished or found.unreadable:
-        text += f" Left out: {_left_out(found)}."
+        text += f" Left out: {left_out(found)}."
     return text
 
 
-def _left_out(found: Found) -> str:
+def left_out(found: Found) -> str:
+    """How many folders with runs are left out, and why."""
     words = []
     if found.unfinished:
         words.append(f"{found.unfinished:,} unfinished or failed")

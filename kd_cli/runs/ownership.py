@@ -103,7 +103,7 @@ def similar_teachers(plan: DictConfig) -> list[str]:
             continue
         spec = record.config
         if all(
-            identity.digest(spec[key]) == identity.digest(wanted[key])
+            identity.digest(spec.get(key)) == identity.digest(wanted[key])
             for key in ("dataset", "teacher")
         ):
             differing = differences(spec, wanted)
@@ -120,7 +120,7 @@ def _refuse_another_network(plan: DictConfig, record: Record, typed: Sequence[st
     named = [o for o in named if place_of(o).split(".")[1:2] not in (["precision"], ["training"])]
     wanted = identity.network_spec(plan.teacher)
     differing = differences(
-        {key: record.config["teacher"].get(key) for key in wanted}, wanted, "teacher."
+        {key: record.config.get("teacher", {}).get(key) for key in wanted}, wanted, "teacher."
     )
     if named and differing:
         raise ConfigError(

@@ -203,6 +203,11 @@ class Record(Part):
             raise ValueError(f"schema_version is {self.schema_version}, expected {SCHEMA_VERSION}")
         if self.command == "distill" and self.teacher is None:
             raise ValueError("teacher is missing")
+        for name, kind in _OF_CONFIG.items():
+            if name in self.config:
+                _as(kind, self.config[name], f"config.{name}", strict=True)
+        for name, value in self.inputs.items():
+            _as(str, value, f"inputs.{name}", strict=True)
 
     def write(self, folder: Path) -> None:
         """Writes `metrics.json`, atomically: from now on the run in `folder` is finished."""
@@ -237,6 +242,18 @@ class Record(Part):
             return _part(cls, content, "", strict=False)
         except ValueError as error:
             raise _damaged(path, first_line(error)) from error
+
+
+# Of `config`, which may hold anything, what every reader of a record relies on.
+_OF_CONFIG = {
+    "init_seed": int,
+    "data_seed": int,
+    "loss": dict | None,
+    "dataset": dict,
+    "teacher": dict,
+    "student": dict,
+    "augment": dict,
+}
 
 
 def _damaged(path: Path, why: str) -> RecordError:
