@@ -11,7 +11,6 @@ from pathlib import Path
 from kd_cli.commands.result_table import print_result, print_rounds
 from kd_cli.commands.table import COMMANDS, load
 from kd_cli.data.dataset import load_dataset
-from kd_cli.errors import ConfigError
 from kd_cli.runs.asked import Run
 from kd_cli.runs.directory import at_work, finished
 from kd_cli.runs.ownership import inputs, refuse_other_inputs
@@ -115,8 +114,8 @@ def _results(
 
 @contextlib.contextmanager
 def _failing_alone(run: Run, results: Results) -> Iterator[None]:
-    """A mistake in one run becomes its result, and leaves the others alone."""
+    """What fails in one run becomes its result, and leaves the others alone."""
     try:
         yield
-    except ConfigError as error:
+    except Exception as error:
         results[run.out] = error

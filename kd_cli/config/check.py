@@ -273,7 +273,7 @@ def _check_trackers(trackers: DictConfig | None) -> None:
     for name, node in (trackers or {}).items():
         ok, expected = NAME
         if not ok(str(name)):  # it becomes a folder in the run's directory
-            raise ConfigError(f"tracker.{ascii(str(name))[1:-1]}: its name must be {expected}")
+            raise ConfigError(f"tracker.{ascii(str(name))[1:-1]}: it must have {expected}")
         if not isinstance(node, DictConfig):
             raise ConfigError(
                 f"tracker.{name}={node}: each tracker is a node under a name of its own; begin its "
