@@ -1,32 +1,94 @@
-"""Atomic writes, and the state from which a killed run continues.
+"""How a file of kd's own is written, read, and cleared away.
 
 Every file appears whole or not at all: it is written beside its place, flushed to the disk and
-renamed. (`.keras` files and `save_weights` leave out the state of dropout's seed generators, so the
-state here is `model.variables`, not `model.weights`.)
+renamed. What a kill leaves of a write is named by its process, and removed by a later one. What was
+damaged since, whatever by, is a `DamagedError` with the file and what to type.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import platform
+import re
+import shutil
+import time
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from kd_cli.errors import ConfigError, first_line
+from kd_cli.terminal import shown
+
 log = logging.getLogger("kd")
+# Other machines may write to the same disk: only of this one it is known which processes live.
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(r"\.tmp-(\d+)@([0-9a-f]{8})-")
+_DAY = 86400.0  # no write takes so long
+
+
+class DamagedError(ConfigError):
+    """A file of kd's own that can't be read, and what to type."""
+
+    def __init__(self, path: Path, why: str, remedy: str) -> None:
+        super().__init__(f"{shown(path)} can't be read ({why}); {remedy}")
+        self.why = why
+
+
+def temporary_of(path: Path) -> Path:
+    """Where this process writes what becomes `path`: beside it, with the same suffix."""
+    return path.with_name(f".tmp-{os.getpid()}@{_MACHINE}-{path.name}")
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Removes what processes that are gone were writing in a folder; returns how many files.
+
+    Of another machine's, and of an earlier kd's, only what is a day old. What can't be removed
+    stays.
+    """
+    removed = 0
+    for path in sorted(folder.glob(".tmp-*")):
+        with contextlib.suppress(OSError):
+            if not _is_left(path):
+                continue
+            discard(path)
+            removed += 1
+    return removed
+
+
+def discard(path: Path) -> None:
+    """Removes a file, a link, or a folder with all in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_left(path: Path) -> bool:
+    made = _TEMPORARY.match(path.name)
+    if made and made[2] == _MACHINE:
+        try:
+            os.kill(int(made[1]), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except PermissionError:  # another user's process lives
+            return False
+    inside = path.glob("*") if path.is_dir() else ()
+    return time.time() - max(p.lstat().st_mtime for p in (path, *inside)) > _DAY
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Gives a temporary path with the same suffix; renames it to `path` when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = temporary_of(path)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -38,6 +100,17 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def where_possible(folder: Path) -> Iterator[None]:
+    """Writes what can be made again from finished runs; on a disk that takes nothing, says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        log.warning("nothing is written to %s: %s", shown(folder), error.strerror)
 
 
 def sync_folder(folder: Path) -> None:
@@ -99,15 +172,57 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         raise
 
 
+def read_json(path: Path, remedy: str) -> dict[str, Any] | None:
+    """The object in a JSON file of kd's own; None where there is no such file.
+
+    Raises:
+        DamagedError: It can't be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DamagedError(path, error.strerror or first_line(error), remedy) from error
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8
+        raise DamagedError(path, first_line(error), remedy) from error
+    if not isinstance(content, dict):
+        raise DamagedError(path, "no object of keys and values", remedy)
+    return content
+
+
+def read_npz(
+    path: Path, remedy: str, names: Collection[str] | None = None
+) -> dict[str, np.ndarray] | None:
+    """The arrays of an `.npz` of kd's own; None where there is no such file.
+
+    Args:
+        path: The file. Each array that is read is compared with its checksum in the file.
+        remedy: What to type when it is damaged.
+        names: Which arrays; None reads all.
+
+    Raises:
+        DamagedError: It can't be read, or lacks one of `names`.
+    """
+    if not path.exists():
+        return None
+    try:
+        with open_npz(path) as archive:
+            wanted = archive.files if names is None else names
+            return {name: archive[name] for name in wanted}
+    except Exception as error:  # NumPy meets damaged bytes with errors of almost any type
+        raise DamagedError(path, first_line(error), remedy) from error
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of a `.jsonl` file; a last line cut short by a kill is left out."""
+    """The rows of a `.jsonl` file; lines that are cut short or damaged are left out."""
     rows = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    rows.append(row)
     return rows
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from omegaconf import OmegaConf
 
 from kd_cli.commands.table import Request
 from kd_cli.config.compose import main_dir
+from kd_cli.data import arrays
 from kd_cli.data.dataset import load_dataset
 from kd_cli.device import set_up
 from kd_cli.distillation import logits_cache
-from kd_cli.errors import ConfigError, suggest
-from kd_cli.files import file_hash, files_of
+from kd_cli.errors import ConfigError, first_line, suggest
+from kd_cli.files import file_hash, files_of, remove_leftovers
 from kd_cli.runs.session import Session
-from kd_cli.terminal import print_table
+from kd_cli.terminal import print_table, shown
 
 # Action, its options with their defaults, what it does.
 ACTIONS: dict[str, tuple[dict[str, str], str]] = {
@@ -76,15 +77,16 @@ def _list(root: Path) -> int:
     for folder in logits_cache.entries(root):
         record = logits_cache.read_manifest(folder)
         if record is None:
-            rows.append([folder.name, "logits, unfinished", "", "", _size(folder), ""])
+            what = "logits, damaged" if _is_damaged(folder) else "logits, unfinished"
+            rows.append([folder.name, what, "", "", _size(folder), ""])
             continue
         shape = f"{record['rows']:,} x {record['classes']:,}"
         dataset = record["origin"]["dataset"]["name"]
         what = f"{dataset}: {record['what']}"
         rows.append([folder.name, what, shape, record["dtype"], _size(folder), record["written"]])
     for folder in _decoded(root):
-        manifest = json.loads((folder / "manifest.json").read_text())
-        name = manifest["key"].get("tfds", "image folder")
+        manifest = arrays.read_manifest(folder)
+        name = manifest["key"].get("tfds", "image folder") if manifest else "unfinished"
         rows.append([folder.name, f"decoded images: {name}", "", "", _size(folder), ""])
     if not rows:
         print(f"nothing is kept in {root}")
@@ -94,11 +96,17 @@ def _list(root: Path) -> int:
 
 
 def _decoded(root: Path) -> list[Path]:
-    return sorted(p.parent for p in (root / "data").glob("[!.]*/manifest.json"))
+    """All folders of decoded images, those that can't be used too."""
+    return sorted(p for p in (root / "data").glob("[!.]*") if p.is_dir())
+
+
+def _is_damaged(folder: Path) -> bool:
+    """Whether an entry without a manifest that can be read has one that can't."""
+    return (folder / "manifest.json").exists()
 
 
 def _size(folder: Path) -> str:
-    size = float(sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()))
+    size = float(sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file()))
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}"
@@ -112,11 +120,18 @@ def _verify(root: Path, count: int, seed: int) -> int:
     main_dir(None)  # modules of the user's own in the working directory
     for folder in logits_cache.entries(root):
         record = logits_cache.read_manifest(folder)
+        if record is None and _is_damaged(folder):
+            faults += 1
+            print(f"{folder.name}: its manifest is damaged; the next run computes it again")
+            continue
         if record is None:
             print(f"{folder.name}: unfinished; the next run that needs it continues")
             continue
-        fault = logits_cache.fault(folder, session.checked)
-        fault = fault or _difference(folder, record, count, seed, session)
+        try:
+            fault = logits_cache.fault(folder, session.checked)
+            fault = fault or _difference(folder, record, count, seed, session)
+        except Exception as error:  # its origin is whatever the manifest says
+            fault = f"can't be computed again ({first_line(error)})"
         faults += fault is not None
         right = f"right ({min(count, record['rows'])} random rows compared)"
         print(f"{folder.name}: {fault or right}")
@@ -163,27 +178,40 @@ def _difference(
 
 
 def _prune(root: Path, days: int | None, everything: str) -> int:
-    removed = kept = 0
+    removed, kept = sum(map(remove_leftovers, [root, *root.glob("*"), *root.glob("*/*")])), 0
     for folder in logits_cache.entries(root):
+        old = days is not None and (time.time() - _newest(folder)) / 86400 >= days
+        gone = False
+        if everything == "true" or old or _is_useless(folder):
+            gone = _removed(folder, logits_cache.remove)
+        removed, kept = removed + gone, kept + (not gone)
+    for folder in _decoded(root):
+        if everything == "true" or arrays.read_manifest(folder) is None:
+            removed += _removed(folder, arrays.remove)
+    print(f"removed {removed}, kept {kept} in {root}")
+    return 0
+
+
+def _removed(folder: Path, remove: Callable[[Path], bool]) -> bool:
+    """Whether an entry could be removed; where the disk does not let it, that is told."""
+    try:
+        return remove(folder)
+    except OSError as error:
+        print(f"kd: {shown(folder)} stays: {error.strerror}", file=sys.stderr)
+        return False
+
+
+def _is_useless(folder: Path) -> bool:
+    """Whether no run can use an entry: unfinished, damaged, or its teacher is another now."""
+    try:
         record = logits_cache.read_manifest(folder)
-        age = (time.time() - _newest(folder)) / 86400
-        useless = (
+        return (
             record is None
             or not _has_its_teacher(record["origin"]["teacher"])
             or logits_cache.fault(folder, set()) is not None
         )
-        old = days is not None and age >= days
-        if (everything == "true" or useless or old) and logits_cache.remove(folder):
-            removed += 1
-        else:
-            kept += 1
-    if everything == "true":
-        for folder in _decoded(root):
-            (folder / "manifest.json").unlink()  # first: a half-removed one counts as none
-            shutil.rmtree(folder)
-            removed += 1
-    print(f"removed {removed}, kept {kept} in {root}")
-    return 0
+    except OSError:
+        return True
 
 
 def _has_its_teacher(origin: dict[str, Any]) -> bool:
@@ -192,4 +220,4 @@ def _has_its_teacher(origin: dict[str, Any]) -> bool:
 
 
 def _newest(folder: Path) -> float:
-    return max((p.stat().st_mtime for p in folder.iterdir()), default=0.0)
+    return max((p.lstat().st_mtime for p in folder.iterdir()), default=0.0)

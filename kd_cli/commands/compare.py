@@ -9,6 +9,7 @@ continues where it stopped. Nothing here imports TensorFlow.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,17 @@ from kd_cli.commands.sweep import expand
 from kd_cli.commands.table import COMMANDS, Request
 from kd_cli.config.overrides import override_key, scratch_overrides
 from kd_cli.errors import ConfigError
-from kd_cli.files import write_json
+from kd_cli.files import remove_leftovers, where_possible, write_json
 from kd_cli.report import groups
-from kd_cli.report.build import build_report, write_report
+from kd_cli.report.build import build_report, left_out, write_report
 from kd_cli.report.columns import NONE, PERCENT, In, columns
 from kd_cli.report.statistics import MAX_SEEDS, MIN_SEEDS
 from kd_cli.runs import finished
 from kd_cli.runs.identity import sweep_id
 from kd_cli.runs.session import Session
-from kd_cli.terminal import print_table, shown
+from kd_cli.terminal import messages, print_table, shown
 
+log = logging.getLogger("kd")
 SEEDS = 5
 # Scratch students with a setting more, to see whether a teacher does more than that setting would.
 CONTROLS = {"label_smoothing": "label_smoothing=0.1"}
@@ -43,7 +45,8 @@ def run(request: Request) -> int:
     ]
     session = Session()
     codes = [job.train(part, session, table=False) for part in parts]
-    conclude(parts[0].points[0].parent)
+    with messages():
+        conclude(parts[0].points[0].parent)
     return max(codes)
 
 
@@ -110,6 +113,8 @@ def conclude(folder: Path) -> None:
     the report.
     """
     found = finished.find([folder])
+    if found.unfinished or found.unreadable:
+        log.warning("left out of the comparison: %s", left_out(found))
     every, _ = groups.grouped([*found.runs, *finished.unseen_teachers(found.runs)])
     verdicts = groups.compared(every)
     shown_columns = columns(In.COMPARE, found.runs)
@@ -124,7 +129,9 @@ def conclude(folder: Path) -> None:
             record.append(_record(group, one))
         cells = [column.over(group.runs) for column in shown_columns]
         rows.append([group.name, str(len(group.runs)), *cells, against, verdict])
-    write_json(folder / "comparison.json", {"schema_version": 1, "against_scratch": record})
+    with where_possible(folder):
+        remove_leftovers(folder)
+        write_json(folder / "comparison.json", {"schema_version": 1, "against_scratch": record})
     if not rows:
         return
     heads = [column.header for column in shown_columns]
@@ -136,8 +143,9 @@ def conclude(folder: Path) -> None:
         "The epoch is chosen on validation, test is read once at a run's end; the verdict is a "
         "paired t test on test accuracy over seeds."
     )
-    write_report(folder / "report", build_report(found, [shown(folder)]))
-    print(f"report:            {shown(folder / 'report' / 'report.html')}")
+    with where_possible(folder / "report"):
+        write_report(folder / "report", build_report(found, [shown(folder)]))
+        print(f"report:            {shown(folder / 'report' / 'report.html')}")
 
 
 def _record(group: groups.Group, one: groups.Comparison) -> dict[str, Any]:

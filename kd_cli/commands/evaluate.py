@@ -6,8 +6,6 @@ Nothing of a run is changed: `evaluation.json` is added to it, or written below 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 from pathlib import Path
@@ -30,12 +28,13 @@ from kd_cli.config.compose import compose
 from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import is_typed
 from kd_cli.config.plans import view_shape
+from kd_cli.config.row import are_names, is_name
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, RunFailed, first_line
-from kd_cli.files import open_npz, write_json, write_npz
+from kd_cli.files import write_json, write_npz
 from kd_cli.report.columns import COLUMNS, PERCENT, In
-from kd_cli.runs import identity, quality
+from kd_cli.runs import finished, identity, quality
 from kd_cli.runs.model_file import recorded_network, run_beside
 from kd_cli.runs.record import Record, environment
 from kd_cli.runs.resolvers import register_resolvers
@@ -277,20 +276,17 @@ def _ask_teacher(
         Why there are none; empty when they were added.
     """
     if own:
-        with (
-            contextlib.suppress(OSError, ValueError),
-            open_npz(target.run / "predictions.npz") as kept,
-        ):
-            names = [f"{prefix}labels" for prefix, _ in dataset.held_out]
-            if all(name in kept and np.array_equal(kept[name], arrays[name]) for name in names):
-                found = {name: kept[name] for name in kept if name.endswith("teacher_logits")}
-                if "teacher_logits" in found:
-                    arrays |= found
-                    return ""
+        kept = finished.predictions(finished.FinishedRun(target.record, target.run))
+        names = [f"{prefix}labels" for prefix, _ in dataset.held_out]
+        if all(name in kept and np.array_equal(kept[name], arrays[name]) for name in names):
+            found = {name: kept[name] for name in kept if name.endswith("teacher_logits")}
+            if "teacher_logits" in found:
+                arrays |= found
+                return ""
     from kd_cli.distillation import prepare
     from kd_cli.distillation import teacher as teachers
 
-    known, spec = target.record.teacher, target.record.config["teacher"]
+    known, spec = target.record.teacher, target.record.config.get("teacher", {})
     bare = {"size": None, "scale": 1.0, "offset": 0.0}
     node = {"checkpoint": None, "weights": None, "precision": None, "module": None, **spec}
     node = {"input": bare, **node}
@@ -318,13 +314,13 @@ def _ask_teacher(
 def _folder(result: dict[str, Any], outputs: Path) -> Path:
     """Where the evaluation on other data is written; beside that on data of the same name."""
     data_of = ("dataset", "augment")
-    sha, dataset = result["weights_sha256"], result["dataset"]["name"]
-    folder = outputs / "evaluate" / dataset / f"{result['network']}-{sha[:8]}"
-    try:
-        kept = json.loads((folder / "evaluation.json").read_text())
-    except (OSError, ValueError):
-        return folder
-    if all(kept.get(key) == result[key] for key in data_of):
+    # A file of another program has any name, and a record of one names anything.
+    name, dataset = result["network"], result["dataset"]["name"]
+    name = name if is_name(name) else identity.digest(name)
+    dataset = dataset if are_names(dataset) else identity.digest(dataset)
+    folder = outputs / "evaluate" / dataset / f"{name}-{result['weights_sha256'][:8]}"
+    kept = finished.evaluation(folder)
+    if kept is None or all(kept.get(key) == result[key] for key in data_of):
         return folder
     return folder.with_name(f"{folder.name}-{identity.digest([result[key] for key in data_of], 8)}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import itertools
 import json
@@ -14,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from kd_cli.config.instantiate import build
 from kd_cli.config.overrides import override_key
 from kd_cli.config.plans import view_shape
 from kd_cli.data.dataset import Dataset
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, first_line
 from kd_cli.runs import identity
 from kd_cli.runs.model_file import model_file
 from kd_cli.runs.record import Record
@@ -68,6 +68,12 @@ def find(what: str) -> Target:
     record = Record.read(path)
     if record is None:
         raise ConfigError(f"{what} is not a finished run{_why(path)}; {expected}")
+    source = record.config.get("dataset", {}).get("source")
+    if not isinstance(source, dict) or "_target_" not in source:
+        raise ConfigError(
+            f"{what}/metrics.json does not say on which data (config.dataset.source); evaluate the "
+            f"file: kd evaluate {what}/model.keras dataset=..."
+        )
     role = "teacher" if record.command == "train-teacher" else "student"
     return Target(model_file(path), record, record.network, role)
 
@@ -170,9 +176,7 @@ def _recorded(spec: dict[str, Any], plan: DictConfig, typed: list[str], run: Pat
     They are as typed now, or else as typed for the run, or else the defaults.
     """
     source = dict(spec["source"])
-    then: dict[str, Any] = {}
-    with contextlib.suppress(OSError):
-        then = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "config.yaml"))
+    then = _configuration(run / ".hydra" / "config.yaml")
     function = build({**source, "_partial_": True}, "dataset.source").func
     for key in ("data_dir", "cache_dir"):
         if key in inspect.signature(function).parameters:
@@ -180,6 +184,18 @@ def _recorded(spec: dict[str, Any], plan: DictConfig, typed: list[str], run: Pat
             of_then = isinstance(old, str) and "$" not in old and key not in typed
             source[key] = old if of_then else plan[key]
     return {"labelled_fraction": 1.0, "unlabelled": "leave_out", **spec, "source": source}
+
+
+def _configuration(path: Path) -> dict[str, Any]:
+    """What Hydra left of a run's configuration; empty where nothing can be read."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, YAMLError) as error:
+        log.warning("%s can't be read (%s); its folders are not asked", path, first_line(error))
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_same(plan: DictConfig, record: Record, dataset: Dataset) -> None:

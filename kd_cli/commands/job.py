@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
-import shutil
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,13 @@ from kd_cli.config.compose import compose, initialized, known_keys
 from kd_cli.config.messages import explain, explain_hydra
 from kd_cli.config.overrides import is_typed, override_key
 from kd_cli.errors import ConfigError, RunFailed, failure_line
-from kd_cli.files import write_json
 from kd_cli.runs.asked import Run, Runs
 from kd_cli.runs.identity import sweep_id
-from kd_cli.runs.ownership import lock
+from kd_cli.runs.ownership import Busy
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
+from kd_cli.terminal import messages
+from kd_cli.training.trackers import check_options
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -38,21 +39,24 @@ class Job:
         runs: Those that were checked before Hydra began.
         session: What they share in memory; empty in a launcher's process.
         failure: Why a single run ended. (Raised through Hydra, its own words would come first.)
+        failed: Why points failed, by their directories; not those of a launcher's process.
+        busy: Points that another process holds, to be looked at again.
     """
 
     def __init__(self, runs: Runs, session: Session) -> None:
         self.runs = runs
         self.session = session
         self.failure: Exception | None = None
+        self.failed: dict[Path, str] = {}
+        self.busy: list[Run] = []
+        self.away = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        register_resolvers(self.runs)  # a launcher's process has not been through `run`
+        self.away = True  # in a launcher's process, which has not been through `run`
+        register_resolvers(self.runs)
 
     def __call__(self, cfg: Any) -> dict[str, Any] | None:
-        return self.conclude(lambda: self._run(cfg))
-
-    def _run(self, cfg: Any) -> dict[str, Any]:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
@@ -60,41 +64,54 @@ class Job:
 
         settings = HydraConfig.get()
         out, typed = Path(settings.runtime.output_dir), list(settings.overrides.task)
-        sweeping = settings.mode == RunMode.MULTIRUN
-        plan = self.runs.plan(cfg, typed)
-        if sweeping:
+        alone = settings.mode != RunMode.MULTIRUN
+        configuration = {
+            "config.yaml": cfg,
+            "hydra.yaml": HydraConfig.instance().cfg,
+            "overrides.yaml": typed,
+        }
+        run = Run(self.runs.plan(cfg, typed), out, typed, configuration)
+        if not alone:
             log.info("point %s", out.name)
-        return execute(Run(plan, out, typed), self.session, table=not sweeping)
+        # A launcher's process has but this point: it waits.
+        options = {"table": alone, "alone": alone, "wait": self.away}
+        return self.conclude(lambda: execute(run, self.session, **options), run, alone)
 
-    def conclude(self, produce: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-        """What `produce` returns; its failure is recorded in the directory of Hydra's job."""
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        settings = HydraConfig.get()
-        out = Path(settings.runtime.output_dir)
-        sweeping = settings.mode == RunMode.MULTIRUN
-        fresh = {p.name for p in out.iterdir()} <= {".hydra", "kd.log"}
-        (out / "error.json").unlink(missing_ok=True)
+    def conclude(
+        self, produce: Callable[[], dict[str, Any]], run: Run, alone: bool = False
+    ) -> dict[str, Any] | None:
+        """What `produce` returns; its failure as Hydra is to get it."""
         try:
             return produce()
+        except Busy as error:
+            if not alone:
+                self.busy.append(run)
+                return None
+            failure: Exception = error
         except ConfigError as error:
-            if sweeping:
-                _record_failure(out, error, "")
-                raise RunFailed(str(error)) from error
-            finished = [*out.glob("metrics.json"), *out.glob("*/metrics.json")]  # a round's too
-            if fresh and not finished:
-                _remove_fresh(out)
-            self.failure = error
+            failure = error if alone else RunFailed(str(error))
         except Exception as error:
-            _record_failure(out, error, traceback.format_exc())
-            failure = RunFailed(f"{failure_line(error)} (traceback: {os.path.relpath(out)}/kd.log)")
+            text = failure_line(error)
+            if (run.out / "error.json").exists():  # else the disk takes nothing
+                text += f" (traceback: {os.path.relpath(run.out)}/kd.log)"
+            failure = RunFailed(text)
             traceback.clear_frames(error.__traceback__)  # they hold the engine, and Hydra the error
             failure.__cause__ = error
-            if sweeping:
-                raise failure from error
-            self.failure = failure
+        if not alone:
+            self.failed[run.out] = str(failure)
+            raise failure
+        self.failure = failure
         return None
+
+    def look_again(self) -> None:
+        """Waits for the points that another process held; trains those that it did not finish."""
+        from kd_cli.commands.execute import execute
+
+        busy, self.busy = self.busy, []
+        for run in busy:
+            with messages(), contextlib.suppress(RunFailed):
+                produce = functools.partial(execute, run, self.session, table=False, wait=True)
+                self.conclude(produce, run)
 
 
 def run(request: Request) -> int:
@@ -124,19 +141,25 @@ class Sweep:
     Attributes:
         request: Its overrides name the sweep.
         runs: With a plan for each point.
-        points: Their directories.
+        found: The points, each directory once.
     """
 
     request: Request
     runs: Runs
-    points: list[Path]
+    found: list[Run]
+
+    @property
+    def points(self) -> list[Path]:
+        """Their directories."""
+        return [run.out for run in self.found]
 
 
 def prepare(request: Request) -> Sweep:
     """Checks every point of a sweep before the first one starts.
 
     Raises:
-        ConfigError: A mistake in any of them, or two points that would write to one directory.
+        ConfigError: A mistake in any of them, a tracker that refuses its options, or two points
+            that would write to one directory.
     """
     command, overrides = request.command, request.overrides
     runs = Runs()
@@ -159,24 +182,38 @@ def prepare(request: Request) -> Sweep:
                 f"two points of the sweep would write to {one.out} ({' '.join(other.typed)}; "
                 f"{' '.join(one.typed)}); leave hydra.sweep.subdir out, or give each its own"
             )
+    check_options(one.plan for one in found.values())
     request = Request(command, overrides, request.flags, request.config_dir, request.words)
-    return Sweep(request, runs, list(found))
+    return Sweep(request, runs, list(found.values()))
 
 
 def train(sweep: Sweep, session: Session, table: bool = True) -> int:
     """Trains a sweep's points and prints its table; 1 when one failed."""
-    code = 1
+    register_resolvers(sweep.runs)  # another sweep may have been prepared since
+    job, code = Job(sweep.runs, session), 1
     try:
-        multirun(sweep.request, Job(sweep.runs, session))
-        code = 0
-    except RunFailed:
-        code = 1  # the sweep's end names every failed point
+        try:
+            if _takes_nothing(sweep.points[0].parent):  # Hydra would write there
+                job.busy, code = sweep.found, 0
+            else:
+                multirun(sweep.request, job)
+                code = 0
+        except RunFailed:
+            code = 1  # the sweep's end names every failed point
+        job.look_again()
     finally:
         failed = 0
         for folder in dict.fromkeys(out.parent for out in sweep.points):
             names = {out.name for out in sweep.points if out.parent == folder}
-            failed += finish(folder, names, table)
+            own = {out.name: why for out, why in job.failed.items() if out.parent == folder}
+            with messages():
+                failed += finish(folder, names, table, own)
     return 1 if failed else code
+
+
+def _takes_nothing(folder: Path) -> bool:
+    """Whether a folder lies on a disk that can only be read."""
+    return folder.is_dir() and not os.access(folder, os.W_OK)
 
 
 class _Callbacks:
@@ -232,40 +269,3 @@ def multirun(request: Request, job: Callable[..., Any]) -> None:
         raise ConfigError(explain_hydra(error, known_keys(config, overrides))) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
-
-
-def _record_failure(out: Path, error: Exception, text: str) -> None:
-    """The traceback into the run's log, and `error.json`; a full disk must not hide the cause."""
-    message = str(error).strip() or type(error).__name__
-    try:
-        with open(out / "kd.log", "a") as file:
-            file.write(text or f"{message}\n")
-        write_json(
-            out / "error.json",
-            {"error": type(error).__name__, "message": message, "traceback": text},
-        )
-    except OSError as problem:
-        print(f"kd: could not write {out}/error.json: {problem}", file=sys.stderr)
-
-
-def _remove_fresh(out: Path) -> None:
-    """Removes a directory that this run created, and the parents that are empty without it.
-
-    Not when another process that was started at the same moment is at work in it.
-    """
-    for handler in logging.root.handlers[:]:
-        if isinstance(handler, logging.FileHandler):
-            logging.root.removeHandler(handler)
-            handler.close()
-    try:
-        with lock(out):
-            shutil.rmtree(out, ignore_errors=True)
-    except ConfigError:
-        return
-    for parent in out.parents:
-        if parent == Path.cwd() or not parent.is_relative_to(Path.cwd()):
-            return
-        try:
-            parent.rmdir()
-        except OSError:  # not empty
-            return

@@ -8,25 +8,26 @@ are those of any sweep (callbacks see each job after its training).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kd_cli.commands.execute import execute_together, finished
+from kd_cli.commands.execute import execute_together
 from kd_cli.commands.job import Job
 from kd_cli.config.plans import has_rounds
 from kd_cli.errors import ConfigError
 from kd_cli.runs.asked import Run
+from kd_cli.runs.directory import finished
 from kd_cli.runs.identity import digest, run_id, run_spec
 from kd_cli.runs.session import Session
-from kd_cli.terminal import ConsoleHandler, log_file
+from kd_cli.terminal import ConsoleHandler
 from kd_cli.training.train import Result
 
 log = logging.getLogger("kd")
@@ -67,7 +68,7 @@ def launch(
         for number, member, result in zip(group, members, results, strict=True):
             returned[number] = run_job(
                 hydra_context=context,
-                task_function=_handing_over(result, job),
+                task_function=_handing_over(result, job, member.run),
                 config=member.config,
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",
@@ -109,59 +110,44 @@ def _point(
     run = job.runs.point(composed, number)
     with open_dict(composed):
         composed.hydra.job.id = composed.hydra.job.num = number
-    return Point(number, composed, run)
+        composed.hydra.runtime.output_dir = os.path.abspath(run.out)
+    configuration = {
+        "config.yaml": OmegaConf.masked_copy(composed, [k for k in composed if k != "hydra"]),
+        "hydra.yaml": OmegaConf.masked_copy(composed, "hydra"),
+        "overrides.yaml": run.typed,
+    }
+    return Point(number, composed, dataclasses.replace(run, configuration=configuration))
 
 
 def _train(runs: list[Run], session: Session) -> list[Result]:
-    unfinished = {run.out: run for run in runs if finished(run) is None}
-    for run in unfinished.values():
-        (run.out / ".hydra").mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(run.typed), run.out / ".hydra" / "overrides.yaml")
-        (run.out / "error.json").unlink(missing_ok=True)
-    try:
-        with _logging_to(list(unfinished)):
-            if len(unfinished) > 1:
-                log.info("%d points train together", len(unfinished))
-            return execute_together(runs, session)
-    except Exception as error:  # raised again by each point that it concerns: by all
-        return [error] * len(runs)
+    unfinished = {run.out for run in runs if finished(run) is None}
+    with _messages(len(unfinished)):
+        if len(unfinished) > 1:
+            log.info("%d points train together", len(unfinished))
+        return execute_together(runs, session)
 
 
-def _handing_over(result: Result, job: Job) -> Any:
+def _handing_over(result: Result, job: Job, run: Run) -> Any:
     def produce() -> dict[str, Any]:
         if isinstance(result, Exception):
             raise result
         return result
 
-    return lambda cfg: job.conclude(produce)
+    return lambda cfg: job.conclude(produce, run)
 
 
 @contextlib.contextmanager
-def _logging_to(folders: list[Path]) -> Iterator[None]:
-    """Messages go to the terminal and each point's log, a point's epochs to its own log alone."""
+def _messages(points: int) -> Iterator[None]:
+    """Messages go to the terminal; of several points' epochs only their mean does."""
     console = ConsoleHandler()
-    if len(folders) > 1:
+    if points > 1:
         console.addFilter(lambda record: not getattr(record, "out", None))
-    handlers: list[logging.Handler] = [console]
-    for folder in folders:
-        handler = log_file(folder / "kd.log")
-        own = os.path.abspath(folder)
-        handler.addFilter(lambda record, own=own: _concerns(record, own))
-        handlers.append(handler)
     level, log.propagate = log.level, False
     log.setLevel(logging.INFO)
-    for handler in handlers:
-        log.addHandler(handler)
+    log.addHandler(console)
     try:
         yield
     finally:
-        for handler in handlers:
-            log.removeHandler(handler)
-            handler.close()
+        log.removeHandler(console)
         log.setLevel(level)
         log.propagate = True
-
-
-def _concerns(record: logging.LogRecord, folder: str) -> bool:
-    out = getattr(record, "out", None)
-    return out is None or os.path.abspath(out) == folder

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from kd_cli.commands.table import Request
 from kd_cli.errors import ConfigError, suggest
-from kd_cli.report.build import _left_out, build_report, write_report
+from kd_cli.files import remove_leftovers
+from kd_cli.report.build import build_report, left_out, write_report
 from kd_cli.runs.finished import find
-from kd_cli.terminal import shown
+from kd_cli.terminal import messages, shown
 
 USAGE = """\
 usage: kd report DIR [DIR ...] [--out FOLDER]
@@ -34,15 +35,17 @@ def run(request: Request) -> int:
         print(USAGE, end="")
         return 0
     folders, out = folders_of(request.words)
-    found = find(folders)
-    if not found.runs:
-        others = f" ({_left_out(found)})" if found.unfinished or found.unreadable else ""
-        raise ConfigError(
-            f"no finished run below {', '.join(map(shown, folders))}{others}; a finished run has a "
-            "metrics.json (kd distill makes one)"
-        )
-    blocks = build_report(found, [shown(folder) for folder in folders])
-    files = write_report(out, blocks)
+    with messages():
+        found = find(folders)
+        if not found.runs:
+            others = f" ({left_out(found)})" if found.unfinished or found.unreadable else ""
+            raise ConfigError(
+                f"no finished run below {', '.join(map(shown, folders))}{others}; a finished run "
+                "has a metrics.json (kd distill makes one)"
+            )
+        blocks = build_report(found, [shown(folder) for folder in folders])
+        remove_leftovers(out)
+        files = write_report(out, blocks)
     print(f"{len(found.runs):,} runs: {shown(out / 'report.html')}")
     print(f"also report.md and {files} figures in {shown(out)}")
     return 0

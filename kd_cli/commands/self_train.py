@@ -75,6 +75,12 @@ def _rounds(run: Run, dataset: Dataset, session: Session) -> Record:
             logits = _logits(plan, dataset, before, records[-1], session)
             enlarged, taught = _training_set(this, dataset, logits, begun)
             record = train_inside(this, enlarged, begun, "student", session, taught)
+        else:
+            # Its split counts the pseudo-labels: those of a network that its run id knows.
+            now = {
+                key: value for key, value in inputs(this.plan, dataset).items() if key != "split"
+            }
+            refuse_other_inputs(record["inputs"], now, this.out)
         records.append(record)
     return _conclude(run, dataset, records)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,20 @@ from kd_cli.config.keys import SHORT_NAMES
 from kd_cli.config.messages import explain_hydra
 from kd_cli.config.row import flat
 from kd_cli.errors import ConfigError
-from kd_cli.files import atomic, write_json
+from kd_cli.files import (
+    DamagedError,
+    atomic,
+    read_json,
+    remove_leftovers,
+    where_possible,
+    write_json,
+)
 from kd_cli.report.columns import NONE, In, columns
 from kd_cli.runs import finished
 from kd_cli.runs.record import RecordError
 from kd_cli.terminal import console, print_table, shown
+
+log = logging.getLogger("kd")
 
 
 def expand(overrides: list[str], config_dir: str | None = None) -> tuple[list[list[str]], set[str]]:
@@ -60,31 +70,46 @@ def expand(overrides: list[str], config_dir: str | None = None) -> tuple[list[li
     return [list(point) for point in itertools.product(*choices)], swept
 
 
-def finish(folder: Path, names: set[str], table: bool = True) -> int:
+def finish(
+    folder: Path, names: set[str], table: bool = True, failed: Mapping[str, str] | None = None
+) -> int:
     """Prints the sweep's table, best validation accuracy first, and writes it beside the points.
 
     Args:
         folder: The sweep's directory, with the points of earlier commands too.
         names: The points of this command.
         table: Whether to print the table.
+        failed: Why points of this command failed, as far as it is known already.
 
     Returns:
         How many points of this command failed.
     """
     if not folder.is_dir():
         return 0
-    runs, failures = [], []
+    remove_leftovers(folder)
+    runs, failures, foreign = [], dict(failed or {}), []
     for directory in sorted(p for p in folder.iterdir() if p.is_dir()):
+        name = directory.name
+        own = name in names or (directory / ".hydra").is_dir()
         try:
             run = finished.read(directory)
-        except RecordError as error:
-            failures.append({"directory": directory.name, "message": str(error)})
+            error = None if run else read_json(directory / "error.json", "type the command again")
+        except DamagedError as damaged:
+            run, error = None, {"message": str(damaged)}
+        except RecordError as unreadable:
+            run, error = None, {"message": str(unreadable)}
+        if name in failures:
             continue
         if run is not None:
             runs.append(run)
-        elif (directory / "error.json").exists():
-            failure = json.loads((directory / "error.json").read_text())
-            failures.append({"directory": directory.name, "message": failure["message"]})
+        elif error is not None and own:
+            failures[name] = str(error.get("message") or "failed")
+        elif error is not None:
+            foreign.append(name)
+    if foreign:
+        log.warning(
+            "left out of the table, because no run of kd wrote them: %s", ", ".join(foreign)
+        )
     runs.sort(key=_rank)
     settings = _varying([{"seed": run.record.seed, **flat(run.record.config)} for run in runs])
     names_of_settings = list(dict.fromkeys(key for one in settings for key in one))
@@ -97,12 +122,15 @@ def finish(folder: Path, names: set[str], table: bool = True) -> int:
         }
         for one, run in zip(settings, runs, strict=True)
     ]
-    write_json(folder / "sweep.json", {"points": rows, "failures": failures})
+    told = [{"directory": name, "message": failures[name]} for name in sorted(failures)]
+    with where_possible(folder):
+        write_json(folder / "sweep.json", {"points": rows, "failures": told})
+        if rows:
+            with atomic(folder / "sweep.csv") as temporary, open(temporary, "w", newline="") as f:
+                writer = csv.DictWriter(f, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
     if rows:
-        with atomic(folder / "sweep.csv") as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
         order = "sorted by validation accuracy"
         if finished.validation_accuracy(runs[0]) is None:  # test must not choose a point
             order = "not sorted: there is no validation split, each reports its last epoch"
@@ -116,14 +144,14 @@ def finish(folder: Path, names: set[str], table: bool = True) -> int:
                     for row in rows
                 ],
             )
-    for failure in failures:
+    for one in told:
         console.print(
-            f"kd: failed: {failure['directory']}: {failure['message'].splitlines()[0]}",
+            f"kd: failed: {one['directory']}: {one['message'].strip().splitlines()[0]}",
             style="red",
             markup=False,
             soft_wrap=True,
         )
-    return sum(failure["directory"] in names for failure in failures)
+    return len(names & set(failures))
 
 
 def _rank(run: finished.FinishedRun) -> tuple[bool, float]:

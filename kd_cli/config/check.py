@@ -26,8 +26,9 @@ from kd_cli.config.plans import (
     teacher_plan,
     trains_teacher,
 )
-from kd_cli.config.row import flat
+from kd_cli.config.row import NAME, flat
 from kd_cli.errors import ConfigError
+from kd_cli.terminal import brief
 
 # Groups whose options set keys of others.
 RECIPES = ("experiment", "debug")
@@ -241,7 +242,9 @@ def check_ranges(plan: DictConfig) -> None:
             continue
         ok, expected = row.metadata["must"]
         if not ok(value):
-            raise ConfigError(f"{name}={value} must be {expected}")
+            text = brief(value) if isinstance(value, str) else str(value)
+            text = text if text.isprintable() else ascii(text)
+            raise ConfigError(f"{name}={text} must be {expected}")
 
     def require(ok: bool, key: str, expected: str) -> None:
         if not ok:
@@ -282,6 +285,9 @@ def check_ranges(plan: DictConfig) -> None:
 
 def _check_trackers(trackers: DictConfig | None) -> None:
     for name, node in (trackers or {}).items():
+        ok, expected = NAME
+        if not ok(str(name)):  # it becomes a folder in the run's directory
+            raise ConfigError(f"tracker.{ascii(str(name))[1:-1]}: it must have {expected}")
         if not isinstance(node, DictConfig):
             raise ConfigError(
                 f"tracker.{name}={node}: each tracker is a node under a name of its own; begin its "

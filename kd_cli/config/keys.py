@@ -7,7 +7,6 @@ such as `optimizer`, have the keys of the function that their `_target_` names.)
 
 # OmegaConf reads the annotations at run time, so they must not be strings.
 import dataclasses
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,12 @@ from typing import Any
 from omegaconf import II, MISSING
 
 from kd_cli.config.row import (
+    DEVICE,
     LABELLED,
     MODULE,
     MOST_CLASSES,
+    NAME,
+    NAMES,
     SEED,
     SHARE,
     above,
@@ -128,7 +130,7 @@ class TeacherTraining(TeacherKeys):
 
 @dataclass
 class Network:
-    name: str = key(MISSING, "in tables and directories")
+    name: str = key(MISSING, "in tables and directories", NAME)
     checkpoint: str | None = key(None, "a .keras file")
     input: Input = key(Input)
     network: Any = key(MISSING, "the function that builds it")
@@ -168,7 +170,7 @@ class Teacher(Network):
 
 @dataclass
 class Dataset:
-    name: str = key(MISSING, "in tables and directories")
+    name: str = key(MISSING, "in tables and directories", NAMES)
     image_shape: list[int] = key(
         MISSING,
         "[height, width, channels]",
@@ -292,10 +294,7 @@ class Keys(Training):
     device: str = key(
         "auto",
         "auto, cpu, gpu or gpu:N",
-        (
-            lambda value: re.fullmatch(r"auto|cpu|gpu(:\d+)?", value) is not None,
-            "auto, cpu, gpu or gpu:N",
-        ),
+        DEVICE,
         place=True,
     )
     outputs: str = key("outputs", "the folder that kd writes to", place=True)
@@ -317,6 +316,7 @@ class Keys(Training):
     sweep: str | None = key(
         None,
         "name of a sweep's folder; null takes a hash of the unswept overrides",
+        NAMES,
         unused=TRAINS_NOTHING,
         place=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,6 +64,28 @@ def one_of(*values: str, more: str = "") -> Range:
 
 
 MOST_CLASSES = 10_000_000  # a layer for more takes all memory, and a stray label may ask for it
+
+
+def is_name(value: str) -> bool:
+    """Whether a word can name a folder of a run: it leads nowhere else, and every tool shows it."""
+    plain = value.isprintable() and value == value.strip() and not set(value) & set("/\\")
+    return plain and not value.startswith(".") and 0 < len(value.encode()) <= NAME_BYTES
+
+
+def are_names(value: str) -> bool:
+    """Whether each part of `a/b` can, as in the sets of tensorflow-datasets that have several."""
+    return all(map(is_name, value.split("/")))
+
+
+# A directory's name holds two of them, settings and a hash; file systems take 255 bytes.
+NAME_BYTES = 80
+_RULE = f"1 to {NAME_BYTES} printable bytes that do not begin with a dot"
+NAME: Range = (is_name, f"a name for a folder: {_RULE}, without / and \\")
+NAMES: Range = (are_names, f"a name for a folder: {_RULE}, without \\; or several with / between")
+DEVICE: Range = (
+    lambda value: re.fullmatch(r"auto|cpu|gpu(:\d+)?", value) is not None,
+    "auto, cpu, gpu or gpu:N",
+)
 SEED: Range = (lambda value: 0 <= value < 2**31, "between 0 and 2147483647")
 SHARE: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 MODULE: Range = (

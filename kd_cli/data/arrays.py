@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from kd_cli.errors import first_line
-from kd_cli.files import locked, write_json
+from kd_cli.files import (
+    DamagedError,
+    discard,
+    locked,
+    read_json,
+    remove_leftovers,
+    temporary_of,
+    write_json,
+)
 
 log = logging.getLogger("kd")
 
@@ -63,6 +71,24 @@ def stamp(files: list[Path], root: Path) -> str:
         line = f"{file.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
         sha.update(line.encode(errors="surrogateescape"))  # names need not be UTF-8
     return sha.hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What a folder of decoded images says of itself; None where that is missing or damaged."""
+    kinds = {"key": dict, "class_names": list, "fingerprint": str, "notice": str, "sizes": dict}
+    try:
+        record = read_json(folder / "manifest.json", "type kd cache prune")
+    except DamagedError:
+        return None
+    said = record and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    return record if said else None
+
+
+def remove(folder: Path) -> bool:
+    """Removes a folder of decoded images."""
+    discard(folder / "manifest.json")  # first: a half-removed one counts as none
+    discard(folder)
+    return True
 
 
 class _Unusable(Exception):
@@ -118,9 +144,9 @@ def decoded(
 
 def _write(folder: Path, key: dict[str, Any], arrays: Arrays) -> None:
     """Replaces a folder whose lock this process holds."""
-    for left in folder.parent.glob(f".tmp-*-{folder.name}"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
+    remove_leftovers(folder.parent)
+    temporary = temporary_of(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         for split in ("train", "test", "validation"):
@@ -144,26 +170,6 @@ def _write(folder: Path, key: dict[str, Any], arrays: Arrays) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def remove(folder: Path) -> bool:
-    """Removes a folder of decoded images, if it is there."""
-    (folder / "manifest.json").unlink(missing_ok=True)  # first: a half-removed one counts as none
-    shutil.rmtree(folder, ignore_errors=True)
-    return True
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What a folder of decoded images says of itself; None where that is missing or damaged."""
-    kinds = {"key": dict, "class_names": list, "fingerprint": str, "notice": str, "sizes": dict}
-    try:
-        record = json.loads((folder / "manifest.json").read_text())
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-    whole = isinstance(record, dict) and all(
-        isinstance(record.get(name), kind) for name, kind in kinds.items()
-    )
-    return record if whole else None
 
 
 def _read(folder: Path) -> Arrays:

@@ -19,7 +19,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,18 +29,24 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from kd_cli.files import (
+    DamagedError,
     append_row,
+    discard,
     file_hash,
     locked,
+    read_json,
     read_rows,
+    remove_leftovers,
     rewrite_rows,
     sync_folder,
     write_json,
 )
+from kd_cli.runs.finished import at
 
 log = logging.getLogger("kd")
 FORMAT = 2
 UNFINISHED = "unfinished"
+_ROW = {"first", "stop", "sha256", "error"}  # of partial.jsonl
 FLUSH_SECONDS = 2.0  # what a kill costs at most, beside a batch
 
 
@@ -131,13 +136,37 @@ def fault(folder: Path, checked: set[tuple[str, int, int]]) -> str | None:
     return None
 
 
+# What a manifest has to say: the types of its values, dotted.
+_SAYS = {
+    "what": str,
+    "key": dict,
+    "rows": int,
+    "classes": int,
+    "dtype": str,
+    "largest_rounding_error": int | float,
+    "size": int,
+    "sha256": str,
+    "origin": dict,
+    "origin.teacher": dict,
+    "origin.teacher.file": str,
+    "origin.teacher.sha256": str,
+    "origin.dataset": dict,
+    "origin.dataset.name": str,
+    "origin.part": str,
+    "written": str,
+}
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The entry's manifest, or None where it has none that can be read."""
+    """The entry's manifest; None where it has none, or one that is damaged or of another format."""
     try:
-        record = json.loads((folder / "manifest.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        record = read_json(folder / "manifest.json", "type kd cache prune")
+    except DamagedError:
         return None
-    return record if record.get("format") == FORMAT else None
+    if record is None or record.get("format") != FORMAT:
+        return None
+    said = all(isinstance(at(record, name), kind) for name, kind in _SAYS.items())
+    return record if said else None
 
 
 def _build(
@@ -145,7 +174,8 @@ def _build(
 ) -> None:
     """Appends batches to `partial.npy`; every few seconds a block is closed with its checksum."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
+    remove_leftovers(folder)
+    discard(folder / "manifest.json")
     partial, journal = folder / "partial.npy", folder / "partial.jsonl"
     finished = folder / "logits.npy"
     if finished.exists():  # damaged, or killed between the rename and the manifest
@@ -205,15 +235,18 @@ def _build(
 def _continue(partial: Path, journal: Path, wanted: Request) -> int:
     """Cuts `partial` back to its whole blocks; returns the number of rows in them."""
     row_bytes, header = _row_bytes(wanted), _header(wanted)
-    done, kept = 0, []
+    done, kept, later = 0, [], range(1, wanted.rows + 1)
     if partial.exists():
         with open(partial, "rb") as file:
             if file.read(len(header)) == header:
                 for row in read_rows(journal):
-                    block = file.read((row["stop"] - row["first"]) * row_bytes)
-                    if row["first"] != done or hashlib.sha256(block).hexdigest() != row["sha256"]:
+                    stop = row.get("stop")
+                    if set(row) != _ROW or row["first"] != done or stop not in later:
                         break
-                    done = row["stop"]
+                    block = file.read((stop - done) * row_bytes)
+                    if hashlib.sha256(block).hexdigest() != row["sha256"]:
+                        break
+                    done = stop
                     kept.append(row)
     if not done:
         partial.write_bytes(header)
@@ -252,8 +285,8 @@ def remove(folder: Path) -> bool:
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
         with lock.acquire(timeout=0):
-            (folder / "manifest.json").unlink(missing_ok=True)  # first: a half-removed one is none
-            shutil.rmtree(folder)
+            discard(folder / "manifest.json")  # first: a half-removed one is none
+            discard(folder)
     except Timeout:
         return False
     return True  # the lock's file stays: another process may be waiting for it

@@ -229,7 +229,7 @@ def _refuse_other_data(plan: DictConfig, dataset: Dataset, directory: Path, reco
             "kd train-teacher teacher_dir=..."
         )
 
-    theirs, ours = record["config"]["dataset"], dataset_spec(plan.dataset)
+    theirs, ours = record["config"].get("dataset", {}), dataset_spec(plan.dataset)
     if record["dataset"]["name"] != dataset.name:
         refuse("dataset", record["dataset"]["name"], dataset.name)
     if record["dataset"]["fingerprint"] != dataset.fingerprint:

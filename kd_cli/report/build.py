@@ -20,6 +20,7 @@ from kd_cli.report.groups import (
     TEACHER,
     Comparison,
     Group,
+    candidates,
     chosen,
     compared,
     families,
@@ -50,7 +51,7 @@ def write_report(out: Path, blocks: Sequence[Block]) -> int:
             temporary.write_text(text, encoding="utf-8")
     for old in out.glob("*.png"):
         if _OURS.fullmatch(old.name) and old.name not in {picture.file for picture in pictures}:
-            old.unlink()
+            old.unlink(missing_ok=True)  # another report at the same time may have removed it
     return len(pictures)
 
 
@@ -113,7 +114,8 @@ ONE_PAIR = (
 )
 HOW_TO_READ = (
     "Chosen on validation: the epoch whose weights each run kept, the temperature of the scaled "
-    "ECE, and the group in bold (the best mean validation accuracy of its experiment).",
+    "ECE, and the group in bold (the best mean validation accuracy of its experiment, among the "
+    f"groups with at least {MIN_SEEDS} seeds where there are any).",
     "Read from test: the test accuracy and all scores to the right of it. Each run read its test "
     "split once, at its end; test chose nothing.",
     "Without a validation split (dataset.validation_fraction=0): the numbers are those of the last "
@@ -141,11 +143,12 @@ def _counts(found: Found, groups: Sequence[Group], repeats: int) -> str:
     if repeats:
         text += f" {repeats:,} runs repeat the settings and seeds of another and are left out."
     if found.unfinished or found.unreadable:
-        text += f" Left out: {_left_out(found)}."
+        text += f" Left out: {left_out(found)}."
     return text
 
 
-def _left_out(found: Found) -> str:
+def left_out(found: Found) -> str:
+    """How many folders with runs are left out, and why."""
     words = []
     if found.unfinished:
         words.append(f"{found.unfinished:,} unfinished or failed")
@@ -179,8 +182,10 @@ def _summary(
             head = comparison.verdict.capitalize()
             text = f"{where}: {best.name}"
             if len(taught) > 1 and accuracy:
-                mean = f"{100 * accuracy.mean:.2f} % on validation"
-                text += f" (chosen among {len(taught)}, {mean})"
+                among, mean = len(candidates(family)), f"{100 * accuracy.mean:.2f} % on validation"
+                few = len(taught) - among
+                left = f" with {MIN_SEEDS} seeds or more, {few} with fewer" if few else ""
+                text += f" (chosen among {among}{left}, {mean})"
             sentence = comparison.sentence.removeprefix(f"{comparison.verdict}: ")
             against = " against plain scratch on test" if comparison.baseline else ""
             text += f"{against}: {sentence}"

@@ -7,6 +7,7 @@ files hold the values as they were recorded, shares between 0 and 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
@@ -104,7 +105,10 @@ class Column:
         return self._known(at(evaluation, self.path.format(split=split)))
 
     def _known(self, value: Any) -> Any:
-        return value if self.unit is None or isinstance(value, int | float) else None
+        if self.unit is None:
+            return None if value is None else str(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return value if number and math.isfinite(value) else None
 
     def cell(self, value: Any) -> str:
         """A recorded value as it is printed."""

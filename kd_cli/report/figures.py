@@ -21,6 +21,7 @@ from kd_cli.report.groups import (
     TEACHER,
     Comparison,
     Group,
+    candidates,
     chosen,
     families,
 )
@@ -94,6 +95,8 @@ def example(family: Sequence[Group], comparisons: Comparisons) -> Example | None
         other["labels"], arrays["labels"]
     )
     why = "the best on validation" if best and len(taught) > 1 else "the only one"
+    if len(taught) > len(candidates(family)) == 1:
+        why = f"the only one with {statistics.MIN_SEEDS} seeds or more"
     if best is None:
         why = "the first of the table, because no validation split chooses one"
     return Example(group, run, scratch, arrays, other if same else {}, why)

@@ -26,7 +26,7 @@ TEACHER, PLAIN, SCRATCH, DISTILLED, SELF = (
     "scratch",
     "scratch variant",
     "distilled",
-    "self",
+    "self-trained",
 )
 # What makes a seed; augment.seed follows data_seed, and split_seed may (see `FinishedRun.seeds`).
 _SEEDS = ("init_seed", "data_seed", "augment.seed", "dataset.split_seed")
@@ -175,17 +175,28 @@ def families(groups: Sequence[Group]) -> list[list[Group]]:
     return list(found.values())
 
 
+def candidates(family: Sequence[Group]) -> list[Group]:
+    """The distilled and self-trained groups that one may be chosen from.
+
+    Those with enough seeds for a verdict, where there are any: the best of many single seeds is
+    chosen for its luck.
+    """
+    taught = [group for group in family if group.kind in (DISTILLED, SELF)]
+    enough = [group for group in taught if len(group.runs) >= statistics.MIN_SEEDS]
+    return enough or taught
+
+
 def chosen(family: Sequence[Group]) -> Group | None:
-    """The distilled or self-trained group with the best mean validation accuracy.
+    """Of the candidates the one with the best mean validation accuracy.
 
     Test accuracy chooses nothing: without validation it is None unless there is one group only.
     """
-    taught = [group for group in family if group.kind in (DISTILLED, SELF)]
-    means = [(group.summary(validation_accuracy), group) for group in taught]
+    among = candidates(family)
+    means = [(group.summary(validation_accuracy), group) for group in among]
     known = [(one.mean, group) for one, group in means if one]
-    if len(taught) == 1:
-        return taught[0]
-    return max(known, key=lambda pair: pair[0])[1] if len(known) == len(taught) > 0 else None
+    if len(among) == 1:
+        return among[0]
+    return max(known, key=lambda pair: pair[0])[1] if len(known) == len(among) > 0 else None
 
 
 def _without_seeds(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from kd_cli.report.groups import DISTILLED, PLAIN, SCRATCH, SELF, TEACHER
 from kd_cli.runs.quality import reliability as reliability_bins
 
 _WIDTH = 4.8
@@ -34,11 +35,11 @@ _STYLES = (
 )
 MAX_LINES = len(_STYLES)
 _KINDS = {
-    "teacher": {"color": "#000000", "marker": "*", "markersize": 13},
-    "scratch": {"color": "#0072B2", "marker": "s", "markerfacecolor": "white"},
-    "scratch variant": {"color": "#0072B2", "marker": "D", "markerfacecolor": "white"},
-    "distilled": {"color": "#D55E00", "marker": "o"},
-    "self-trained": {"color": "#00795A", "marker": "v"},
+    TEACHER: {"color": "#000000", "marker": "*", "markersize": 13},
+    PLAIN: {"color": "#0072B2", "marker": "s", "markerfacecolor": "white"},
+    SCRATCH: {"color": "#0072B2", "marker": "D", "markerfacecolor": "white"},
+    DISTILLED: {"color": "#D55E00", "marker": "o"},
+    SELF: {"color": "#00795A", "marker": "v"},
 }
 _LOOK = {
     "font.size": 10,

@@ -4,6 +4,7 @@
     asked      runs that were asked for: each is checked once and has one directory
     resolvers  values in YAML that only code can give
     ownership  no run is skipped, continued or overwritten that is not this very run
+    directory  the directory of an unfinished run, held by this process
     state      the state from which a killed run continues
     session    what the runs of one command share in memory
     record     `Record`, the content of metrics.json

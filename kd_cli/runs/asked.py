@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -25,11 +26,18 @@ class Run:
         plan: Its checked configuration, from `config.check`.
         out: Its directory.
         typed: The overrides that the user typed.
+        configuration: What `.hydra/` is to hold, by its files.
     """
 
     plan: DictConfig
     out: Path
     typed: list[str]
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def left(self) -> Mapping[str, Any]:
+        """What `.hydra/` holds; of a run inside another one its plan."""
+        return self.configuration or {"config.yaml": self.plan, "overrides.yaml": self.typed}
 
 
 @dataclass

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from kd_cli.files import open_npz, read_rows
+from kd_cli.files import DamagedError, read_json, read_npz, read_rows
 from kd_cli.runs.record import FILE, Record, RecordError
+from kd_cli.terminal import shown
+
+log = logging.getLogger("kd")
 
 
 def at(node: Any, path: str) -> Any:
@@ -108,27 +110,47 @@ def read(folder: Path) -> FinishedRun | None:
     record = Record.read(folder)
     if record is None:
         return None
+    return FinishedRun(record, folder, evaluation(folder))
+
+
+def evaluation(folder: Path) -> dict[str, Any] | None:
+    """What `kd evaluate` left in a folder; None without it. A damaged file is warned about."""
+    path = folder / "evaluation.json"
     try:
-        evaluation = json.loads((folder / "evaluation.json").read_text())
-    except (OSError, ValueError):
-        evaluation = None
-    return FinishedRun(record, folder, evaluation)
+        return read_json(path, f"type kd evaluate {shown(folder)} again")
+    except DamagedError as error:
+        log.warning("%s", error)
+        return None
 
 
 def history(run: FinishedRun) -> list[dict[str, Any]]:
-    """Its rows, one per epoch; none where there is no history."""
-    return read_rows(run.folder / "history.jsonl") if run.folder else []
+    """Its rows, one per epoch, as far as they are whole; none where there is no history."""
+    rows = read_rows(run.folder / "history.jsonl") if run.folder else []
+    parts = ("train", "validation")
+    return [row for row in rows if all(isinstance(row.get(p), dict | None) for p in parts)]
 
 
 def predictions(run: FinishedRun) -> dict[str, np.ndarray]:
     """The arrays of its `predictions.npz`: `labels` [n], `student_logits` [n, K], ...
 
-    Empty where the file is missing or can't be read.
+    Empty where the file is missing; a damaged one is warned about.
     """
+    if run.folder is None:
+        return {}
+    again = "its figures are left out; rerun=true with the run's command makes a new run"
+    path = run.folder / "predictions.npz"
     try:
-        with open_npz((run.folder or Path("/")) / "predictions.npz") as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, BadZipFile):
+        arrays = read_npz(path, again) or {}
+        for name, array in arrays.items():
+            prefix = "validation_" if name.startswith("validation_") else ""
+            rows, logits = arrays.get(f"{prefix}labels"), name.endswith("logits")
+            if array.ndim != 1 + logits or rows is None or len(array) != len(rows):
+                raise DamagedError(path, f"{name} has shape {array.shape}", again)
+            if array.dtype.kind not in ("f" if logits else "iu"):
+                raise DamagedError(path, f"{name} is of type {array.dtype}", again)
+        return arrays
+    except DamagedError as error:
+        log.warning("%s", error)
         return {}
 
 

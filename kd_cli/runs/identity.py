@@ -182,7 +182,9 @@ def run_name(plan: DictConfig) -> str:
         words += [plan.pseudo.labels, f"threshold{plan.pseudo.threshold:g}"]
     words.append(f"steps{plan.steps}" if plan.steps else f"epochs{plan.epochs}")
     words.append(f"seed{plan.seed}")
-    return "_".join(words) + "-" + run_id(plan)
+    # A file system takes 255 bytes; the id tells apart what is cut.
+    readable = "_".join(words).encode()[:200].decode(errors="ignore")
+    return f"{readable}-{run_id(plan)}"
 
 
 def teacher_dir(plan: DictConfig) -> Path:

@@ -104,7 +104,7 @@ def similar_teachers(plan: DictConfig) -> list[str]:
             continue
         spec = record.config
         if all(
-            identity.digest(spec[key]) == identity.digest(wanted[key])
+            identity.digest(spec.get(key)) == identity.digest(wanted[key])
             for key in ("dataset", "teacher")
         ):
             differing = differences(spec, wanted)
@@ -121,7 +121,7 @@ def _refuse_another_network(plan: DictConfig, record: Record, typed: Sequence[st
     named = [o for o in named if place_of(o).split(".")[1:2] not in (["precision"], ["training"])]
     wanted = identity.network_spec(plan.teacher)
     differing = differences(
-        {key: record.config["teacher"].get(key) for key in wanted}, wanted, "teacher."
+        {key: record.config.get("teacher", {}).get(key) for key in wanted}, wanted, "teacher."
     )
     if named and differing:
         raise ConfigError(
@@ -184,6 +184,13 @@ def _refuse_files_of_others(out: Path) -> None:
         )
 
 
+class Busy(ConfigError):
+    """Another process is at work in a directory."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(f"another process is at work in {shown(out)}; wait for it, or stop it")
+
+
 @contextlib.contextmanager
 def lock(out: Path, wait: bool = False) -> Iterator[None]:
     """Holds a directory for this process; the lock of a process that died does not count.
@@ -193,19 +200,24 @@ def lock(out: Path, wait: bool = False) -> Iterator[None]:
         wait: Whether to wait for another process to be done with it, with a notice.
 
     Raises:
-        ConfigError: Without `wait`, when another process works there.
+        Busy: Without `wait`, when another process works there.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    held = FileLock(out / ".lock")
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        if not wait:
-            raise ConfigError(
-                f"another process is at work in {shown(out)}; wait for it, or stop it"
-            ) from None
-        log.info("waiting for another process that trains %s", shown(out))
-        held.acquire()
+    file, told = out / ".lock", False
+    while True:
+        out.mkdir(parents=True, exist_ok=True)
+        held = FileLock(file)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise Busy(out) from None
+            if not told:
+                log.info("waiting for another process that trains %s", shown(out))
+            told = True
+            held.acquire()
+        if file.exists():
+            break
+        held.release()  # whoever held the directory has removed it
     try:
         yield
     finally:

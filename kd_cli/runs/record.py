@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import platform
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from kd_cli.errors import ConfigError, first_line
-from kd_cli.files import write_json
+from kd_cli.files import DamagedError, read_json, write_json
 from kd_cli.terminal import shown
 
 FILE = "metrics.json"
@@ -206,6 +205,11 @@ class Record(Part):
             raise ValueError(f"schema_version is {self.schema_version}, expected {SCHEMA_VERSION}")
         if self.command == "distill" and self.teacher is None:
             raise ValueError("teacher is missing")
+        for name, kind in _OF_CONFIG.items():
+            if name in self.config:
+                _as(kind, self.config[name], f"config.{name}", strict=True)
+        for name, value in self.inputs.items():
+            _as(str, value, f"inputs.{name}", strict=True)
 
     def write(self, folder: Path) -> None:
         """Writes `metrics.json`, atomically: from now on the run in `folder` is finished."""
@@ -223,15 +227,11 @@ class Record(Part):
         """
         path = folder / FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
+            content = read_json(path, "")
+        except DamagedError as error:
+            raise _damaged(path, error.why) from error
+        if content is None:
             return None
-        except OSError as error:
-            raise _damaged(path, error.strerror or first_line(error)) from error
-        except ValueError as error:  # no JSON, no UTF-8
-            raise _damaged(path, first_line(error)) from error
-        if not isinstance(content, dict):
-            raise _damaged(path, "no object of keys and values")
         version = content.get("schema_version")
         if not isinstance(version, int):
             raise _damaged(path, "no schema_version")
@@ -244,6 +244,18 @@ class Record(Part):
             return _part(cls, content, "", strict=False)
         except ValueError as error:
             raise _damaged(path, first_line(error)) from error
+
+
+# Of `config`, which may hold anything, what every reader of a record relies on.
+_OF_CONFIG = {
+    "init_seed": int,
+    "data_seed": int,
+    "loss": dict | None,
+    "dataset": dict,
+    "teacher": dict,
+    "student": dict,
+    "augment": dict,
+}
 
 
 def _damaged(path: Path, why: str) -> RecordError:

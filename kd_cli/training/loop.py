@@ -21,7 +21,7 @@ from kd_cli.networks.predict import Prepare, predict_rows
 from kd_cli.networks.wrap import dead_layers
 from kd_cli.runs.quality import STEPS_TO_LEARN, chance, score
 from kd_cli.runs.state import State
-from kd_cli.terminal import TrainingProgress
+from kd_cli.terminal import TrainingProgress, shown
 from kd_cli.training.step import Engine, Learner
 from kd_cli.training.trackers import Trackers
 
@@ -126,11 +126,23 @@ class Training:
         self.shared = shared
         self.error: Exception | None = None
         self.state = State(run.out / "state")
+        self.history = run.out / "history.jsonl"
+        self.now = Fit()
+        self.best_weights: list[np.ndarray] = []
+        self.before = 0.0
+        self.started = self.saved = time.monotonic()
+        self.attempt(self._begin)
+
+    def _begin(self) -> None:
+        run, learner = self.run, self.learner
         for folder in (run.out, self.state.folder):  # what a kill left of a write
             for left in folder.glob(".tmp-*"):
                 left.unlink()
         saved = self.state.load(learner.variables)
-        self.now = Fit(**saved) if saved else Fit()
+        if saved:
+            if set(saved) != set(Fit.__dataclass_fields__):
+                raise self.state.of_another_version()
+            self.now = Fit(**saved)
         self.best_weights = learner.model.get_weights()
         if self.now.best_epoch:
             self.best_weights = self.state.best_weights(self.now.best_epoch)
@@ -141,11 +153,18 @@ class Training:
                 self.now.epoch,
                 self.now.step,
             )
-        self.history = run.out / "history.jsonl"
-        rows = [row for row in read_rows(self.history) if row["epoch"] <= self.now.epoch]
+        rows = {str(row.get("epoch")): row for row in read_rows(self.history)}
+        rows = [rows[str(n + 1)] for n in range(self.now.epoch) if str(n + 1) in rows]
+        if len(rows) < self.now.epoch:
+            log.warning(
+                "%s is damaged: %d of %d epochs are missing there; the training goes on from its "
+                "state without them",
+                shown(self.history),
+                self.now.epoch - len(rows),
+                self.now.epoch,
+            )
         rewrite_rows(self.history, rows)
         self.before = self.now.seconds
-        self.started = self.saved = time.monotonic()
         run.trackers.start({"run_id": run.owner["run_id"], "epoch": self.now.epoch})
 
     @property

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.instantiate import build
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.runs.asked import Run
-from kd_cli.runs.identity import run_spec
+from kd_cli.runs.identity import digest, run_spec
 from kd_cli.runs.session import Session
 from kd_cli.terminal import shown
 
@@ -121,6 +122,33 @@ def trackers_of(run: Run, session: Session) -> Trackers:
     if run.out not in session.trackers:
         session.trackers[run.out] = Trackers(run.plan, run.out)
     return session.trackers[run.out]
+
+
+def check_options(plans: Iterable[DictConfig]) -> None:
+    """Makes each different tracker of some plans once, before any of them begins.
+
+    Raises:
+        ConfigError: For one that refuses its options.
+    """
+    seen = set()
+    for plan in plans:
+        key = digest(OmegaConf.to_container(plan).get("tracker"))
+        if key not in seen:
+            Trackers(plan, Path(plan.outputs))
+        seen.add(key)
+
+
+def tell_of_unused(run: Run) -> None:
+    """Says which trackers of a finished run were not there when it was trained."""
+    folder = run.out / "trackers"
+    names = [name for name in run.plan.get("tracker") or {} if not (folder / name).is_dir()]
+    if names:
+        log.warning(
+            "%s was trained without tracker=%s, and a finished run tells no tracker anything; "
+            "rerun=true trains it again, with it",
+            shown(run.out),
+            ",".join(names),
+        )
 
 
 class TensorBoard:

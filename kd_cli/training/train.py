@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
-from kd_cli.files import save_model, write_npz
+from kd_cli.files import save_model, temporary_of, write_npz
 from kd_cli.runs import identity, quality
 from kd_cli.runs.asked import Run
+from kd_cli.runs.directory import write_configuration
 from kd_cli.runs.ownership import inputs, refuse_other_inputs
 from kd_cli.runs.record import (
     BySplit,
@@ -80,9 +80,7 @@ def train_inside(
     Returns:
         Its record; its failure is raised.
     """
-    (run.out / ".hydra").mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(run.plan, run.out / ".hydra" / "config.yaml")
-    OmegaConf.save(OmegaConf.create(run.typed), run.out / ".hydra" / "overrides.yaml")
+    write_configuration(Run(run.plan, run.out, run.typed))
     handler = log_file(run.out / "kd.log")
     log.addHandler(handler)
     try:
@@ -275,7 +273,7 @@ def point_latest(out: Path, outputs: Path) -> None:
     link = outputs / "latest"
     if not outputs.is_dir():  # the run was sent elsewhere
         return
-    temporary = link.with_name(f".tmp-{os.getpid()}-latest")
+    temporary = temporary_of(link)
     try:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(os.path.relpath(out, link.parent))

@@ -189,7 +189,7 @@ class Watch:
 
 def _sort(path: str) -> str:
     """`best-#.npz` for `state/.tmp-123-best-7.npz`; '' for a file that does not count."""
-    name = re.sub(r"^\.tmp-\d+-", "", path.rsplit("/", 1)[-1])
+    name = re.sub(r"^\.tmp-\d+(@\w+)?-", "", path.rsplit("/", 1)[-1])
     return "" if UNIMPORTANT.search(path) else re.sub(r"\d+", "#", name)
 
 

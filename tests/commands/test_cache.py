@@ -1,5 +1,7 @@
 """`kd cache list|verify|prune` on what real runs keep."""
 
+import json
+import os
 import re
 
 import numpy as np
@@ -91,11 +93,68 @@ def test_prune_removes_what_cannot_be_used(kd, work, kept):
 def test_prune_all_removes_the_decoded_images_too(kd, work, kept):
     folder = work / "outputs" / "cache" / "data" / "ab"
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text('{"key": {"tfds": "cifar10"}}')
+    said = {"key": {"tfds": "cifar10"}, "class_names": [], "fingerprint": "f", "notice": ""}
+    (folder / "manifest.json").write_text(json.dumps({**said, "sizes": {}}))
     assert "decoded images: cifar10" in kd("cache", "list").out
     assert kd("cache", "prune").out == "removed 0, kept 3 in outputs/cache\n"
     assert kd("cache", "prune", "all=true").out == "removed 4, kept 0 in outputs/cache\n"
     assert not folder.exists()
+
+
+MANIFEST = {
+    "format": logits_cache.FORMAT, "what": "cnn on train", "key": {}, "rows": 3, "classes": 2,
+    "dtype": "float32", "largest_rounding_error": 0.0, "size": 5, "sha256": "0", "written": "now",
+    "origin": {"teacher": {"file": "t", "sha256": "0"}, "dataset": {"name": "d"}, "part": "train"},
+}  # fmt: skip
+DAMAGED = {
+    "cut": json.dumps(MANIFEST)[:90].encode(),
+    "empty": b"",
+    "no text": b'{"format": 2, "what": "cnn on tr\xffin"}',
+    "a list": b"[1, 2]",
+    "a number": b"7",
+    "deep": b"[" * 100_000,
+    "no origin": json.dumps(MANIFEST | {"origin": None}).encode(),
+    "no rows": json.dumps(MANIFEST | {"rows": "three"}).encode(),
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("kind", ["logits", "data"])
+def test_a_damaged_manifest_counts_as_no_entry(kd, work, kind, damage):
+    """Of both caches; list, verify and prune work, and prune removes it."""
+    folder = work / "outputs" / "cache" / kind / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    manifest, content = folder / "manifest.json", DAMAGED[damage]
+    manifest.mkdir() if content is None else manifest.write_bytes(content)
+    listed, verified = kd("cache", "list"), kd("cache", "verify")
+    assert listed.code == 0 and folder.name in listed.out and listed.err == ""
+    assert verified.code == (kind == "logits") and verified.err == ""
+    assert kind == "data" or "its manifest is damaged" in verified.out
+    pruned = kd("cache", "prune")
+    assert pruned.out == "removed 1, kept 0 in outputs/cache\n" and not folder.exists()
+
+
+def test_a_manifest_whose_origin_means_nothing_is_a_fault_and_no_traceback(kd, work):
+    folder = work / "outputs" / "cache" / "logits" / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    (folder / "logits.npy").write_bytes(b"12345")
+    sha = file_hash(folder / "logits.npy")
+    (folder / "manifest.json").write_text(json.dumps(MANIFEST | {"sha256": sha}))
+    done = kd("cache", "verify")
+    assert done.code == 1 and done.err == "" and "can't be computed again (" in done.out
+    assert kd("cache", "prune").out == "removed 1, kept 0 in outputs/cache\n"  # no such teacher
+
+
+def test_prune_removes_what_killed_processes_left(kd, work):
+    cache = work / "outputs" / "cache"
+    for place in ("data/.tmp-9-0123456789abcdef", "logits/0123456789abcdef", "logits"):
+        (cache / place).mkdir(parents=True, exist_ok=True)
+        (cache / place / ".tmp-9-manifest.json").write_text("half")
+    for path in cache.rglob("*"):
+        os.utime(path, (0, 0))
+    assert kd("cache", "prune").out == "removed 4, kept 0 in outputs/cache\n"
+    assert [p.name for p in cache.rglob(".tmp-*")] == []
 
 
 @pytest.mark.parametrize(

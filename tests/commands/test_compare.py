@@ -1,11 +1,16 @@
 """`kd compare`: pairs by seed, what is reused, and the verdict that it leaves."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from kd_cli.commands import job
 from kd_cli.commands.compare import conclude, sweeps
+from kd_cli.commands.table import COMMANDS, Request
+from kd_cli.config.compose import compose
 from kd_cli.errors import ConfigError
+from kd_cli.runs.session import Session
 from tests.records import TEACHER, content
 
 
@@ -70,6 +75,28 @@ def test_a_mistake_in_the_distilled_half_is_told_before_the_scratch_half_trains(
     done = kd("compare", *small, "alpha=0.1,7", "seeds=3")
     assert done.code == 2 and "alpha=7.0 must be between 0 and 1" in done.error
     assert not (work / "outputs").exists()
+
+
+def test_each_sweep_names_its_own_points_when_both_have_the_same_overrides(work, monkeypatch):
+    """Nothing of distill alone is typed: Hydra would take the directories of the sweep before."""
+    taken = []
+
+    def hand_over(request, overrides, one):
+        point = ["seed=0" if word == "seed=0,1,2" else word for word in overrides]
+        cfg = compose(request.command.config, point)
+        taken.append((Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir, one.runs))
+        return 0
+
+    monkeypatch.setattr(job, "hand_over", hand_over)
+    parts = [
+        job.prepare(Request(COMMANDS[word], overrides, ["--multirun"], None))
+        for word, overrides in sweeps(["epochs=1", "sweep=s", "seeds=3"])
+    ]
+    for part in parts:
+        job.train(part, Session(), table=False)
+    for (out, runs), part in zip(taken, parts, strict=True):
+        assert out in part.points and runs is part.runs
+    assert taken[0][0] != taken[1][0]
 
 
 def test_the_table_of_a_comparison(work, capsys):

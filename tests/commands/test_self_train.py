@@ -384,6 +384,16 @@ def test_a_round_of_another_teacher_is_not_continued(kd, work, words, monkeypatc
     (top / "round-0" / "metrics.json").write_text(json.dumps(record))
     done = kd("self-train", *words)
     assert done.code == 2 and "round.teacher" in done.error and "rerun=true" in done.error
+    # A later round that was made from other data, as when folders were copied together.
+    record["weights_sha256"] = json.loads((top / "round-1" / "metrics.json").read_text())["config"][
+        "round"
+    ]["teacher"]
+    (top / "round-0" / "metrics.json").write_text(json.dumps(record))
+    other = json.loads((top / "round-2" / "metrics.json").read_text())
+    other["inputs"]["data"] = "0" * 64
+    (top / "round-2" / "metrics.json").write_text(json.dumps(other))
+    done = kd("self-train", *words)
+    assert done.code == 2 and "round-2 was made from other data" in done.error
     assert (top / "round-2" / "metrics.json").exists()
 
 

@@ -32,11 +32,11 @@ def test_expand_gives_every_point_and_the_swept_keys():
 
 
 def leave(folder, name, **changes):
-    (folder / name).mkdir(parents=True)
+    (folder / name / ".hydra").mkdir(parents=True)
     (folder / name / "metrics.json").write_text(json.dumps(content(**changes)))
 
 
-def test_the_table_of_a_sweep_and_its_files(work, capsys):
+def test_the_table_of_a_sweep_and_its_files(work, capsys, caplog):
     """Percent in the table, recorded values in the files; best on validation first."""
     folder = work / "outputs" / "sweeps" / "mine"
     for name, accuracy, units in (("a", 1 / 3, "[8]"), ("b", 2 / 3, "[b]")):
@@ -50,8 +50,11 @@ def test_the_table_of_a_sweep_and_its_files(work, capsys):
     leave(folder, "c", config={"alpha": 0.125, "student": {"network": {"units": "[8]"}}})
     leave(folder, "old", schema_version=2)
     leave(folder, "damaged", test=7)
-    (folder / "failed").mkdir()
+    (folder / "failed" / ".hydra").mkdir(parents=True)
     (folder / "failed" / "error.json").write_text('{"message": "not finite\\nat all"}')
+    for name, text in (("notes", '{"a": 1}'), ("empty", "")):  # another program's
+        (folder / name).mkdir()
+        (folder / name / "error.json").write_text(text)
     assert finish(folder, {"a", "b", "old"}) == 1  # of this command's points
     out, err = capsys.readouterr()
     title, head, *lines = out.splitlines()
@@ -68,6 +71,7 @@ def test_the_table_of_a_sweep_and_its_files(work, capsys):
     said = [line for line in err.splitlines() if line.startswith("kd: failed: ")]
     assert [line.split(": ")[2] for line in said] == ["damaged", "failed", "old"]
     assert "test is int" in said[0] and said[1].endswith("not finite") and "version 2" in said[2]
+    assert "left out of the table, because no run of kd wrote them: empty, notes" in caplog.text
     saved = json.loads((folder / "sweep.json").read_text())
     assert [row["validation_accuracy"] for row in saved["points"]] == [2 / 3, 1 / 3, None]
     assert saved["points"][1]["best_epoch"] == 2 and saved["points"][1]["directory"] == "a"

@@ -1,13 +1,15 @@
 """Every option composes and checks; identities; what commands have no use for."""
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from kd_cli.commands.help import GROUPS, options
 from kd_cli.commands.table import TABLE
-from kd_cli.config.compose import conf_dir
+from kd_cli.config.check import check
+from kd_cli.config.compose import compose, conf_dir
 from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import override_key
+from kd_cli.errors import ConfigError
 from kd_cli.runs.identity import run_dir, run_id, run_name, run_spec, teacher_dir
 from tests.conftest import TFDS
 from tests.conftest import plan_of as plan
@@ -158,3 +160,59 @@ def test_input_size_gives_the_network_its_shape():
     made = plan("distill", "student.input.size=16")
     assert list(made.student.network.image_shape) == [16, 16, 1]
     assert list(made.teacher.network.image_shape) == [8, 8, 1]
+
+
+BAD_NAMES = [
+    "../up", "/abs", "a/../b", ".", "..", "...", "", ".hidden", " a", "a ", r"a\b", "a\nb",
+    "a\x00b", "a\x1b[31mb", "x" * 81, "é" * 41, "a//b", "\udcff",
+]  # fmt: skip
+NAMED = [
+    ("train-student", "student.name"), ("train-student", "dataset.name"),
+    ("train-teacher", "teacher.name"), ("distill", "teacher.name"), ("train-student", "sweep"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "key"), NAMED)
+def test_no_name_leads_out_of_outputs(work, command, key):
+    """Folders and tables are named by them: each is refused before there is a folder."""
+    composed = OmegaConf.to_container(compose(command, []))
+    composed.pop("hydra")
+
+    def checked(name):
+        cfg = OmegaConf.create(composed)
+        OmegaConf.update(cfg, key, name)
+        return check(cfg)
+
+    for name in BAD_NAMES:
+        with pytest.raises(ConfigError) as caught:
+            checked(name)
+        line = str(caught.value)
+        assert line.startswith(f"{key}=") and "must be a name for a folder: " in line
+        assert line.isprintable() and len(line) < 250
+    for name in ("mlp", "résumé", "a.b", "x" * 80, "a=b,c"):
+        out = run_dir(checked(name))
+        assert len(out.name.encode()) <= 255 and ".." not in out.parts
+    if key in ("dataset.name", "sweep"):  # some sets of tensorflow-datasets have such names
+        assert OmegaConf.select(checked("imagenet_v2/matched"), key) == "imagenet_v2/matched"
+    else:
+        with pytest.raises(ConfigError, match="without / and"):
+            checked("a/b")
+
+
+def test_a_tracker_s_name_is_a_folder_s_too(work):
+    node = {"_target_": "kd_cli.training.TensorBoard"}
+    cfg = compose("train-student", [])
+    with open_dict(cfg):
+        cfg.tracker = {"../../up": node}
+    with pytest.raises(
+        ConfigError, match=r"^tracker\.\.\./\.\./up: it must have a name for a folder"
+    ):
+        check(cfg)
+
+
+def test_a_directory_s_name_is_cut_where_file_systems_end(work):
+    one = plan("train-student", f"student.name={'x' * 80}")
+    with open_dict(one):
+        one.student.name = "é" * 200
+    name = run_name(one)
+    assert len(name.encode()) == 211 and name == f"{'é' * 100}-{run_id(one)}"

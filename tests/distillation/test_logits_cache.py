@@ -15,8 +15,15 @@ from kd_cli.distillation.logits_cache import Request, obtain
 TABLE = np.random.default_rng(3).normal(0, 5, (10, 4)).astype(np.float32)
 
 
+ORIGIN = {
+    "teacher": {"file": "t.keras", "sha256": "0"},
+    "dataset": {"name": "t"},
+    "part": "train",
+}
+
+
 def request(dtype="float32", **key):
-    return Request({"weights": "a", **key}, 10, 4, dtype, {"part": "train"})
+    return Request({"weights": "a", **key}, 10, 4, dtype, ORIGIN)
 
 
 class Teacher:
@@ -180,7 +187,8 @@ SLOW = """
             print("computing", row, flush=True)
             time.sleep(0.2)
             yield np.full((1, 4), row, np.float32)
-    wanted = Request({"weights": "a"}, 10, 4, "float32", {})
+    origin = {"teacher": {"file": "t", "sha256": "0"}, "dataset": {"name": "t"}, "part": "train"}
+    wanted = Request({"weights": "a"}, 10, 4, "float32", origin)
     table = obtain(Path(sys.argv[1]), wanted, compute, "t", set())
     print("sum", table.sum())
 """

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from kd_cli.commands.report import USAGE
-from kd_cli.report import figures, groups, page, plots, tables
+from kd_cli.report import build, figures, groups, page, plots, tables
 from kd_cli.report.groups import DISTILLED, PLAIN, SCRATCH, SELF, TEACHER
+from kd_cli.report.page import Bullets
 from kd_cli.runs import finished
 from kd_cli.runs.finished import FinishedRun
 from tests.conftest import assert_refused
@@ -557,3 +558,44 @@ def test_markdown_keeps_what_is_typed():
 
 def test_the_usage_names_the_default_folder():
     assert "DIR/report" in USAGE
+
+
+ONE_SEED = ("hinton", {"alpha": 0.9, "temperature": 4.0, "t_squared": True})
+
+
+def test_a_lucky_single_seed_is_not_chosen_beside_groups_with_enough(tmp_path):
+    """A point of one seed is the best on validation; the headline is about the three seeds."""
+    made = [
+        *runs("train-student", SCRATCH_TEST),
+        *runs("distill", BETTER_TEST, validation=0.6),
+        *runs("distill", (0.99,), validation=0.9, loss=ONE_SEED),
+    ]
+    found, _ = groups.grouped(made)
+    best = groups.chosen(found)
+    assert best.name == "hinton alpha=0.1 temperature=4" and len(groups.candidates(found)) == 1
+    blocks = build.build_report(finished.Found(made, 0, 0), ["x"])
+    (line,) = next(block for block in blocks if isinstance(block, Bullets)).items
+    assert (
+        line.startswith("Better: ") and "chosen among 1 with 3 seeds or more, 1 with fewer" in line
+    )
+    # Without a group of enough seeds the best single seed is named, with its verdict.
+    single = [run for run in made if run.record["seed"] == 0]
+    assert groups.chosen(groups.grouped(single)[0]).name == "hinton alpha=0.9 temperature=4"
+
+
+def test_every_kind_of_group_is_drawn_in_the_trade_offs(monkeypatch):
+    """A kind without a marker would be missing in the figure; here each has one in its legend."""
+    kinds = (groups.TEACHER, groups.PLAIN, groups.SCRATCH, groups.DISTILLED, groups.SELF)
+    labels = []
+    genuine = plots.Figure.subplots
+
+    def subplots(self):
+        ax = genuine(self)
+        draw = ax.errorbar
+        ax.errorbar = lambda *a, label, **k: labels.append(label) or draw(*a, label=label, **k)
+        return ax
+
+    monkeypatch.setattr(plots.Figure, "subplots", subplots)
+    points = [plots.Point(kind, kind, 10.0 + n, 50.0 + n, None) for n, kind in enumerate(kinds)]
+    assert plots.trade_off(points, "parameters")[:4] == b"\x89PNG"
+    assert labels == list(kinds)

@@ -149,6 +149,21 @@ def test_what_can_not_be_made_is_not_written(changes, why):
         dataclasses.replace(made(), test={"accuracy": 0.5, "nll": "0.5"})
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"config": {"loss": 7}}, "config.loss is int"),
+        ({"config": {"init_seed": {}}}, "config.init_seed is dict"),
+        ({"config": {"dataset": "pets"}}, "config.dataset is str"),
+        ({"inputs": {"split": 3}}, "inputs.split is int"),
+    ],
+)
+def test_what_every_reader_relies_on_in_a_plain_mapping(work, changes, why):
+    (work / "metrics.json").write_text(json.dumps(content(**changes)))
+    with pytest.raises(RecordError, match=why):
+        Record.read(work)
+
+
 def test_a_whole_number_is_a_number():
     assert made(test={"accuracy": 1, "nll": 0}).test == {"accuracy": 1, "nll": 0}
 

@@ -196,7 +196,10 @@ def test_a_mistake_is_told_before_the_data_are_read(kd, work, unread, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joint"])
-@pytest.mark.parametrize("name", ["no such module", "no such keyword", "without a name"])
+@pytest.mark.parametrize(
+    "name",
+    ["no such module", "no such keyword", "without a name", "refused by itself", "no method"],
+)
 def test_a_mistake_is_told_before_a_sweep(kd, work, unread, name, launcher):
     typed, texts = MISTAKES[name]
     command = ["--multirun", f"hydra/launcher={launcher}", "alpha=0.1,0.2"]
@@ -242,8 +245,11 @@ def test_a_finished_run_tells_nobody(kd, work, words):
     assert kd(*words).code == 0
     done = kd(*words, *mine(kind="Refuses", key=1))  # not even made
     assert done.code == 0 and "is finished" in done.err
+    assert "was trained without tracker=mine" in done.err and "rerun=true" in done.err
     run, _ = only_run(work / "outputs")
     assert not (run / "trackers").exists()
+    (run / "trackers" / "mine").mkdir(parents=True)  # it had it
+    assert "was trained without" not in kd(*words, *mine(kind="Refuses", key=1)).err
 
 
 @pytest.mark.slow
