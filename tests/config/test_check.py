@@ -1,7 +1,9 @@
 """Every option composes and checks; identities; what commands have no use for."""
 
+import copy
+
 import pytest
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf, flag_override, open_dict
 
 from kd_cli.commands.help import GROUPS, options
 from kd_cli.commands.table import TABLE
@@ -11,6 +13,7 @@ from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import override_key
 from kd_cli.errors import ConfigError
 from kd_cli.runs.identity import run_dir, run_id, run_name, run_spec, teacher_dir
+from kd_cli.runs.resolvers import register_resolvers
 from tests.conftest import TFDS
 from tests.conftest import plan_of as plan
 
@@ -175,11 +178,11 @@ NAMED = [
 @pytest.mark.parametrize(("command", "key"), NAMED)
 def test_no_name_leads_out_of_outputs(work, command, key):
     """Folders and tables are named by them: each is refused before there is a folder."""
-    composed = OmegaConf.to_container(compose(command, []))
-    composed.pop("hydra")
+    register_resolvers()
+    composed = compose(command, [])
 
     def checked(name):
-        cfg = OmegaConf.create(composed)
+        cfg = copy.deepcopy(composed)
         OmegaConf.update(cfg, key, name)
         return check(cfg)
 
@@ -200,10 +203,10 @@ def test_no_name_leads_out_of_outputs(work, command, key):
 
 
 def test_a_tracker_s_name_is_a_folder_s_too(work):
-    node = {"_target_": "kd_cli.training.TensorBoard"}
+    register_resolvers()
     cfg = compose("train-student", [])
     with open_dict(cfg):
-        cfg.tracker = {"../../up": node}
+        cfg.tracker = {"../../up": {"_target_": "kd_cli.training.TensorBoard"}}
     with pytest.raises(
         ConfigError, match=r"^tracker\.\.\./\.\./up: it must have a name for a folder"
     ):
@@ -212,7 +215,7 @@ def test_a_tracker_s_name_is_a_folder_s_too(work):
 
 def test_a_directory_s_name_is_cut_where_file_systems_end(work):
     one = plan("train-student", f"student.name={'x' * 80}")
-    with open_dict(one):
+    with flag_override(one, "readonly", False):
         one.student.name = "é" * 200
     name = run_name(one)
     assert len(name.encode()) == 211 and name == f"{'é' * 100}-{run_id(one)}"

@@ -64,7 +64,8 @@ def mine(name="mine", kind="Mine", **options) -> list[str]:
 
 
 def told(run: Path, name="mine") -> list[tuple[str, dict]]:
-    return [tuple(line) for line in read_rows(run / "trackers" / name / "told.jsonl")]
+    lines = (run / "trackers" / name / "told.jsonl").read_text().splitlines()
+    return [tuple(json.loads(line)) for line in lines]
 
 
 def epochs(calls: list[tuple[str, dict]]) -> list[dict]:
