@@ -339,7 +339,7 @@ def _answers_line(outputs: Outputs, views: Views | None) -> str:
 
 
 def _network(model: Any) -> str:
-    """Parameters and input adapter of a network behind `models.with_adapter`."""
+    """Parameters and input adapter of a network that `networks.wrap.with_adapter` made."""
     from kd_cli.networks.wrap import ADAPTER
 
     found = {layer.name: layer for layer in model.layers}
