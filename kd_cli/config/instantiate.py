@@ -92,7 +92,7 @@ def _check_arguments(target: str, given: set[str], by_position: bool, what: str)
 
 
 def _public_name(target: str) -> str:
-    """`; did you mean kd_cli.networks.cnn?` for a public name of kd that stands in another sub-package."""
+    """`; did you mean kd_cli.networks.cnn?` for a public name that stands elsewhere in kd."""
     name = target.rsplit(".", 1)[-1]
     if target.startswith("kd_cli."):
         for _, package, has_files in pkgutil.iter_modules(kd_cli.__path__):

@@ -7,8 +7,8 @@
     teacher_outputs  its logits for the images of a run: stored, or computed at every step (live)
     logits_cache     stored logits
 
-To add a loss: write a function `(labels, student, teacher, *, ...) -> {term: [B]}` in `losses`, with
-one value per example for each term. Add its name to PUBLIC below, so that YAML can write
+To add a loss: write a function `(labels, student, teacher, *, ...) -> {term: [B]}` in `losses`: for
+each term one value per example. Add its name to PUBLIC below, so that YAML can write
 kd_cli.distillation.NAME. Then write conf/loss/NAME.yaml. If the loss uses `alpha`, `temperature` or
 `t_squared`, the file begins with the line `# @package _global_`, sets their defaults at the root,
 and passes them on, as in conf/loss/hinton.yaml. A branch in `losses.formula` is optional: without
