@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +25,7 @@ from kd_cli.config.plans import (
     is_taught,
     teacher_plan,
     trains_teacher,
+    view_shape,
 )
 from kd_cli.errors import ConfigError
 
@@ -66,6 +67,8 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     _refuse_unread_files(cfg)
     refuse_unused(command, overrides, unused | _unused_by_loss(cfg, unused))
     unused |= _unused_by_loss(cfg, unused)
+    if "loss" not in unused:
+        _refuse_below_loss(cfg, overrides)
     for key in cfg:
         if key not in Config.__dataclass_fields__ and key != "hydra":
             raise ConfigError(unknown_key(str(key), Config.__dataclass_fields__))
@@ -151,6 +154,23 @@ def _unused_by_loss(cfg: DictConfig, unused: Mapping[str, str]) -> dict[str, str
     text = OmegaConf.to_yaml(cfg.loss)
     why = f"loss={_loss_name(cfg)} does not use it"
     return {key: why for key in VARIABLES if not re.search(r"\$\{" + key + r"\}", text)}
+
+
+def _refuse_below_loss(cfg: DictConfig, overrides: list[str] | tuple[str, ...]) -> None:
+    """Refuses `loss.alpha=3` where the loss takes alpha from the root.
+
+    Its range is checked at the root, and names and records of runs show the root's value.
+    """
+    for override in overrides:
+        group, _, key = place_of(override).partition(".")
+        _, equals, value = override.partition("=")
+        follows_root = key in VARIABLES and cfg.get(key) is not None
+        if group == "loss" and follows_root and equals:
+            if not OmegaConf.is_interpolation(cfg.loss, key):
+                raise ConfigError(
+                    f"{override}: loss={_loss_name(cfg)} takes {key} from the top level; "
+                    f"type {key}={value}"
+                )
 
 
 def _refuse_ignored_augment(plan: DictConfig, overrides: list[str] | tuple[str, ...]) -> None:
@@ -246,7 +266,7 @@ def check_ranges(plan: DictConfig) -> None:
 
     _check_trackers(plan.get("tracker"))
     for place in ("augment", "teacher.training.augment"):
-        _check_nodes(OmegaConf.select(plan, place), place)
+        _check_nodes(OmegaConf.select(plan, place), place, plan.dataset.image_shape)
     if is_taught(plan):
         require(
             plan.teacher.checkpoint is None or plan.teacher.weights is None,
@@ -284,7 +304,14 @@ def _check_trackers(trackers: DictConfig | None) -> None:
         build({**plain, "_partial_": True, "_recursive_": False}, f"tracker.{name}")
 
 
-def _check_nodes(augment: DictConfig | None, place: str) -> None:
+def _check_nodes(augment: DictConfig | None, place: str, image_shape: Sequence[int]) -> None:
+    size = (augment or {}).get("size")
+    if size is not None and not augment.get("train") and not augment.get("evaluate"):
+        if view_shape(size, image_shape) != tuple(image_shape):
+            raise ConfigError(
+                f"{place}.size={size}: no augmentation step resizes or crops images to this size; "
+                "choose e.g. augment=inception, or leave it out"
+            )
     for part in ("train", "evaluate"):
         for number, node in enumerate((augment or {}).get(part, [])):
             if not isinstance(node, DictConfig) or not node.get("_partial_"):

@@ -8,6 +8,7 @@ such as `optimizer`, have the keys of the function that their `_target_` names.)
 # OmegaConf reads the annotations at run time, so they must not be strings.
 import dataclasses
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -379,14 +380,11 @@ SHORT_NAMES = _root_keys("short")
 # Keys of how a network is trained: at the root the student's, in teacher.training the teacher's.
 TRAINING = tuple(field.name for field in dataclasses.fields(Training))
 # Why a command has no use for a key; a recipe may set it all the same, because it is for all.
-UNUSED: dict[str, dict[str, str]] = {
-    command: {
-        name: field.metadata["unused"][command]
-        for name, field in walk()
-        if command in field.metadata["unused"] and not name.startswith("teacher.training.")
-    }
-    for command in {*_OF_LOSS, *_OF_ROUNDS}
-}
+UNUSED: dict[str, dict[str, str]] = defaultdict(dict)  # a new command may use every key
+for _name, _field in walk():
+    for _command, _why in _field.metadata["unused"].items():
+        if not _name.startswith("teacher.training."):
+            UNUSED[_command][_name] = _why
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -403,7 +403,7 @@ LATE_MISTAKES = {
     "lambda": ("a.keras", _lambda, [], ["Lambda layer"]),
     "not finite": ("a.keras", _not_finite, [], ["not finite"]),
     "vectors": ("a.keras", _vectors, [], ["one input [batch, height, width, channels]"]),
-    "size without a node": ("a.keras", plain, ["augment.size=6"], ["no node of augment"]),
+    "size without a node": ("a.keras", plain, ["augment.size=4"], ["no augmentation step"]),
 }
 
 
@@ -477,6 +477,7 @@ def test_every_option_of_its_groups_composes(group, work, npz):
 def test_help_and_completion(kd, monkeypatch):
     assert "evaluate" in kd("--help").out
     shown = kd("evaluate", "--help").out
+    assert "\nusage: kd evaluate WHAT [key=value ...]" in shown and "  tracker " not in shown
     assert "what=???" in shown and "data_dir" in shown and "alpha" not in shown
     assert "what: outputs/latest" in kd("evaluate", "outputs/latest", "--cfg", "job").out
 

@@ -84,6 +84,22 @@ MISTAKES = {
         ["distill", "loss=hard", "temperature=3"],
         ["no use for 'temperature'", "loss=hard does not use it"],
     ),
+    "a loss's key below the loss": (
+        ["distill", "loss.alpha=3"],
+        ["loss.alpha=3", "loss=hinton takes alpha from the top level", "type alpha=3"],
+    ),
+    "a loss's switch below the loss": (
+        ["distill", "loss=function_matching", "loss.t_squared=true"],
+        ["loss=function_matching takes t_squared", "type t_squared=true"],
+    ),
+    "a size that nothing makes": (
+        ["distill", "augment.size=4"],
+        ["augment.size=4", "no augmentation step resizes", "augment=inception"],
+    ),
+    "an unknown option in a list": (
+        ["distill", "tracker=[tensorbord]"],
+        ["'tensorbord' in group 'tracker'", "did you mean 'tensorboard'", "none, tensorboard"],
+    ),
     "command as a key": (["distill", "command=train-student"], ["the command is a word"]),
     "list without multirun": (
         ["distill", "alpha=0.1,0.2"],
