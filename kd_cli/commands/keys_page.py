@@ -44,6 +44,8 @@ def print_page(request: Request) -> None:
     comments = _comments(chosen, request.config_dir)
     for title, keys in _sections(cfg, command.config):
         used = [(k, v) for k, v in keys if k not in unused and k.split(".")[0] not in unused]
+        # A loss takes them from the top level, and there they are typed.
+        used = [(k, v) for k, v in used if v != f"${{{k.removeprefix('loss.')}}}"]
         if used:
             print(f"\n{title}")
         for name, value in used:

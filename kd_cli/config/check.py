@@ -1,6 +1,6 @@
-"""A composed configuration becomes a plan: resolved, typed, within its ranges; or one line.
+"""Checks a composed configuration: types, ranges, unused keys. Errors become ConfigError.
 
-Nothing here imports TensorFlow: a mistake in the configuration is told before it is loaded.
+The result is called a plan. Nothing here imports TensorFlow, so an error appears at once.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from kd_cli.config.messages import GLOBAL, explain, unknown_key
 from kd_cli.config.overrides import is_typed, override_key, place_of
 from kd_cli.config.plans import (
     cross_entropy,
-    follows,
-    is_given,
+    given_by,
     is_taught,
+    teacher_augment_follows,
     teacher_plan,
     trains_teacher,
     view_shape,
@@ -43,7 +43,7 @@ _BUILT = {
 
 
 def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictConfig:
-    """Keeps what the command uses, resolved and typed; the user's mistakes become ConfigError.
+    """Returns what the command uses of a configuration, resolved and typed.
 
     Args:
         cfg: The composed configuration; a `hydra` node in it is left out.
@@ -90,10 +90,10 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     if missing:  # a key that was taken away, as in ~dataset.name
         raise ConfigError(f"{missing} is missing: type +{missing}=...")
     check_ranges(plan)
-    if is_taught(plan) and is_given(plan) and is_typed("teacher.training", overrides):
+    if is_taught(plan) and given_by(plan) and is_typed("teacher.training", overrides):
         one = next(o for o in overrides if is_typed("teacher.training", [o]))
         raise ConfigError(
-            f"{one}: the teacher is given by {is_given(plan)} and not trained; leave one of the "
+            f"{one}: the teacher is given by {given_by(plan)} and not trained; leave one of the "
             "two out"
         )
     if trains_teacher(plan):
@@ -123,7 +123,7 @@ def _nameless(node: DictConfig) -> bool:
 
 
 def _refuse_unread_files(cfg: DictConfig) -> None:
-    """Keys of an experiment or of debug that stay in that group are no keys of kd."""
+    """Refuses keys of an experiment or of debug that stay inside that group: nothing reads them."""
     for group in RECIPES:
         node = cfg.get(group)
         if not isinstance(node, DictConfig):
@@ -131,7 +131,7 @@ def _refuse_unread_files(cfg: DictConfig) -> None:
         stray = [str(key) for key in node if (group, key) != ("debug", WHERE_PRESENT)]
         if stray:
             option = OmegaConf.select(cfg, f"hydra.runtime.choices.{group}") or "..."
-            raise ConfigError(f"{group}={option}: {stray[0]} is no key there; {GLOBAL}")
+            raise ConfigError(f"{group}={option}: {stray[0]} is not a key of this group; {GLOBAL}")
 
 
 def _fill_partial(resolved: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ def _refuse_ignored_augment(plan: DictConfig, overrides: list[str] | tuple[str, 
     """The teacher is augmented as the root says, unless a recipe gives it its own augmentation."""
     typed = [override for override in overrides if is_typed("augment", [override])]
     own = is_typed("teacher.training.augment", overrides)
-    if typed and not own and not follows(plan):
+    if typed and not own and not teacher_augment_follows(plan):
         raise ConfigError(
             f"{typed[0]}: the recipe gives the teacher an augmentation of its own; type "
             "augment@teacher.training.augment=OPTION"
@@ -206,12 +206,12 @@ def _typed(resolved: dict[str, Any]) -> DictConfig:
 def refuse_unused(
     command: str, overrides: list[str] | tuple[str, ...], unused: Mapping[str, str]
 ) -> None:
-    """Raises ConfigError for a typed key that the command has no use for.
+    """Raises ConfigError for a typed key that the command does not use.
 
     Args:
         command: Its word.
         overrides: What the user typed.
-        unused: Keys and why they are of no use, such as `keys.UNUSED[command]`.
+        unused: Keys and why the command does not use them, such as `keys.UNUSED[command]`.
     """
     for override in overrides:
         key = place_of(override)
@@ -220,7 +220,7 @@ def refuse_unused(
             trains = command not in ("distill", "evaluate")
             hint = f"kd distill {override}" if trains and key in VARIABLES else ""
             raise ConfigError(
-                f"{command} has no use for '{key}' ({override}): {why}; leave it out"
+                f"{command} does not use {key}: {why}; remove {override}"
                 + (f", or type: {hint}" if hint else "")
             )
 
@@ -296,8 +296,8 @@ def _check_trackers(trackers: DictConfig | None) -> None:
     for name, node in (trackers or {}).items():
         if not isinstance(node, DictConfig):
             raise ConfigError(
-                f"tracker.{name}={node}: each tracker is a node under a name of its own; begin its "
-                "file with the line: # @package tracker.NAME"
+                f"tracker.{name}={node}: expected a mapping with _target_; "
+                "start the tracker's YAML with `# @package tracker.NAME`"
             )
         # Imported, and its options compared with what it takes; it is made when the run begins.
         plain = OmegaConf.to_container(node)

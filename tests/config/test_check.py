@@ -1,4 +1,4 @@
-"""Every option composes and checks; identities; what commands have no use for."""
+"""Every option composes and checks; identities; what commands do not use."""
 
 import pytest
 from omegaconf import OmegaConf
