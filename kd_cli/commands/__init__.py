@@ -1,8 +1,8 @@
-"""The commands of `kd`, a file each; `table` lists their words.
+"""The commands of `kd`, one file for each; `table` lists their words.
 
     table            the words, what they do, and which file runs them
-    job              hands runs over to Hydra, and concludes each in its directory
-    execute          runs that share data and teacher, from data to result
+    job              passes runs to Hydra, and ends each in its directory
+    execute          trains runs that share data and teacher
     train            train-teacher and train-student
     distill          distill
     self_train       self-train
@@ -14,5 +14,15 @@
     keys_page        the page of kd distill --help
     show             what Hydra's flags show instead of running: --help, --cfg, completion
 
-To add a command: write its file with a function `run(request) -> int`, and add a row to `table`.
+To add a command: write its file with a function `run(request) -> int` that returns the exit code,
+and add a row to `table`.
+
+To add a command that trains: write its file with a function
+
+    train_it(runs, dataset, started, session) -> training.train.Results
+
+that trains the `runs` on one `dataset` and returns the record of each by its directory. Add a row
+to `table` with run="job:run", trains="FILE:train_it" and config="NAME". Write conf/NAME.yaml with
+`defaults: [base, _self_]` and `command: NAME`. If the command does not use some keys, give the
+reason for each in `config.keys` (`unused`).
 """

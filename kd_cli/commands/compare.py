@@ -1,9 +1,9 @@
-"""`kd compare`: the same student with and without a teacher, seed by seed, and a verdict.
+"""`kd compare`: trains the same student with and without a teacher, and gives a verdict.
 
 A comparison is two sweeps into one folder: the scratch student, then the distilled ones, each with
-the seeds 0, 1, ... So a pair starts from the same weights and sees the same batches for as many
-epochs; the teacher is trained once; what is finished is found again, and an interrupted comparison
-continues where it stopped. Nothing here imports TensorFlow.
+the seeds 0, 1, ... So a pair starts from the same weights and sees the same batches for the same
+number of epochs. The teacher is trained once. Finished runs are not repeated, so an interrupted
+comparison continues. Nothing here imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SEED_KEYS = ("seed", "init_seed", "data_seed")
 
 
 def run(request: Request) -> int:
-    """Trains both sweeps of the comparison, and says what they show."""
+    """Trains both sweeps of the comparison, and prints the verdicts."""
     flags = request.flags if is_sweep(request.flags) else [*request.flags, "--multirun"]
     parts = [
         job.prepare(Request(COMMANDS[word], overrides, flags, request.config_dir))
@@ -61,7 +61,7 @@ def sweeps(overrides: list[str], config_dir: str | None = None) -> list[tuple[st
         The word and the overrides of each sweep, as a user could type it.
 
     Raises:
-        ConfigError: For seeds that can't serve, or keys that would spoil the pairs.
+        ConfigError: Too few or too many seeds, or a key that would make the pairs unequal.
     """
     count, kept, controls = SEEDS, [], []
     for override in overrides:
@@ -72,11 +72,12 @@ def sweeps(overrides: list[str], config_dir: str | None = None) -> list[tuple[st
             controls = _controls(value)
         elif override_key(override) in _SEED_KEYS:
             raise ConfigError(
-                f"compare runs the seeds 0, 1, ... itself ({override}): leave it out, or type "
-                "seeds=5"
+                f"compare sets the seeds itself; replace {override} by seeds=N, the number of seeds"
             )
         elif override_key(override) == "rerun":
-            raise ConfigError(f"compare pairs what is finished ({override}): leave it out")
+            raise ConfigError(
+                f"compare does not take rerun: it reuses finished runs; remove {override}"
+            )
         else:
             kept.append(override)
     if not any(override_key(o) == "sweep" for o in kept):
@@ -107,10 +108,9 @@ def _controls(value: str) -> list[str]:
 
 
 def conclude(folder: Path) -> None:
-    """Prints what all runs of a comparison's folder say, and leaves it there.
+    """Prints the verdicts; writes `comparison.json` and the report.
 
-    Writes `comparison.json` (each distilled group's differences by seed, interval and verdict) and
-    the report.
+    `comparison.json` has each distilled group's differences by seed, interval and verdict.
     """
     found = finished.find([folder])
     if found.unfinished or found.unreadable:
@@ -121,7 +121,7 @@ def conclude(folder: Path) -> None:
     rows, sentences, record = [], [], []
     for group in every:
         one = verdicts.get(group.key)
-        against, verdict = NONE, "baseline" if group.kind == groups.PLAIN else NONE
+        against, verdict = NONE, NONE
         if one:
             against = PERCENT.text(one.result.mean, sign="+") if one.result else NONE
             verdict = one.verdict
@@ -140,8 +140,8 @@ def conclude(folder: Path) -> None:
     for sentence in sentences:
         print(sentence)
     print(
-        "The epoch is chosen on validation, test is read once at a run's end; the verdict is a "
-        "paired t test on test accuracy over seeds."
+        "Epochs are chosen by validation accuracy; the verdict is a paired t test on test "
+        "accuracy, one pair per seed."
     )
     with where_possible(folder / "report"):
         write_report(folder / "report", build_report(found, [shown(folder)]))

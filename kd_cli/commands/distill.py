@@ -1,4 +1,4 @@
-"""`kd distill`: the teacher, trained first where it is missing, teaches the student."""
+"""`kd distill`: trains the student with a teacher; trains the teacher first if it is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from omegaconf import DictConfig
 
 from kd_cli.config.overrides import teacher_overrides
-from kd_cli.config.plans import follows, teacher_plan
+from kd_cli.config.plans import teacher_augment_follows, teacher_plan
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
 from kd_cli.runs import identity
@@ -25,7 +25,7 @@ log = logging.getLogger("kd")
 
 
 def distill(runs: list[Run], dataset: Dataset, started: float, session: Session) -> Results:
-    """Distils one teacher into students; trains the teacher first where it is missing."""
+    """Distils one teacher into students; trains the teacher first if it is missing."""
     plan, typed = runs[0].plan, runs[0].typed
     device = set_up(plan.device)
     from kd_cli.distillation import teacher_checks, teacher_outputs
@@ -76,7 +76,7 @@ def _train_missing_teacher(
     plan: DictConfig, dataset: Dataset, typed: list[str], session: Session
 ) -> None:
     """Trains the teacher as `kd train-teacher` would from the same description."""
-    kept = teacher_overrides(typed, follows(plan))
+    kept = teacher_overrides(typed, teacher_augment_follows(plan))
     wanted, out = teacher_plan(plan), identity.teacher_dir(plan)
     if wanted.dataset != plan.dataset:  # it may know more labels
         dataset = load_dataset(wanted.dataset, plan.device)

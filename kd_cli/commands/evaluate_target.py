@@ -102,9 +102,6 @@ def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictC
         if parent.exists() and not parent.is_dir():
             raise ConfigError(f"{parent} is a file; kd needs a directory there")
     plain = OmegaConf.to_container(plan)
-    size, nodes = plan.augment.size, [*plan.augment.train, *plan.augment.evaluate]
-    if size is not None and not nodes:
-        raise ConfigError(f"augment.size={size}: no node of augment brings images to it")
     if target.record is None:
         plan = OmegaConf.create(plain)
         expected = _input_shape(target.file)

@@ -1,7 +1,7 @@
-"""`kd explain`: what a distill run would do, and how large each loss term is at the first step.
+"""`kd explain`: shows what a distill run would do, and each loss term's gradient at its first step.
 
-The run's own engine, teacher and first batch are asked, so what is told is what would happen.
-Nothing is trained and no run directory is made; only the caches fill that any run fills.
+It uses the run's own engine, teacher and first batch, so the run would give the same numbers. It
+trains nothing and makes no run directory; it only fills the caches that any run fills.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kd_cli.commands.job import is_sweep
 from kd_cli.commands.table import Request
 from kd_cli.config.compose import compose
 from kd_cli.config.overrides import teacher_overrides
-from kd_cli.config.plans import follows, is_given
+from kd_cli.config.plans import given_by, teacher_augment_follows
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, RunFailed, first_line
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from kd_cli.training.step import Engine, Learner
 
 
-FAINT = 0.01  # share of the gradient norm below which a term decides nothing
+FAINT = 0.01  # share of the gradient norm below which a term has almost no effect
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Balance:
 def run(request: Request) -> int:
     """Explains the run that the overrides and flags of distill describe."""
     if is_sweep(request.flags):
-        raise ConfigError("explain tells of one run: leave --multirun out, and type one value each")
+        raise ConfigError("explain handles one run; remove --multirun and give each key one value")
     runs = Runs()
     register_resolvers(runs)
     one = runs.single(compose("distill", request.overrides, request.config_dir))
@@ -94,10 +94,11 @@ def explain(plan: DictConfig, typed: list[str]) -> None:
     Raises:
         ConfigError: The teacher is not trained yet, or anything that a run would refuse.
     """
-    if not is_given(plan) and Record.read(teacher_dir(plan)) is None:
+    if not given_by(plan) and Record.read(teacher_dir(plan)) is None:
+        kept = teacher_overrides(typed, teacher_augment_follows(plan))
         raise ConfigError(
             f"no finished teacher in {shown(teacher_dir(plan))}, and explain trains none; train it "
-            f"with: {shlex.join(['kd', 'train-teacher', *teacher_overrides(typed, follows(plan))])}"
+            f"with: {shlex.join(['kd', 'train-teacher', *kept])}"
         )
     session = Session()
     with messages():
@@ -152,7 +153,7 @@ def balance(
     """Value and gradient of each term of a loss, of a training step that is not taken.
 
     Args:
-        learner: At the weights that are asked about.
+        learner: With the weights at which the gradients are computed.
         images, labels, teacher: The step's batch, as `Engine.first_batch` gives it.
     """
     import tensorflow as tf
@@ -186,7 +187,7 @@ def balance(
 
 
 def remarks(found: Balance, hyper: Mapping[str, Any]) -> list[str]:
-    """What is odd about the balance of the terms, a line each, with what to change.
+    """Warnings about the balance of the terms, a line each, with what to change.
 
     Args:
         found: From `balance`.
@@ -221,7 +222,8 @@ def remarks(found: Balance, hyper: Mapping[str, Any]) -> list[str]:
         else:
             lines.append(
                 f"warning: the term '{name}' has {100 * share:.2f} % of the gradient norm, "
-                f"'{strongest}' {100 * found.shares.max():.2f} %: it decides next to nothing; "
+                f"'{strongest}' {100 * found.shares.max():.2f} %: it has almost no effect on "
+                f"the training; "
                 f"{_advice(name, found, hyper)}"
             )
     return lines
@@ -337,17 +339,17 @@ def _teacher_line(prepared: Prepared) -> str:
 
 
 def _answers_line(outputs: Outputs, views: Views | None) -> str:
-    """Cached or live, and why."""
+    """Whether the teacher's logits are stored or computed at every step, and why."""
     if outputs.live is not None:
         return outputs.how
     if outputs.repeats is not None:
-        return f"{outputs.how}: they come again every {outputs.repeats} epochs"
+        return f"{outputs.how}, which repeat every {outputs.repeats} epochs"
     same = "the pixels are" if views is None else "the teacher's pixels are"
     return f"{outputs.how}: {same} the same in every epoch"
 
 
 def _network(model: Any) -> str:
-    """Parameters and input adapter of a network behind `models.with_adapter`."""
+    """Parameters and input adapter of a network that `networks.wrap.with_adapter` made."""
     from kd_cli.networks.wrap import ADAPTER
 
     found = {layer.name: layer for layer in model.layers}

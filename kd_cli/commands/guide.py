@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from kd_cli.commands.table import Request
@@ -9,6 +10,20 @@ from kd_cli.errors import ConfigError, suggest
 
 FOLDER = Path(__file__).resolve().parent.parent / "guide"
 MARGIN = 100  # columns; longer lines are hard to read
+# The pages by what they are for; those that no group names stand under the last title.
+GROUPS = {
+    "to start": ("commands", "configuration", "losses", "explain"),
+    "data, networks, teachers": (
+        "data",
+        "networks",
+        "teachers",
+        "augmentation",
+        "self-training",
+        "recipes",
+    ),
+    "results": ("runs", "compare", "sweeps", "report", "evaluate", "metrics", "evidence"),
+    "reference": (),
+}
 
 
 def run(request: Request) -> int:
@@ -19,17 +34,14 @@ def run(request: Request) -> int:
     """
     words = [word for word in request.words if word not in ("--help", "-h")]
     if not words:
-        width = max(map(len, topics()))
-        print("kd guide TOPIC shows a page of the manual:\n")
-        for topic in topics():
-            print(f"  {topic:<{width}}  {_first_sentence(topic)}")
+        _list()
         return 0
     topic, *rest = words
     if rest or topic not in topics():
         raise ConfigError(
             f"no page '{' '.join(words)}'{suggest(topic, topics())} (kd guide lists the pages)"
         )
-    _show((FOLDER / f"{topic}.md").read_text(encoding="utf-8"))
+    _show(_text(topic) + (_keys() if topic == "metrics" else ""))
     return 0
 
 
@@ -38,11 +50,40 @@ def topics() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.md"))
 
 
-def _first_sentence(topic: str) -> str:
-    """What a page answers: its first sentence after the title, without the marks of Markdown."""
-    text = (FOLDER / f"{topic}.md").read_text(encoding="utf-8")
-    paragraph = text.split("\n\n", 2)[1].replace("\n", " ")
-    return paragraph.split(". ")[0].rstrip(".").replace("`", "").replace("*", "")
+def _list() -> None:
+    """Prints the pages by group, each with what it answers."""
+    named = {topic for group in GROUPS.values() for topic in group}
+    others = [topic for topic in topics() if topic not in named]
+    width = max(map(len, topics()))
+    print("kd guide TOPIC shows a page of the manual.")
+    for title, group in GROUPS.items():
+        print(f"\n{title}")
+        for topic in group or others:
+            print(f"  {topic:<{width}}  {_answers(topic)}")
+
+
+def _answers(topic: str) -> str:
+    """What a page answers: its first sentence, which is "This page says ...", without these words
+    and without the marks of Markdown.
+    """
+    paragraph = _text(topic).split("\n\n", 2)[1].replace("\n", " ")
+    sentence = paragraph.split(". ")[0].rstrip(".").removeprefix("This page says ")
+    return sentence.replace("`", "").replace("*", "")
+
+
+def _text(topic: str) -> str:
+    return (FOLDER / f"{topic}.md").read_text(encoding="utf-8")
+
+
+def _keys() -> str:
+    """The keys of metrics.json as a table in Markdown."""
+    from kd_cli.runs.record import schema
+
+    rows = []
+    for key, (kind, meaning) in schema().items():
+        kind = re.sub(r"\b[A-Z]\w+", "object", kind.replace(" | None", " or null"))
+        rows.append(f"| `{key}` | {kind} | {meaning} |")
+    return "\n".join(["", "| key | type | meaning |", "| --- | --- | --- |", *rows, ""])
 
 
 def _show(text: str) -> None:

@@ -31,15 +31,21 @@ def print_page(request: Request) -> None:
     print(f"kd {command.word}: {' '.join(command.help)}")
     if command.note:
         print(f"({command.note})")
-    print(f"\nusage: kd {command.word} [key=value ...] [flags]   (all commands: kd --help)\n")
+    words = f"{command.word} {command.takes}".rstrip()
+    print(f"\nusage: kd {words} [key=value ...] [flags]   (all commands: kd --help)\n")
     print("groups: group=option, with the option chosen here in brackets")
     chosen = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    # (There may be several trackers, which Hydra does not list among its choices.)
+    named = {"tracker": list(cfg.get("tracker") or [])}
+    named |= {group: [] if option is None else [option] for group, option in chosen.items()}
     for group in GROUPS:
-        if group in chosen and group not in unused:
-            print(f"  {group:<11} {_options(group, str(chosen[group]))}")
+        if group in named and group not in unused:
+            print(f"  {group:<11} {_options(group, named[group])}")
     comments = _comments(chosen, request.config_dir)
     for title, keys in _sections(cfg, command.config):
         used = [(k, v) for k, v in keys if k not in unused and k.split(".")[0] not in unused]
+        # A loss takes them from the top level, and there they are typed.
+        used = [(k, v) for k, v in used if v != f"${{{k.removeprefix('loss.')}}}"]
         if used:
             print(f"\n{title}")
         for name, value in used:
@@ -57,11 +63,10 @@ def _resolved(cfg: DictConfig, name: str, value: Any) -> Any:
     return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
 
 
-def _options(group: str, chosen: str) -> str:
-    names = [f"[{name}]" if name == chosen else name for name in options(group)]
-    return " ".join(
-        names if f"[{chosen}]" in names or chosen == "None" else [f"[{chosen}]", *names]
-    )
+def _options(group: str, chosen: list[str]) -> str:
+    shipped = options(group)
+    names = [*(name for name in chosen if name not in shipped), *shipped]
+    return " ".join(f"[{name}]" if name in chosen else name for name in names)
 
 
 def _sections(cfg: DictConfig, command: str) -> Iterator[tuple[str, list[tuple[str, Any]]]]:

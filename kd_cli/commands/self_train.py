@@ -1,8 +1,8 @@
-"""Self-training: a student learns from its own labels of the unlabelled images, round after round.
+"""`kd self-train`: trains a student on labels that it has given to unlabelled images, in rounds.
 
 Round 0 learns from the labelled images alone. In each further round the last round's network labels
-`dataset.unlabelled`, and a fresh, noised student learns from the labels and from those of its
-pseudo-labels that are confident enough, as many of each class.
+`dataset.unlabelled`. A new student, with augmentation and dropout as noise, learns from the labels
+and from those pseudo-labels that are confident enough, equally many of each class.
 
 Sources: Lee 2013, "Pseudo-Label", for hard labels; Xie et al. 2020, "Self-training with Noisy
 Student improves ImageNet classification", sections 2 and 3.1, for all else.
@@ -53,14 +53,14 @@ def _rounds(run: Run, dataset: Dataset, session: Session) -> Record:
     views = assembly.augmentation(plan, dataset, session)
     if plan.pseudo.labels == "soft" and views is not None and views.mixes:
         raise ConfigError(
-            "pseudo.labels=soft can't be mixed: leave mixup out of augment.train, or type "
+            "mixup does not work with pseudo.labels=soft; remove mixup from augment.train, or type "
             "pseudo.labels=hard"
         )
     first = Run(scratch_plan(plan), run.out / "round-0", run.typed)
     check_before_start(first.plan, first.out)
     record = Record.read(first.out)
     if record is None:
-        log.info("round 0: the labels of %s images alone", f"{len(dataset.train):,}")
+        log.info("round 0: training on the %s labelled images", f"{len(dataset.train):,}")
         record = train_inside(first, dataset, time.monotonic(), "student", session)
     else:
         refuse_other_inputs(record["inputs"], inputs(first.plan, dataset), first.out)
@@ -86,10 +86,10 @@ def _rounds(run: Run, dataset: Dataset, session: Session) -> Record:
 
 
 def _plan(plan: DictConfig, number: int, before: Mapping[str, Any]) -> DictConfig:
-    """The configuration of a round above 0, of which the network that labels is a part.
+    """The configuration of a round above 0; it includes the hash of the network that labels.
 
-    The seeds are of the round's own: with those of the last round its student would begin as its
-    teacher began, and see the same pixels in the same order.
+    Each round has its own seeds. With those of the last round the student would start from the same
+    weights as its teacher, and see the same pixels in the same order.
     """
     plain = OmegaConf.to_container(plan)
     plain["round"] = {"number": number, "teacher": before["weights_sha256"]}
@@ -106,7 +106,7 @@ def _plan(plan: DictConfig, number: int, before: Mapping[str, Any]) -> DictConfi
 def _logits(
     plan: DictConfig, dataset: Dataset, before: Path, record: Record, session: Session
 ) -> np.ndarray:
-    """What the network of the round before says to the unlabelled images, [n, K], as evaluated."""
+    """Logits [n, K] of the last round's network for the unlabelled images, as in evaluation."""
     from kd_cli.distillation import teacher as teachers
     from kd_cli.distillation import teacher_outputs
 
@@ -114,8 +114,8 @@ def _logits(
     views = assembly.augmentation(plan, dataset, session)
     if not (views and views.nodes + views.last) and not _drops(teacher.model):
         log.warning(
-            "nothing noises the student (no augmentation, no dropout): it will hardly learn more "
-            "than its teacher knows; type augment=flip_crop, or give the student dropout"
+            "the student trains without augmentation and dropout, so it can only copy its teacher; "
+            "type augment=flip_crop, or choose a student with dropout"
         )
     return teacher_outputs.logits(teacher, plan, dataset, "unlabelled", views, session)
 
@@ -136,11 +136,11 @@ def select(
     balance: bool = True,
     per_class: int | None = None,
 ) -> np.ndarray:
-    """Which images a round learns from.
+    """Chooses the images that a round learns from.
 
-    Of each class the most confident ones are kept; where it has fewer than wanted, all are taken
-    again and again (the paper draws the repeats; here no image counts twice more than another). Of
-    equally confident images the first come first.
+    Of each class the most confident ones are chosen. If a class has fewer than wanted, its images
+    are repeated in turn, so that their counts differ by at most one (the paper draws the repeats).
+    Of equally confident images the first come first.
 
     Args:
         confidence: [n] probability of the label.
@@ -186,7 +186,7 @@ def _training_set(
     if not len(chosen):
         raise ConfigError(
             f"round {number}: no image is labelled with more confidence than pseudo.threshold="
-            f"{options.threshold:g} (the highest is {confidence.max():.4f}); lower it"
+            f"{options.threshold:g} (the highest is {confidence.max():.4f}); lower pseudo.threshold"
         )
     distinct = np.unique(chosen)
     above = np.bincount(labels[confidence > options.threshold], minlength=dataset.num_classes)
@@ -206,15 +206,16 @@ def _training_set(
         report["accuracy"] = float((labels == hidden)[distinct].mean())
         known = f", {report['accuracy']:.4f} right (known because the labels were only hidden)"
     log.info(
-        "round %d: round %d labels %s images: %s above %g, %s kept%s; %s rows of pseudo-labels",
+        "round %d: round %d's network labelled %s images; %s with confidence above %g; %s chosen "
+        "(%s training rows with repeats)%s",
         number,
         number - 1,
         f"{len(unlabelled):,}",
         f"{above.sum():,}",
         options.threshold,
         f"{len(distinct):,}",
-        known,
         f"{len(chosen):,}",
+        known,
     )
     empty = [name for name, n in zip(dataset.class_names, above, strict=True) if not n]
     if empty:
@@ -259,9 +260,15 @@ def with_pseudo_labels(dataset: Dataset, rows: np.ndarray, labels: np.ndarray) -
 
 
 def soft_targets(labels: np.ndarray, logits: np.ndarray, label_smoothing: float) -> np.ndarray:
-    """Logits [n + m, K]: such that their softmax is the label [n], smoothed; then `logits` [m, K].
+    """Logits [n + m, K]: for labelled rows, logits whose softmax is the smoothed one-hot label;
+    then the given logits.
 
-    So one loss serves the labelled and the pseudo-labelled rows.
+    So one loss works for the labelled and the pseudo-labelled rows.
+
+    Args:
+        labels: [n] class numbers.
+        logits: [m, K].
+        label_smoothing: Of the labelled rows, 0 to below 1.
     """
     classes = logits.shape[1]
     shares = (1 - label_smoothing) * np.eye(classes)[labels] + label_smoothing / classes
@@ -270,7 +277,7 @@ def soft_targets(labels: np.ndarray, logits: np.ndarray, label_smoothing: float)
 
 
 def _conclude(run: Run, dataset: Dataset, records: list[Record]) -> Record:
-    """The last round's network and predictions at the top, and the record last of all."""
+    """Copies the last round's network and predictions to the run's directory; writes its record."""
     plan, last = run.plan, records[-1]
     folders = [run.out / f"round-{number}" for number in range(len(records))]
     for name in ("model.keras", "predictions.npz"):

@@ -19,10 +19,11 @@ class Command:
     Attributes:
         word: What you type.
         help: What it does, in lines for `kd --help`.
-        run: `file:function` in this room: `(Request) -> int`, the exit code.
+        run: `file:function` in this folder: `(Request) -> int`, the exit code.
         config: Its primary configuration in conf/; empty for a command with words of its own.
         trains: `file:function` that trains its runs together; empty where it trains none itself.
         note: What `--help` of a command says that borrows the keys of another.
+        takes: What stands after the word, before any keys.
     """
 
     word: str
@@ -31,6 +32,7 @@ class Command:
     config: str = ""
     trains: str = ""
     note: str = ""
+    takes: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ TABLE = (
         ("measure a finished run or a .keras file: quality, size, FLOPs, latency",),
         "evaluate:run",
         config="evaluate",
+        takes="WHAT",
     ),
     Command(
         "report",

@@ -1,15 +1,16 @@
-"""From overrides to a checked plan, without TensorFlow.
+"""From overrides to a checked configuration, the plan; without TensorFlow.
 
     keys         the table of keys: type, default, help, range, who uses it
     row          one row of that table
     unused       why a command has no use for a key
     compose      YAML and overrides become one configuration, by Hydra
-    check        that configuration becomes a plan, or a mistake in one line
-    plans        plans that follow from a plan: its teacher's, its scratch student's
+    check        checks that configuration; the result is a plan, or an error in one line
+    plans        the plans of the teacher and of the scratch student, from a distill plan
     debug        what debug=smoke makes smaller
-    overrides    overrides as they were typed
-    messages     errors of Hydra and OmegaConf in your words
+    overrides    overrides, as the user typed them
+    messages     errors of Hydra and OmegaConf in plain words
     instantiate  `build` calls a node's `_target_`
 
-To add a key: add a field to the table in `keys`.
+To add a key: add a field to the table in `keys`. It gives the type, the default, the help text,
+the range, and the commands that do not use the key.
 """

@@ -1,13 +1,13 @@
-"""A composed configuration becomes a plan: resolved, typed, within its ranges; or one line.
+"""Checks a composed configuration: types, ranges, unused keys. Errors become ConfigError.
 
-Nothing here imports TensorFlow: a mistake in the configuration is told before it is loaded.
+The result is called a plan. Nothing here imports TensorFlow, so an error appears at once.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,11 +20,12 @@ from kd_cli.config.messages import GLOBAL, explain, unknown_key
 from kd_cli.config.overrides import is_typed, override_key, place_of
 from kd_cli.config.plans import (
     cross_entropy,
-    follows,
-    is_given,
+    given_by,
     is_taught,
+    teacher_augment_follows,
     teacher_plan,
     trains_teacher,
+    view_shape,
 )
 from kd_cli.config.row import NAME, flat
 from kd_cli.errors import ConfigError
@@ -44,7 +45,7 @@ _BUILT = {
 
 
 def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictConfig:
-    """Keeps what the command uses, resolved and typed; the user's mistakes become ConfigError.
+    """Returns what the command uses of a configuration, resolved and typed.
 
     Args:
         cfg: The composed configuration; a `hydra` node in it is left out.
@@ -68,6 +69,8 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     _refuse_unread_files(cfg)
     refuse_unused(command, overrides, unused | _unused_by_loss(cfg, unused))
     unused |= _unused_by_loss(cfg, unused)
+    if "loss" not in unused:
+        _refuse_below_loss(cfg, overrides)
     for key in cfg:
         if key not in Config.__dataclass_fields__ and key != "hydra":
             raise ConfigError(unknown_key(str(key), Config.__dataclass_fields__))
@@ -89,10 +92,10 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     if missing:  # a key that was taken away, as in ~dataset.name
         raise ConfigError(f"{missing} is missing: type +{missing}=...")
     check_ranges(plan)
-    if is_taught(plan) and is_given(plan) and is_typed("teacher.training", overrides):
+    if is_taught(plan) and given_by(plan) and is_typed("teacher.training", overrides):
         one = next(o for o in overrides if is_typed("teacher.training", [o]))
         raise ConfigError(
-            f"{one}: the teacher is given by {is_given(plan)} and not trained; leave one of the "
+            f"{one}: the teacher is given by {given_by(plan)} and not trained; leave one of the "
             "two out"
         )
     if not is_taught(plan):
@@ -124,7 +127,7 @@ def _nameless(node: DictConfig) -> bool:
 
 
 def _refuse_unread_files(cfg: DictConfig) -> None:
-    """Keys of an experiment or of debug that stay in that group are no keys of kd."""
+    """Refuses keys of an experiment or of debug that stay inside that group: nothing reads them."""
     for group in RECIPES:
         node = cfg.get(group)
         if not isinstance(node, DictConfig):
@@ -132,7 +135,7 @@ def _refuse_unread_files(cfg: DictConfig) -> None:
         stray = [str(key) for key in node if (group, key) != ("debug", WHERE_PRESENT)]
         if stray:
             option = OmegaConf.select(cfg, f"hydra.runtime.choices.{group}") or "..."
-            raise ConfigError(f"{group}={option}: {stray[0]} is no key there; {GLOBAL}")
+            raise ConfigError(f"{group}={option}: {stray[0]} is not a key of this group; {GLOBAL}")
 
 
 def _fill_partial(resolved: dict[str, Any]) -> None:
@@ -157,11 +160,28 @@ def _unused_by_loss(cfg: DictConfig, unused: Mapping[str, str]) -> dict[str, str
     return {key: why for key in VARIABLES if not re.search(r"\$\{" + key + r"\}", text)}
 
 
+def _refuse_below_loss(cfg: DictConfig, overrides: list[str] | tuple[str, ...]) -> None:
+    """Refuses `loss.alpha=3` where the loss takes alpha from the root.
+
+    Its range is checked at the root, and names and records of runs show the root's value.
+    """
+    for override in overrides:
+        group, _, key = place_of(override).partition(".")
+        _, equals, value = override.partition("=")
+        follows_root = key in VARIABLES and cfg.get(key) is not None
+        if group == "loss" and follows_root and equals:
+            if not OmegaConf.is_interpolation(cfg.loss, key):
+                raise ConfigError(
+                    f"{override}: loss={_loss_name(cfg)} takes {key} from the top level; "
+                    f"type {key}={value}"
+                )
+
+
 def _refuse_ignored_augment(plan: DictConfig, overrides: list[str] | tuple[str, ...]) -> None:
     """The teacher is augmented as the root says, unless a recipe gives it its own augmentation."""
     typed = [override for override in overrides if is_typed("augment", [override])]
     own = is_typed("teacher.training.augment", overrides)
-    if typed and not own and not follows(plan):
+    if typed and not own and not teacher_augment_follows(plan):
         raise ConfigError(
             f"{typed[0]}: the recipe gives the teacher an augmentation of its own; type "
             "augment@teacher.training.augment=OPTION"
@@ -190,12 +210,12 @@ def _typed(resolved: dict[str, Any]) -> DictConfig:
 def refuse_unused(
     command: str, overrides: list[str] | tuple[str, ...], unused: Mapping[str, str]
 ) -> None:
-    """Raises ConfigError for a typed key that the command has no use for.
+    """Raises ConfigError for a typed key that the command does not use.
 
     Args:
         command: Its word.
         overrides: What the user typed.
-        unused: Keys and why they are of no use, such as `keys.UNUSED[command]`.
+        unused: Keys and why the command does not use them, such as `keys.UNUSED[command]`.
     """
     for override in overrides:
         key = place_of(override)
@@ -204,7 +224,7 @@ def refuse_unused(
             trains = command not in ("distill", "evaluate")
             hint = f"kd distill {override}" if trains and key in VARIABLES else ""
             raise ConfigError(
-                f"{command} has no use for '{key}' ({override}): {why}; leave it out"
+                f"{command} does not use {key}: {why}; remove {override}"
                 + (f", or type: {hint}" if hint else "")
             )
 
@@ -252,7 +272,7 @@ def check_ranges(plan: DictConfig) -> None:
 
     _check_trackers(plan.get("tracker"))
     for place in ("augment", "teacher.training.augment"):
-        _check_nodes(OmegaConf.select(plan, place), place)
+        _check_nodes(OmegaConf.select(plan, place), place, plan.dataset.image_shape)
     if is_taught(plan):
         require(
             plan.teacher.checkpoint is None or plan.teacher.weights is None,
@@ -290,15 +310,22 @@ def _check_trackers(trackers: DictConfig | None) -> None:
             raise ConfigError(f"tracker.{ascii(str(name))[1:-1]}: it must have {expected}")
         if not isinstance(node, DictConfig):
             raise ConfigError(
-                f"tracker.{name}={node}: each tracker is a node under a name of its own; begin its "
-                "file with the line: # @package tracker.NAME"
+                f"tracker.{name}={node}: expected a mapping with _target_; "
+                "start the tracker's YAML with `# @package tracker.NAME`"
             )
         # Imported, and its options compared with what it takes; it is made when the run begins.
         plain = OmegaConf.to_container(node)
         build({**plain, "_partial_": True, "_recursive_": False}, f"tracker.{name}")
 
 
-def _check_nodes(augment: DictConfig | None, place: str) -> None:
+def _check_nodes(augment: DictConfig | None, place: str, image_shape: Sequence[int]) -> None:
+    size = (augment or {}).get("size")
+    if size is not None and not augment.get("train") and not augment.get("evaluate"):
+        if view_shape(size, image_shape) != tuple(image_shape):
+            raise ConfigError(
+                f"{place}.size={size}: no augmentation step resizes or crops images to this size; "
+                "choose e.g. augment=inception, or leave it out"
+            )
     for part in ("train", "evaluate"):
         for number, node in enumerate((augment or {}).get(part, [])):
             if not isinstance(node, DictConfig) or not node.get("_partial_"):

@@ -92,13 +92,13 @@ def _check_arguments(target: str, given: set[str], by_position: bool, what: str)
 
 
 def _public_name(target: str) -> str:
-    """`; did you mean kd_cli.networks.cnn?` for a name of kd's under another room."""
+    """`; did you mean kd_cli.networks.cnn?` for a public name that stands elsewhere in kd."""
     name = target.rsplit(".", 1)[-1]
     if target.startswith("kd_cli."):
-        for _, room, is_room in pkgutil.iter_modules(kd_cli.__path__):
-            public = (
-                getattr(importlib.import_module(f"kd_cli.{room}"), "PUBLIC", ()) if is_room else ()
-            )
-            if name in public and target != f"kd_cli.{room}.{name}":
-                return f"; did you mean kd_cli.{room}.{name}?"
+        for _, package, has_files in pkgutil.iter_modules(kd_cli.__path__):
+            if not has_files:
+                continue
+            public = getattr(importlib.import_module(f"kd_cli.{package}"), "PUBLIC", ())
+            if name in public and target != f"kd_cli.{package}.{name}":
+                return f"; did you mean kd_cli.{package}.{name}?"
     return ""

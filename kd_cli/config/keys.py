@@ -1,12 +1,13 @@
 """The table of keys: type, default, help, range, which commands use it, and what it counts for.
 
-Every key of ours is a field here, once. Types, the sentences about keys that a command has no use
-for, the run id, the graph variables and `--help` come out of this table. (Nodes that are built,
-such as `optimizer`, have the keys of the function that their `_target_` names.)
+Every key of kd is one field here. Types, the sentences about keys that a command does not use, the
+run id, the graph variables and `--help` come from this table. (Nodes that are built, such as
+`optimizer`, have the keys of the function that their `_target_` names.)
 """
 
 # OmegaConf reads the annotations at run time, so they must not be strings.
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -49,19 +50,19 @@ class Input:
         None, "images are resized to this side; null leaves them", at_least(1, ", or null")
     )
     scale: float = key(1.0 / 255.0, "pixels 0..255 are multiplied by this")
-    offset: float = key(0.0, "and shifted by this")
+    offset: float = key(0.0, "added after scaling")
 
 
 @dataclass
 class EarlyStopping:
     patience: int | None = key(
         None,
-        "epochs without a better validation value before it stops; null trains to the end",
+        "stop after so many epochs without a better validation value; null: train to the end",
         at_least(1, ", or null to train to the end"),
     )
     monitor: str = key(
         "accuracy",
-        "accuracy or nll of validation; also chooses the epoch",
+        "validation accuracy or nll; it also chooses the best epoch",
         one_of("accuracy", "nll"),
     )
 
@@ -73,17 +74,17 @@ class Training:
     epochs: int = key(10, "passes over the training images", at_least(1), unused=TRAINS_NOTHING)
     steps: int | None = key(
         None,
-        "optimizer steps in all, in place of epochs",
+        "optimizer steps in all; replaces epochs",
         at_least(1, ", or null to use epochs"),
         unused=TRAINS_NOTHING,
     )
     batch_size: int = key(64, "images per step", at_least(1), unused=TRAINS_NOTHING)
     learning_rate: float = key(
-        0.001, "that the schedule starts from", above(0), unused=TRAINS_NOTHING, short=True
+        0.001, "initial learning rate", above(0), unused=TRAINS_NOTHING, short=True
     )
     label_smoothing: float = key(
         0.0,
-        "of the cross-entropy to the labels",
+        "label smoothing of the cross-entropy",
         SHARE,
         unused={
             "distill": "it belongs to the cross-entropy of train-teacher and train-student",
@@ -91,26 +92,28 @@ class Training:
         },
         short=True,
     )
-    seed: int = key(0, "sets the seeds below", SEED, unused=TRAINS_NOTHING)
-    init_seed: int = key(II(".seed"), "of initial weights and dropout", SEED, unused=TRAINS_NOTHING)
-    data_seed: int = key(II(".seed"), "of the batches' order", SEED, unused=TRAINS_NOTHING)
-    augment_seed: int = key(II(".data_seed"), "of the augmentation", SEED, unused=TRAINS_NOTHING)
+    seed: int = key(0, "sets init_seed and data_seed", SEED, unused=TRAINS_NOTHING)
+    init_seed: int = key(
+        II(".seed"), "seed of the initial weights and dropout", SEED, unused=TRAINS_NOTHING
+    )
+    data_seed: int = key(II(".seed"), "seed of the batches' order", SEED, unused=TRAINS_NOTHING)
+    augment_seed: int = key(II(".data_seed"), "seed of augmentation", SEED, unused=TRAINS_NOTHING)
     early_stopping: EarlyStopping = key(EarlyStopping, unused=TRAINS_NOTHING)
     precision: str = key(
         "float32", " or ".join(PRECISIONS), one_of(*PRECISIONS), unused=TRAINS_NOTHING
     )
-    schedule: Any = key(None, "learning rate by step", unused=TRAINS_NOTHING)
-    optimizer: Any = key(None, "takes its rate from the schedule", unused=TRAINS_NOTHING)
+    schedule: Any = key(None, "how the learning rate changes", unused=TRAINS_NOTHING)
+    optimizer: Any = key(None, "gets its learning rate from the schedule", unused=TRAINS_NOTHING)
     augment: Any = key(None, "random crops, flips, mixup")
 
 
 @dataclass
 class Augment:
-    train: list[Any] = key([], "nodes in order; batch-wise ones (mixup) come last")
-    evaluate: list[Any] = key([], "nodes for evaluation, without chance")
+    train: list[Any] = key([], "steps in order; mixup must be the last")
+    evaluate: list[Any] = key([], "steps for evaluation, which are not random")
     size: int | None = key(
         None,
-        "side of what the networks get, where it is not the dataset's",
+        "side of the images that the networks get; null: the dataset's",
         at_least(1, ", or null for the dataset's"),
     )
     preview: bool = key(False, "true draws augment.png into the run's directory", place=True)
@@ -119,7 +122,7 @@ class Augment:
 @dataclass
 class TeacherKeys(Training):
     labelled_fraction: float | None = key(
-        None, "as the dataset's, of what the teacher learns from; null: the same", LABELLED
+        None, "share of the labels that the teacher learns from; null: the dataset's", LABELLED
     )
 
 
@@ -130,7 +133,7 @@ class TeacherTraining(TeacherKeys):
 
 @dataclass
 class Network:
-    name: str = key(MISSING, "in tables and directories", NAME)
+    name: str = key(MISSING, "its name in tables and directories", NAME)
     checkpoint: str | None = key(None, "a .keras file")
     input: Input = key(Input)
     network: Any = key(MISSING, "the function that builds it")
@@ -144,7 +147,7 @@ class Student(Network):
 @dataclass
 class Teacher(Network):
     checkpoint: str | None = key(
-        None, "a .keras file, SavedModel or run's folder to take as it is", unused=FOR_DISTILLING
+        None, "a finished teacher: a .keras file, SavedModel or run's folder", unused=FOR_DISTILLING
     )
     module: str | None = key(
         None,
@@ -158,7 +161,7 @@ class Teacher(Network):
     )
     precision: str | None = key(
         None,
-        "of its forward pass; null: in which it was trained",
+        "precision of the teacher's forward pass; null: as trained",
         one_of(*PRECISIONS, more=", or null for the precision that it was trained in"),
         unused={
             "train-teacher": "it is of the teacher's forward pass in distill; see "
@@ -170,7 +173,7 @@ class Teacher(Network):
 
 @dataclass
 class Dataset:
-    name: str = key(MISSING, "in tables and directories", NAMES)
+    name: str = key(MISSING, "its name in tables and directories", NAMES)
     image_shape: list[int] = key(
         MISSING,
         "[height, width, channels]",
@@ -181,7 +184,7 @@ class Dataset:
     )
     num_classes: int = key(MISSING, "number of classes", between(2, MOST_CLASSES))
     validation_fraction: float = key(
-        0.1, "of the training images, held out; unused where there is an official split", SHARE
+        0.1, "share of the training images for validation; unused with an official split", SHARE
     )
     labelled_fraction: float = key(
         1.0,
@@ -194,8 +197,8 @@ class Dataset:
         one_of("leave_out", "use"),
         unused=FROM_LABELS,
     )
-    split_seed: int = key(0, "of validation, labelled images and limit", SEED)
-    limit: int | None = key(None, "images of each split; null for all", at_least(1, ", or null"))
+    split_seed: int = key(0, "seed that draws validation, labelled images and limit", SEED)
+    limit: int | None = key(None, "most images of each split; null: all", at_least(1, ", or null"))
     source: Any = key(MISSING, "the function that reads it")
 
 
@@ -203,22 +206,20 @@ class Dataset:
 class Cache:
     views: int | None = key(
         None,
-        "K keeps the teacher's logits of K views of each image; null asks about new views",
+        "K: store the teacher's logits for K versions of each image; null: new versions",
         at_least(1, ", or null for a new view in every epoch"),
         unused={"self-train": "the last round's network labels each image once, as in evaluation"},
     )
     logits: str = key(
         "float32",
-        "float32 or float16 on the disk; none asks the teacher at every step",
-        one_of("float32", "float16", "none", more=" (the teacher is asked at every step)"),
+        "float32 or float16: how logits are stored; none: computed at every step",
+        one_of("float32", "float16", "none", more=" (its outputs are computed at every step)"),
     )
 
 
 @dataclass
 class Checkpoint:
-    minutes: float = key(
-        10.0, "the state is kept after every epoch, and so often inside a long one", above(0)
-    )
+    minutes: float = key(10.0, "the state is saved every N minutes inside a long epoch", above(0))
 
 
 @dataclass
@@ -226,14 +227,14 @@ class Pseudo:
     labels: str = key(
         "soft", "soft: the last round's probabilities; hard: its decisions", one_of("hard", "soft")
     )
-    threshold: float = key(0.3, "images labelled with less confidence are left out", SHARE)
-    balance: bool = key(True, "every class counts alike")
+    threshold: float = key(0.3, "images that are labelled with less confidence are not used", SHARE)
+    balance: bool = key(True, "every class gets equally many pseudo-labels")
     per_class: int | None = key(
         None, "rows of each class; null shares those above the threshold", at_least(1, ", or null")
     )
     epochs: int | None = key(
         None,
-        "of the rounds above 0; null: as round 0",
+        "epochs of the later rounds; null: those of round 0",
         at_least(1, ", or null for the epochs or steps of round 0"),
     )
 
@@ -244,7 +245,7 @@ class Keys(Training):
 
     alpha: float | None = key(
         None,
-        "weight of the hard labels; 1 - alpha weighs the teacher",
+        "weight of the hard labels; 1 - alpha is that of the teacher",
         (lambda value: 0 <= value <= 1, "between 0 and 1 (the weight of the hard labels)"),
         unused={**OF_LOSS, "self-train": "labels and pseudo-labels count alike"},
         variable=True,
@@ -267,7 +268,7 @@ class Keys(Training):
     )
     view: str = key(
         "consistent",
-        "which view of an augmented image the teacher gets",
+        "which version of an augmented image the teacher gets",
         one_of(*VIEWS),
         unused={
             **NO_TEACHER,
@@ -277,7 +278,7 @@ class Keys(Training):
     cache: Cache = key(Cache, unused=NO_TEACHER)
     rounds: int = key(
         3,
-        "after round 0, which learns from the labels alone; more of them continue",
+        "rounds after round 0, which learns from the labels alone; more rounds continue",
         at_least(1),
         unused=OF_ROUNDS,
         place=True,
@@ -286,7 +287,7 @@ class Keys(Training):
     checkpoint: Checkpoint = key(Checkpoint, unused=TRAINS_NOTHING, place=True)
     memory_gib: float = key(
         4.0,
-        "images and logits up to this size are held in memory",
+        "images and logits up to this size stay in memory",
         at_least(0),
         unused=TRAINS_NOTHING,
         place=True,
@@ -299,23 +300,23 @@ class Keys(Training):
     )
     outputs: str = key("outputs", "the folder that kd writes to", place=True)
     rerun: bool = key(
-        False, "true makes a new run beside a finished one", unused=TRAINS_NOTHING, place=True
+        False, "true: a new run next to a finished one", unused=TRAINS_NOTHING, place=True
     )
     data_dir: str | None = key(
-        "${oc.env:TFDS_DATA_DIR,null}", "where tensorflow-datasets keeps its data", place=True
+        "${oc.env:TFDS_DATA_DIR,null}", "where tensorflow-datasets stores its data", place=True
     )
     cache_dir: str = key(
         "${oc.env:KD_CACHE_DIR,outputs/cache}", "decoded images, teachers' logits", place=True
     )
     teacher_dir: str | None = key(
         None,
-        "a finished teacher to take as it is (train-teacher: where it writes)",
+        "the folder of a finished teacher to use (train-teacher: where it writes)",
         unused=OF_TEACHER,
         place=True,
     )
     sweep: str | None = key(
         None,
-        "name of a sweep's folder; null takes a hash of the unswept overrides",
+        "name of a sweep's folder; null: a hash of the unswept overrides",
         NAMES,
         unused=TRAINS_NOTHING,
         place=True,
@@ -324,7 +325,7 @@ class Keys(Training):
 
 @dataclass
 class Config(Keys):
-    """All of a checked configuration. A node that is built (`Any`) has its own signature."""
+    """A whole checked configuration. A node that is built (`Any`) has its function's arguments."""
 
     command: str = key(MISSING)
     dataset: Dataset = key(Dataset)
@@ -347,16 +348,16 @@ class Config(Keys):
         },
     )
     augment: Augment = key(Augment)
-    tracker: Any = key(None, "who gets every epoch's row", unused=TRAINS_NOTHING, place=True)
+    tracker: Any = key(None, "called after every epoch", unused=TRAINS_NOTHING, place=True)
     experiment: Any = key(
         None,
-        "a recipe: options and keys of all of the above",
+        "a recipe: options and keys of other groups",
         unused={"evaluate": "the data are chosen by dataset=OPTION"},
         place=True,
     )
     debug: Any = key(None, "smoke: few images, one epoch", unused=TRAINS_NOTHING, place=True)
     what: str | None = key(None, "the run or file to evaluate", unused=OF_EVALUATE)
-    input: Input = key(Input, "of a .keras file of another program", unused=OF_EVALUATE)
+    input: Input = key(Input, "input of a .keras file of another program", unused=OF_EVALUATE)
     module: str | None = key(
         None, "the module with the own layers of a .keras file", MODULE, unused=OF_EVALUATE
     )
@@ -377,7 +378,7 @@ def _root_keys(what: str) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(Config) if field.metadata[what])
 
 
-# Root keys that say where or how to run, and not what comes out.
+# Root keys that say where or how to run, and do not change the result.
 PLACES = _root_keys("place")
 # Keys of losses that are variables of the graph.
 VARIABLES = _root_keys("variable")
@@ -385,12 +386,9 @@ VARIABLES = _root_keys("variable")
 SHORT_NAMES = _root_keys("short")
 # Keys of how a network is trained: at the root the student's, in teacher.training the teacher's.
 TRAINING = tuple(field.name for field in dataclasses.fields(Training))
-# Why a command has no use for a key; a recipe may set it all the same, because it is for all.
-UNUSED: dict[str, dict[str, str]] = {
-    command: {
-        name: field.metadata["unused"][command]
-        for name, field in walk()
-        if command in field.metadata["unused"] and not name.startswith("teacher.training.")
-    }
-    for command in {*OF_LOSS, *OF_ROUNDS}
-}
+# Why a command does not use a key; a recipe may set it all the same, because it serves all.
+UNUSED: dict[str, dict[str, str]] = defaultdict(dict)  # a new command may use every key
+for _name, _field in walk():
+    for _command, _why in _field.metadata["unused"].items():
+        if not _name.startswith("teacher.training."):
+            UNUSED[_command][_name] = _why

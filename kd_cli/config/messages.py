@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -103,6 +104,7 @@ def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
         group, _, option = found[1].rpartition("/")
         listed = text.partition("Available options")[2].partition("Config search path")[0]
         available = re.findall(r"^\t([^_\s]\S*)", listed, flags=re.MULTILINE)
+        available = available or _options(group, text)
         if group and available:
             return (
                 f"no option '{option}' in group '{group}'{suggest(option, available)} "
@@ -122,3 +124,13 @@ def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
     if lines and lines[0].startswith(("Error parsing override", "mismatched", "no viable")):
         return f"can't read the override: {' '.join(lines[:2])}"
     return lines[0] if lines else type(error).__name__
+
+
+def _options(group: str, text: str) -> list[str]:
+    """The options of a group in the folders that an error of Hydra's names as searched.
+
+    Hydra lists them itself, but not where a list of options is chosen, as in tracker=[foo].
+    """
+    folders = re.findall(r"path=file://(.*)", text)
+    files = [file for folder in folders for file in Path(folder, group).glob("*.yaml")]
+    return sorted({file.stem for file in files if not file.stem.startswith("_")})

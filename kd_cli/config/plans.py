@@ -1,4 +1,4 @@
-"""Plans that follow from another plan: the teacher of a distilled student, its scratch student."""
+"""Derives the teacher's and the scratch student's configuration from a distill configuration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cross_entropy(label_smoothing: float) -> dict[str, Any]:
 
 
 def is_taught(plan: DictConfig) -> bool:
-    """Whether a teacher teaches the student: `distill`. (A plan holds only what it uses.)"""
+    """Whether the student has a teacher: `distill`. (A plan holds only what its command uses.)"""
     return "teacher" in plan and "student" in plan
 
 
@@ -30,12 +30,12 @@ def trains_teacher(plan: DictConfig) -> bool:
 
 
 def has_rounds(plan: DictConfig) -> bool:
-    """Whether the student learns from its own labels, round after round: `self-train`."""
+    """Whether the student is trained on pseudo-labels in rounds: `self-train`."""
     return "pseudo" in plan
 
 
-def is_given(plan: DictConfig) -> str:
-    """The key that gives a distill run its teacher ready made; empty when kd trains it."""
+def given_by(plan: DictConfig) -> str:
+    """The key that gives a distill run a finished teacher; empty if kd trains the teacher."""
     if plan.teacher.checkpoint is not None:
         return "teacher.checkpoint"
     if plan.teacher.weights is not None:
@@ -74,13 +74,13 @@ def _from_labels(dataset: dict[str, Any], fraction: float | None = None) -> dict
     return {**dataset, "labelled_fraction": fraction, "unlabelled": "leave_out"}
 
 
-def follows(plan: DictConfig) -> bool:
-    """Whether the teacher is augmented as the student."""
+def teacher_augment_follows(plan: DictConfig) -> bool:
+    """Whether the teacher is trained with the student's augmentation."""
     return bool(plan.teacher.training.augment == plan.augment)
 
 
 def scratch_plan(plan: DictConfig) -> DictConfig:
-    """The plan of `kd train-student` for the same student: all the same, without a teacher."""
+    """The plan of `kd train-student` for the same student: the same settings without a teacher."""
     plain = OmegaConf.to_container(plan)
     for key in UNUSED["train-student"]:
         plain.pop(key, None)
@@ -98,3 +98,6 @@ def scratch_plan(plan: DictConfig) -> DictConfig:
 def view_shape(size: int | None, image_shape: Sequence[int]) -> tuple[int, ...]:
     """[H, W, C] of the pixels that the networks get: `augment.size` squared, or the dataset's."""
     return tuple(image_shape) if size is None else (size, size, image_shape[-1])
+
+
+is_given, follows = given_by, teacher_augment_follows  # their names before

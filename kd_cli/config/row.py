@@ -1,4 +1,4 @@
-"""A row of the table of keys: default, help, range, and who has no use for it."""
+"""A row of the table of keys: default, help, range, and which commands do not use it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def key(
 
     Args:
         default: A value, an interpolation, or a dataclass for a group of keys.
-        help: What it means, for people.
-        must: Which values are allowed, and that in words (after "must be"). None is not asked.
-        unused: By command why it has no use for the key; a typed one is refused with that.
-        place: It says where or how to run and not what comes out, so it is no part of the run id.
+        help: What it means, for `--help`.
+        must: Which values are allowed, and that in words (after "must be"). None is not checked.
+        unused: Why a command does not use the key, by command; a typed one is refused with that.
+        place: It says where or how to run and does not change the result; not in the run id.
         variable: A loss takes it as a variable of the graph: another value traces no new step.
-        short: Reports and tables name it by its last word, wherever it stands.
+        short: Reports and tables name it by its last word, whatever its prefix.
     """
     metadata = {
         "help": help,

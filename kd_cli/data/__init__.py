@@ -13,9 +13,16 @@
     views         which pixels student and teacher get
     batches       where a step's batch comes from
 
-To add a dataset: write a function that returns `Arrays`, and a file in conf/dataset/ whose
-`source._target_` names it. To add an augmentation node: write a function in `augment` and name it
-in a file of conf/augment/.
+To add a dataset of tensorflow-datasets: write conf/dataset/NAME.yaml that extends `tfds`, such as
+cifar10.yaml; no code is needed.
+
+To add another dataset: write a function that returns `Arrays` in a file of its own, next to
+`npz_file` and `folders`, and add the function's name to PUBLIC below, so that YAML can write
+kd_cli.data.FUNCTION. Then write conf/dataset/NAME.yaml with `name`, `image_shape`, `num_classes`
+and a `source` whose `_target_` names the function.
+
+To add an augmentation node: write a function in `augment`, add its name to PUBLIC below, and name
+it in a file of conf/augment/.
 """
 
 from kd_cli import public_names

@@ -1,4 +1,4 @@
-"""Where images come from: digits, tensorflow-datasets, `.npz` files and folders of images.
+"""Sources that need no file of the user: the digits of the package, and tensorflow-datasets.
 
 A source is a function that returns `Arrays`; its arguments are the keys of `dataset.source` in the
 YAML. A user's own function stands on the same footing. TensorFlow is imported only to decode.

@@ -1,14 +1,18 @@
-"""What a teacher teaches: the losses, and the teacher with its outputs.
+"""What the student learns from: the losses, and the teacher with its outputs.
 
-    losses           one function a loss
-    prepare          the teacher of a run: found, checked, and asked about images not trained on
+    losses           one function for each loss
+    prepare          finds and checks a run's teacher, and computes its held-out logits
     teacher          the teacher of a run, from a directory or a file
-    teacher_checks   a teacher that can't teach is refused, a doubtful one named
-    teacher_outputs  its logits for the images of a run, kept on the disk or asked at every step
-    logits_cache     kept logits on the disk
+    teacher_checks   refuses unusable teachers, and warns about doubtful ones
+    teacher_outputs  its logits for the images of a run: stored, or computed at every step (live)
+    logits_cache     stored logits
 
-To add a loss: write a function `(labels, student, teacher, *, ...)` in `losses`, and a file in
-conf/loss/ whose `_target_` names it.
+To add a loss: write a function `(labels, student, teacher, *, ...) -> {term: [B]}` in `losses`: for
+each term one value per example. Add its name to PUBLIC below, so that YAML can write
+kd_cli.distillation.NAME. Then write conf/loss/NAME.yaml. If the loss uses `alpha`, `temperature` or
+`t_squared`, the file begins with the line `# @package _global_`, sets their defaults at the root,
+and passes them on, as in conf/loss/hinton.yaml. A branch in `losses.formula` is optional: without
+one, the formula is the function's name with its arguments.
 """
 
 from kd_cli import public_names

@@ -1,4 +1,4 @@
-"""Networks, how they are read from files, wrapped, asked and measured.
+"""Networks: how they are built, read from files, wrapped, evaluated and measured.
 
     simple            mlp and cnn
     bit               BiT ResNets, with their published weights
@@ -13,8 +13,13 @@
     cost              FLOPs and latency
 
 To add a network: write a function `(image_shape, num_classes, *, ...) -> keras.Model` that ends in
-logits, and a file in conf/network/ whose `_target_` names it; then use it in a file of
-conf/student/ or conf/teacher/.
+logits, in `simple` or in a file of its own. Add its name to PUBLIC below, so that YAML can write
+kd_cli.networks.NAME. Then write conf/network/NAME.yaml with its `_target_` and
+
+    image_shape: ${kd.input_shape:${dataset.image_shape},${..input.size}}
+    num_classes: ${dataset.num_classes}
+
+and use it in a file of conf/student/ or conf/teacher/, such as conf/student/mlp.yaml.
 """
 
 from kd_cli import public_names

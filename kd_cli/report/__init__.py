@@ -1,6 +1,6 @@
 """Finished runs compared, without TensorFlow.
 
-    groups      runs that differ in more than their seeds, and each group's verdict
+    groups      runs that differ only in their seeds form a group; each group's verdict
     statistics  intervals, tests and corrections
     columns     the columns of the tables of all commands: names, units, digits
     tables      the tables of a report
@@ -9,7 +9,9 @@
     page        HTML and Markdown
     build       the report's content
 
-To add a column: add a row to `COLUMNS` in `columns`, and name there the tables that show it: the
-report, the end of a run, a sweep, a comparison, self-training, or `kd evaluate`. To add a figure:
-draw it in `plots`, and call that from `figures`.
+To add a column: add a row to `COLUMNS` in `columns`. Its `path` is the dotted key of a value in
+metrics.json or evaluation.json, and its `tables` are flags of `In`, such as `In.RUN | In.SWEEP`.
+If metrics.json does not have the value yet, add it first: see kd_cli/runs/__init__.py.
+
+To add a figure: draw it in `plots`, and call that from `figures`.
 """

@@ -26,6 +26,7 @@ MIN_SEEDS = 3
 MAX_SEEDS = 1000
 # A spread below this share of the values is rounding: 0.9 - 0.8 and 0.8 - 0.7 differ by 1e-16.
 _ROUNDING = 1e-9
+_UNIT = " percentage points"
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,9 @@ def several(pairs: Mapping[str, tuple[Values, Values]], level: float = 0.95) -> 
 
 
 def holm(p_values: Values) -> np.ndarray:
-    """Adjusted p values, in the order given: the largest of (m - j) * p(j) over j up to the own
-    rank (from 0), at most 1. Reject where it is below the level.
+    """Holm-adjusted p values, in the order given. Reject where one is below the level.
+
+    Of the p value with rank r it is the largest of (m - j) * p(j), j = 0..r, and at most 1.
 
     Raises:
         ValueError: There is none, or one is not within 0..1.
@@ -274,25 +276,26 @@ def in_words(result: Paired, power: float = 0.8) -> str:
     n = len(result.differences)
     seeds = f"{n} seed{'s' if n > 1 else ''}"
     if result.verdict == "too few seeds":
-        mean = _points(result.mean, sign="+")
-        return f"too few seeds: {mean} points with {seeds}; a verdict takes {MIN_SEEDS} seeds"
+        mean = _points(result.mean, sign="+") + _UNIT
+        return f"too few seeds: {mean} with {seeds}; a verdict takes {MIN_SEEDS} seeds"
     if result.interval is None:
         if abs(result.mean) < _ROUNDING:
             return f"inconclusive: no difference on any of {seeds}"
-        mean = _points(result.mean, sign="+")
+        mean = _points(result.mean, sign="+") + _UNIT
         return (
-            f"inconclusive: {mean} points on each of {seeds}; without spread there is no interval "
+            f"inconclusive: {mean} on each of {seeds}; without spread there is no interval "
             "(do the seeds change the runs? is the test set large enough?)"
         )
     level = f"{100 * result.interval_level:.4g} % interval"
-    holm = f", Holm's correction for {result.points} points" if result.points > 1 else ""
+    many = result.points > 1
+    holm = f", Holm's correction for {result.points} comparisons" if many else ""
     low, high = result.interval
     if result.verdict != "inconclusive":
         if result.verdict == "worse":  # "worse by" turns the sign
             low, high = -high, -low
         digits = _digits(low)
         low, high, mean = (_points(x, digits) for x in (low, high, abs(result.mean)))
-        return f"{result.verdict} by {mean} points ({level} {low} to {high}, {seeds}{holm})"
+        return f"{result.verdict} by {mean}{_UNIT} ({level} {low} to {high}, {seeds}{holm})"
     digits = max(_digits(low), _digits(high))
     low, high = (_points(x, digits) for x in (low, high))
     needed = seeds_needed(result.differences, power, result.interval_level)
@@ -302,8 +305,8 @@ def in_words(result: Paired, power: float = 0.8) -> str:
         more = max(1, needed - n)
         some = f"{more} more seed" + ("s" if more > 1 else "")
         settle = f"about {some} would settle a difference of this size (power {100 * power:g} %)"
-    mean = _points(result.mean, digits, sign="+")
-    return f"inconclusive: {mean} points ({level} {low} to {high}, {seeds}{holm}); {settle}"
+    mean = _points(result.mean, digits, sign="+") + _UNIT
+    return f"inconclusive: {mean} ({level} {low} to {high}, {seeds}{holm}); {settle}"
 
 
 def _judge(d: np.ndarray, level: float, factor: float, points: int) -> Paired:

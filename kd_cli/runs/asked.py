@@ -1,4 +1,4 @@
-"""Runs that were asked for: each is composed and checked once, and its directory is found once."""
+"""The requested runs; each is composed, checked and given a directory once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OURS = "${kd.run_dir:}"
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was asked for.
+    """A requested run.
 
     Attributes:
         plan: Its checked configuration, from `config.check`.
@@ -108,6 +108,6 @@ def _checked(run: Run) -> Run:
 def _refuse_chdir(cfg: DictConfig) -> None:
     if cfg.hydra.job.chdir:
         raise ConfigError(
-            "hydra.job.chdir=true: kd works in the folder where you type, so that paths mean what "
-            "they say; leave it out"
+            "hydra.job.chdir=true: kd stays in the folder where you type, so that relative paths "
+            "keep their meaning; leave it out"
         )

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.keys import PLACES, VARIABLES
 from kd_cli.config.overrides import override_key
-from kd_cli.config.plans import has_rounds, is_given, is_taught, teacher_plan, trains_teacher
+from kd_cli.config.plans import given_by, has_rounds, is_taught, teacher_plan, trains_teacher
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
 from kd_cli.runs.model_file import checkpoint_file
@@ -120,7 +120,7 @@ def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
     if trains_teacher(plan):
         start = {} if teacher.weights is None else {"weights": content(teacher.weights)}
         return {**network_spec(teacher), **start}
-    given = is_given(plan)
+    given = given_by(plan)
     if given == "teacher.checkpoint":
         spec = {"checkpoint": content(teacher.checkpoint), "input": network_spec(teacher)["input"]}
         spec |= {} if teacher.module is None else {"module": teacher.module}
@@ -188,7 +188,7 @@ def run_name(plan: DictConfig) -> str:
 
 
 def teacher_dir(plan: DictConfig) -> Path:
-    """Where the teacher of a plan is kept and found: `teacher_dir`, or named by how it is made."""
+    """The directory of a plan's teacher: `teacher_dir`, or one named by how the teacher is made."""
     if plan.teacher_dir is not None:
         return Path(plan.teacher_dir).expanduser()
     made = plan if trains_teacher(plan) else teacher_plan(plan)
@@ -197,7 +197,7 @@ def teacher_dir(plan: DictConfig) -> Path:
 
 
 def beside(folder: Path, rerun: bool) -> Path:
-    """`folder`, or with `rerun` the first of folder-2, folder-3, ... that does not exist yet."""
+    """`folder`; with `rerun`, the first unused of folder, folder-2, folder-3, ..."""
     if not rerun or not folder.exists():
         return folder
     number = 2

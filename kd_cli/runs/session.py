@@ -1,7 +1,7 @@
-"""What the runs of one command share in memory: the last of each thing that is slow to make.
+"""What the runs of one command share in memory: the last of each object that is slow to make.
 
 The points of a sweep that differ in alpha, temperature or seeds put their values into the last
-training step instead of tracing it again, and ask the teacher that is loaded already.
+training step instead of tracing it again, and use the teacher that is loaded already.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Last:
-    """The last thing of a kind, under a key that says what it was made from."""
+    """A one-entry cache: keeps the last object and the key it was made from."""
 
     def __init__(self) -> None:
         self.key: str | None = None
@@ -42,7 +42,7 @@ class Last:
 
 
 class Session:
-    """Made once per command, and handed down to whatever keeps or finds something in it.
+    """Made once per command, and passed to every function that stores or finds something in it.
 
     Pickled it is empty: a launcher that runs points in other processes gives each a new one.
 
@@ -50,8 +50,8 @@ class Session:
         engine: The last traced training step (`training.step.Engine`).
         views: The last augmentation (`data.views.Views`).
         teacher: The last teacher (`distillation.teacher.Teacher`).
-        logits: [n, K] logits of that teacher by data and split, where none are kept on the disk.
-        checked: Kept logits whose checksum was right: file, size and time of its last change.
+        logits: [n, K] logits of that teacher by data and split, if none are stored on the disk.
+        checked: Stored logits whose checksum was right: file, size and time of its last change.
         trackers: Of the runs in training (`training.trackers.Trackers`), by their directories.
     """
 

@@ -2,15 +2,19 @@
 
     step        the traced training step of one or several students
     loop        epochs around it: validation, the best epoch, early stopping, resume
-    assembly    a checked plan becomes a step that is ready to train
-    train       a run from its data to what it leaves
+    assembly    builds a training step from a checked plan
+    train       trains a run and writes its directory
     schedules   learning rates
     optimizers  optimizers that Keras lacks
-    trackers    who is told of every epoch
+    trackers    objects that are called after every epoch
 
-To add a schedule, an optimizer or a tracker: write it in the file of that name, and a file in
-conf/schedule/, conf/optimizer/ or conf/tracker/ whose `_target_` names it. A tracker's file begins
-with the line `# @package tracker.NAME`, because there may be several.
+To add a schedule, an optimizer or a tracker: write it in the file of that name, and add its name to
+PUBLIC below, so that YAML can write kd_cli.training.NAME. Then write a file in conf/schedule/,
+conf/optimizer/ or conf/tracker/ whose `_target_` names it.
+
+A tracker is a class. Its constructor gets `folder`, `settings` and the keys of its YAML, and its
+method `epoch(row, model)` is called after every epoch: see `trackers.Tracker`. Its YAML begins with
+the line `# @package tracker.NAME`, because a run may have several trackers.
 """
 
 from kd_cli import public_names

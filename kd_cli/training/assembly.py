@@ -1,4 +1,4 @@
-"""From checked configurations to an engine that is ready to train.
+"""Builds an engine that is ready to train from checked configurations.
 
 The session keeps the last engine: the points of a sweep that differ in alpha, temperature, seeds
 and the like put their values into its variables instead of tracing the step again.
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import VARIABLES
-from kd_cli.config.plans import has_rounds, is_given, is_taught, view_shape
+from kd_cli.config.plans import given_by, has_rounds, is_taught, view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, first_line
@@ -72,7 +72,7 @@ def check_labels(plan: DictConfig, dataset: Dataset) -> None:
             f"{bare}, which {plan.command} needs; they serve to distill with a given teacher: "
             "kd distill loss=function_matching teacher.checkpoint=FILE"
         )
-    if not is_given(plan):
+    if not given_by(plan):
         raise ConfigError(
             f"{bare}, so no teacher can be trained on them; give one: teacher.checkpoint=FILE"
         )
@@ -166,7 +166,7 @@ def engine_for(
         dataset: Its training split is trained on.
         role: `teacher` or `student`.
         outputs: The teacher's logits, cached or live; None without a teacher.
-        session: Where an engine of such trainings may be found, and this one is kept.
+        session: Holds the last engine, which is used again if it fits.
     """
     set_up(plans[0].device)
     import keras
@@ -227,7 +227,7 @@ def engine_for(
 
 
 def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
-    """What the traced step of a learner depends on, beside data and teacher."""
+    """What the traced step of a learner depends on, as well as data and teacher."""
     plain = OmegaConf.to_container(plan)
     # Their values are variables; a loss that leaves one out traces its default.
     loss = {key: "variable" if key in VARIABLES else value for key, value in plain["loss"].items()}

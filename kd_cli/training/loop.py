@@ -75,7 +75,7 @@ def better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What is one run's own: where it writes, how it is named, and where it ends.
+    """Settings of one run: directory, label, trackers, length.
 
     Attributes:
         out: The run's directory; `history.jsonl` and `state/` are written there.
@@ -96,7 +96,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What all runs of an engine share.
+    """Settings that all runs of an engine share.
 
     Attributes:
         patience: Epochs without a better result before stopping; None never stops.
@@ -195,7 +195,7 @@ class Training:
         self.error = NonFiniteError(f"{self.run.label}: {why}")
 
     def save_inside_epoch(self, step: int, seconds: float) -> None:
-        """Keeps the state when the last one is older than `shared.minutes`."""
+        """Saves the state if the last one is older than `shared.minutes`."""
         if time.monotonic() - self.saved < 60 * self.shared.minutes:
             return
         counters = dict(vars(self.now), step=step, epoch_seconds=seconds)

@@ -10,10 +10,12 @@ from kd_cli.errors import ConfigError
 
 
 class AdamW(keras.optimizers.AdamW):
-    """Keras's AdamW, with a choice of how far a step decays a weight w before Adam's own update.
+    """AdamW whose weight decay may ignore the learning rate (`decoupled=True`).
 
-    `decoupled=False` is Keras's: w -= rate * weight_decay * w. `decoupled=True` is that of
-    TensorFlow Addons: w -= weight_decay * w, whatever the rate; at rate 0 weights still shrink.
+    A step decays each weight w before Adam's own update. `decoupled=False` is Keras's form:
+    w -= rate * weight_decay * w. `decoupled=True` is that of TensorFlow Addons:
+    w -= weight_decay * w, whatever the rate; at rate 0 weights still shrink.
+
     Loshchilov and Hutter multiply the decay by a schedule's eta_t, which the second form takes as 1
     throughout. Both decay every weight, biases and normalisation included.
 

@@ -1,4 +1,4 @@
-"""Trackers: who is told of a training's epochs, besides its history.
+"""Trackers: objects that are called after every epoch.
 
 Each entry of `tracker` is a node whose `_target_` makes a `Tracker`.
 """

@@ -1,4 +1,4 @@
-"""A run, from its data to what it leaves: trained networks, predictions, metrics."""
+"""Trains a run and writes its network, its predictions and its record."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ Results = dict[Path, Result]
 
 @dataclass(frozen=True)
 class Taught:
-    """What the run of a network that another one teaches needs to know.
+    """What a student's run needs from its teacher: outputs, record fields, warnings.
 
     Attributes:
-        outputs: The teacher's, for the training; None where its labels stand in the data.
-        seconds: Spent on asking the teacher before the training.
+        outputs: The teacher's logits for the training; None if the data hold its labels.
+        seconds: Spent on computing the teacher's outputs before the training.
         record: Fields of the run's `Record`.
         arrays: For `predictions.npz`.
         warnings: For the `Record`, by the run's directory.
@@ -150,7 +150,7 @@ def train(
     if not dataset.train.labelled and dataset.validation is None:
         log.info(
             "the training images have no labels and there is no validation/: training goes to its "
-            "end, and the last epoch is kept"
+            "end, and the last epoch is used"
         )
     of = {run.out: run for run in runs}
     for training in fit(engine, dataset.validation, settings, shared):

@@ -58,9 +58,9 @@ def test_the_folder_is_the_same_for_more_seeds_and_other_points():
         ("seeds=2", "seeds=2 must be a whole number from 3 to 1000"),
         ("seeds=many", "seeds=many must be a whole number"),
         ("controls=dropout", "controls=dropout: expected some of label_smoothing"),
-        ("seed=3", "compare runs the seeds 0, 1, ... itself (seed=3)"),
-        ("init_seed=1,2", "compare runs the seeds 0, 1, ... itself"),
-        ("rerun=true", "compare pairs what is finished (rerun=true)"),
+        ("seed=3", "compare sets the seeds itself; replace seed=3 by seeds=N, the number of seeds"),
+        ("init_seed=1,2", "compare sets the seeds itself; replace init_seed=1,2"),
+        ("rerun=true", "compare does not take rerun: it reuses finished runs; remove rerun=true"),
     ],
 )
 def test_mistakes_are_one_line(kd, work, typed, expected):
@@ -131,10 +131,12 @@ def test_the_table_of_a_comparison(work, capsys):
     cells = [[cell.strip() for cell in line.split("   ") if cell.strip()] for line in lines[:3]]
     assert cells == [
         ["teacher cnn tttttttt", "1", "–", "95.00", "–", "–"],
-        ["scratch", "3", "80.00 ± 0.00", "80.00 ± 1.00", "–", "baseline"],
+        ["scratch", "3", "80.00 ± 0.00", "80.00 ± 1.00", "–", "–"],
         ["hinton", "3", "80.00 ± 0.00", "83.00 ± 1.00", "+3.00", "better"],
     ]
-    assert lines[3].startswith("hinton: better by 3.00 points (95 % interval 0.52 to 5.48")
+    assert lines[3].startswith(
+        "hinton: better by 3.00 percentage points (95 % interval 0.52 to 5.48"
+    )
     (one,) = json.loads((work / "mine" / "comparison.json").read_text())["against_scratch"]
     assert one["paired"]["mean"] == pytest.approx(0.03)
     assert (work / "mine" / "report" / "report.html").is_file()

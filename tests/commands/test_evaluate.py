@@ -325,12 +325,12 @@ MISTAKES = {
     "no such path": (["nope"], ["nope does not exist", "a .keras file"]),
     "a directory": (["."], [". is not a finished run"]),
     "two": (["a", "b"], ["'b' is neither key=value nor a flag"]),
-    "alpha": (["x.keras", "alpha=0.3"], ["no use for 'alpha'", "trains nothing"]),
-    "epochs": (["x.keras", "epochs=3"], ["no use for 'epochs'"]),
-    "student": (["x.keras", "student=cnn"], ["no use for 'student'"]),
-    "seed": (["x.keras", "seed=1"], ["no use for 'seed'"]),
+    "alpha": (["x.keras", "alpha=0.3"], ["does not use alpha", "trains nothing"]),
+    "epochs": (["x.keras", "epochs=3"], ["does not use epochs"]),
+    "student": (["x.keras", "student=cnn"], ["does not use student"]),
+    "seed": (["x.keras", "seed=1"], ["does not use seed"]),
     "experiment": (["x.keras", "experiment=mnist_cnn"], ["dataset=OPTION"]),
-    "rounds": (["x.keras", "rounds=3"], ["no use for 'rounds'"]),
+    "rounds": (["x.keras", "rounds=3"], ["does not use rounds"]),
     "unknown key": (["x.keras", "devise=cpu"], ["'devise'", "did you mean 'device'"]),
     "unknown option": (["x.keras", "dataset=minst"], ["did you mean 'mnist'"]),
     "no data": (["x.keras", "dataset=npz"], ["dataset.path is missing"]),
@@ -403,7 +403,7 @@ LATE_MISTAKES = {
     "lambda": ("a.keras", _lambda, [], ["Lambda layer"]),
     "not finite": ("a.keras", _not_finite, [], ["not finite"]),
     "vectors": ("a.keras", _vectors, [], ["one input [batch, height, width, channels]"]),
-    "size without a node": ("a.keras", plain, ["augment.size=6"], ["no node of augment"]),
+    "size without a node": ("a.keras", plain, ["augment.size=4"], ["no augmentation step"]),
 }
 
 
@@ -478,6 +478,7 @@ def test_every_option_of_its_groups_composes(group, work, npz):
 def test_help_and_completion(kd, monkeypatch):
     assert "evaluate" in kd("--help").out
     shown = kd("evaluate", "--help").out
+    assert "\nusage: kd evaluate WHAT [key=value ...]" in shown and "  tracker " not in shown
     assert "what=???" in shown and "data_dir" in shown and "alpha" not in shown
     assert "what: outputs/latest" in kd("evaluate", "outputs/latest", "--cfg", "job").out
 

@@ -178,15 +178,15 @@ MISTAKES = {
         ["self-train", "pseudo.balance=false", "pseudo.per_class=3"],
         "null with pseudo.balance=false",
     ),
-    "alpha": (["self-train", "alpha=0.5"], "self-train has no use for 'alpha'"),
+    "alpha": (["self-train", "alpha=0.5"], "self-train does not use alpha"),
     "teacher": (["self-train", "teacher=cnn"], "each round's network is the next one's teacher"),
-    "view": (["self-train", "view=independent"], "no use for 'view'"),
-    "views": (["self-train", "cache.views=3"], "no use for 'cache.views'"),
+    "view": (["self-train", "view=independent"], "does not use view"),
+    "views": (["self-train", "cache.views=3"], "does not use cache.views"),
     "rounds of another": (["distill", "rounds=3"], "it belongs to self-train"),
     "labels of another": (["train-student", "pseudo.labels=hard"], "belongs to self-train"),
     "rounds of a recipe": (
         ["distill", "experiment=fashion_mnist_self_training", "rounds=2"],
-        "distill has no use for 'rounds' (rounds=2): it belongs to self-train",
+        "distill does not use rounds: it belongs to self-train; remove rounds=2",
     ),
     "misspelt": (["self-train", "pseudo.treshold=0.4"], "did you mean 'pseudo.threshold'"),
     "a point of a sweep": (["self-train", "--multirun", "pseudo.threshold=0.3,2"], "threshold=2"),
@@ -259,7 +259,7 @@ def test_two_rounds_leave_what_the_schema_says(kd, work, words):
     assert validation[record["best_round"]] == max(validation)
     assert "best on validation: round" in done.out and "hidden labels" in done.out
     assert "known because the labels were only hidden" in done.err
-    assert "nothing noises the student" not in done.err  # it has dropout
+    assert "without augmentation and dropout" not in done.err  # it has dropout
 
     times = {p: p.stat().st_mtime_ns for p in top.rglob("*.keras")}
     again = kd("self-train", *words, "rounds=1")  # it has more than that
@@ -400,7 +400,7 @@ def test_a_round_of_another_teacher_is_not_continued(kd, work, words, monkeypatc
 @pytest.mark.slow
 def test_a_threshold_that_nothing_passes_leaves_the_baseline(kd, work, words):
     done = kd("self-train", *words, "pseudo.threshold=0.999")
-    assert done.code == 2 and "lower it" in done.error
+    assert done.code == 2 and "lower pseudo.threshold" in done.error
     assert only_run(work / "outputs" / "self-train")[0].name == "round-0"
 
 
@@ -425,7 +425,7 @@ def test_streamed_and_in_memory_learn_the_same_from_repeated_rows(kd, work, word
 def test_a_sweep_of_self_trainings(kd, work, words):
     words = [*words[:-2], "rounds=1", "seed=0,1"]  # without dropout
     done = kd("self-train", "--multirun", *words)
-    assert "nothing noises the student" in done.err
+    assert "the student trains without augmentation and dropout" in done.err
     assert done.code == 0, done.err
     rows = json.loads(next((work / "outputs" / "sweeps").rglob("sweep.json")).read_text())
     assert sorted(row["seed"] for row in rows["points"]) == [0, 1]

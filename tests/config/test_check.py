@@ -1,4 +1,4 @@
-"""Every option composes and checks; identities; what commands have no use for."""
+"""Every option composes and checks; identities; what commands do not use."""
 
 import copy
 
@@ -107,6 +107,35 @@ def test_a_loss_may_replace_the_recipe_s():
         "alpha": 0.1,
     }
     assert "temperature" not in made
+
+
+def test_a_loss_of_the_user_may_have_a_key_of_its_own_below_it(tmp_path):
+    """hinton's alpha is the root's; this loss's is a number of its own."""
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text(
+        "_target_: kd_cli.distillation.hard\n_partial_: true\nalpha: 0.5\n"
+    )
+    words = ("distill", "--config-dir", str(tmp_path), "loss=mine")
+    made = plan(*words, "loss.alpha=0.25")
+    assert made.loss.alpha == 0.25 and "alpha" not in made
+    assert plan("distill", "loss.alpha=${alpha}", "alpha=0.25").loss.alpha == 0.25
+
+
+def test_a_new_command_needs_no_entry_in_the_table_of_keys(tmp_path):
+    (tmp_path / "mine.yaml").write_text("defaults: [base, _self_]\ncommand: mine\n")
+    register_resolvers()
+    made = check(compose("mine", ["alpha=0.3"], str(tmp_path)), ["alpha=0.3"])
+    assert made.command == "mine" and made.alpha == 0.3 and made.rounds == 3
+
+
+@pytest.mark.parametrize("place", ["augment", "teacher.training.augment"])
+def test_a_size_needs_a_step_that_makes_it(place):
+    group = "augment" if place == "augment" else f"augment@{place}"
+    assert plan("distill", f"{group}=none", f"{place}.size=8")  # as the digits are
+    # (Whether its steps make that size is seen with the data.)
+    assert plan("distill", f"{group}=flip_crop", f"{place}.size=4")
+    with pytest.raises(ConfigError, match=f"^{place}.size=4: no augmentation step"):
+        plan("distill", f"{group}=none", f"{place}.size=4")
 
 
 def test_equal_numbers_are_the_same_run():

@@ -41,7 +41,7 @@ MISTAKES = {
     ),
     "useless network": (
         ["train-teacher", "network@student.network=cnn", "student.network=x"],
-        ["no use for 'student.network'"],
+        ["does not use student.network"],
     ),
     "a set without a name": (["distill", "dataset=tfds"], ["type dataset.name=..."]),
     "added key": (["distill", "+typo=1"], ["unknown key 'typo'"]),
@@ -76,13 +76,29 @@ MISTAKES = {
     "channels": (["distill", "dataset.image_shape=[8,8,2]"], ["[8, 8, 2]", "1 or 3 channels"]),
     "useless alpha": (
         ["train-student", "alpha=0.3"],
-        ["no use for 'alpha'", "without a teacher", "kd distill alpha=0.3"],
+        ["does not use alpha", "without a teacher; remove alpha=0.3", "kd distill alpha=0.3"],
     ),
-    "useless student": (["train-teacher", "student=cnn"], ["no use for 'student'"]),
-    "useless smoothing": (["distill", "label_smoothing=0.1"], ["no use for 'label_smoothing'"]),
+    "useless student": (["train-teacher", "student=cnn"], ["does not use student"]),
+    "useless smoothing": (["distill", "label_smoothing=0.1"], ["does not use label_smoothing"]),
     "loss without temperature": (
         ["distill", "loss=hard", "temperature=3"],
-        ["no use for 'temperature'", "loss=hard does not use it"],
+        ["does not use temperature", "loss=hard does not use it"],
+    ),
+    "a loss's key below the loss": (
+        ["distill", "loss.alpha=3"],
+        ["loss.alpha=3", "loss=hinton takes alpha from the top level", "type alpha=3"],
+    ),
+    "a loss's switch below the loss": (
+        ["distill", "loss=function_matching", "loss.t_squared=true"],
+        ["loss=function_matching takes t_squared", "type t_squared=true"],
+    ),
+    "a size that nothing makes": (
+        ["distill", "augment.size=4"],
+        ["augment.size=4", "no augmentation step resizes", "augment=inception"],
+    ),
+    "an unknown option in a list": (
+        ["distill", "tracker=[tensorbord]"],
+        ["'tensorbord' in group 'tracker'", "did you mean 'tensorboard'", "none, tensorboard"],
     ),
     "command as a key": (["distill", "command=train-student"], ["the command is a word"]),
     "list without multirun": (
@@ -139,7 +155,7 @@ MISTAKES = {
     "a key of self-train": (["distill", "rounds=2"], ["belongs to self-train"]),
     "checkpoint for a teacher to be": (
         ["train-teacher", "teacher.checkpoint=x"],
-        ["no use for 'teacher.checkpoint'"],
+        ["does not use teacher.checkpoint"],
     ),
     "optimizer's own rate": (
         ["distill", "optimizer.learning_rate=0.5"],

@@ -353,4 +353,4 @@ def test_a_smoke_run_trains_both_networks_for_an_epoch(kd, work, small):
 
 
 def test_evaluate_has_no_use_for_debug(kd, work):
-    assert_refused(kd, work, ["evaluate", "x", "debug=smoke"], "no use for 'debug'")
+    assert_refused(kd, work, ["evaluate", "x", "debug=smoke"], "does not use debug")

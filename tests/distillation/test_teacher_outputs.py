@@ -316,9 +316,9 @@ def test_a_cache_of_views_without_use_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("command", "words", "expected"),
     [
-        ("train-student", [FLIP, "view=independent"], "no use for 'view'"),
-        ("train-teacher", [FLIP, "view=consistent"], "no use for 'view'"),
-        ("train-student", [FLIP, "cache.views=2"], "no use for 'cache.views'"),
+        ("train-student", [FLIP, "view=independent"], "does not use view"),
+        ("train-teacher", [FLIP, "view=consistent"], "does not use view"),
+        ("train-student", [FLIP, "cache.views=2"], "does not use cache.views"),
         ("distill", ["view=same"], "view=same must be consistent, independent or fixed_teacher"),
         ("distill", [FLIP, "cache.views=0"], "cache.views=0 must be at least 1"),
         ("distill", ["augment_seed=-1"], "augment_seed=-1 must be between"),

@@ -542,7 +542,7 @@ EARLY = {
         ["distill", "teacher.weights=a.npz", "teacher.checkpoint=b.keras"],
         ["teacher.weights=a.npz", "leave one"],
     ),
-    "student": (["train-student", "teacher.weights=a.npz"], ["no use for 'teacher.weights'"]),
+    "student": (["train-student", "teacher.weights=a.npz"], ["does not use teacher.weights"]),
     "training": (["train-teacher", "teacher.weights=no.npz"], ["no.npz is not a file"]),
 }
 

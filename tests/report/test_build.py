@@ -182,7 +182,9 @@ def test_verdicts_are_paired_by_seed():
     assert [(a.seeds, b.seeds) for a, b in one.pairs] == [((s, s), (s, s)) for s in range(3)]
     assert one.result.differences == pytest.approx((0.02, 0.03, 0.04))
     assert one.result.interval == pytest.approx((0.0052, 0.0548), abs=5e-5)
-    assert one.sentence.startswith("better by 3.00 points (95 % interval 0.52 to 5.48, 3 seeds)")
+    assert one.sentence.startswith(
+        "better by 3.00 percentage points (95 % interval 0.52 to 5.48, 3 seeds)"
+    )
 
 
 def test_points_of_one_baseline_are_corrected_together():
@@ -198,7 +200,7 @@ def test_points_of_one_baseline_are_corrected_together():
     # p = 0.0351 alone (t = 3 sqrt(3), 2 degrees of freedom), twice that with two points.
     assert best.result.p_adjusted == pytest.approx(2 * best.result.p_value)
     assert best.result.points == 2 and best.verdict == "inconclusive"
-    assert "Holm's correction for 2 points" in best.sentence
+    assert "Holm's correction for 2 comparisons" in best.sentence
 
 
 def test_only_the_seeds_of_both_are_paired():
@@ -365,7 +367,7 @@ def test_the_report_of_a_sweep(kd, work, outputs):
     ]
     # Mean of 82, 84, 83; interval of the smallest p value of five points: 3 -+ t(0.995) sd.
     numbers = "| 3 | 1,000 | 83.00 ± 0.00 | 83.00 ± 1.00 | 0.5000 ± 0.0000 | 0.2500 ± 0.0000 | "
-    assert f"{numbers}12.50 ± 0.00 | 6.25 ± 0.00 | 75.00 ± 0.00 | inconclusive: +3.00 points" in row
+    assert f"{numbers}12.50 ± 0.00 | 6.25 ± 0.00 | 75.00 ± 0.00 | inconclusive: +3.00 perc" in row
     assert "(99 % interval" in row
     assert "digits" not in markdown and "teacher cnn" in markdown
     assert (

@@ -377,49 +377,53 @@ def test_bootstrap_depends_on_its_seed_alone():
         (
             STUDENTS,
             BASELINES,
-            "better by 0.44 points (95 % interval 0.09 to 0.79, 5 seeds)",
+            "better by 0.44 percentage points (95 % interval 0.09 to 0.79, 5 seeds)",
         ),
         (
             BASELINES,
             STUDENTS,
-            "worse by 0.44 points (95 % interval 0.09 to 0.79, 5 seeds)",
+            "worse by 0.44 percentage points (95 % interval 0.09 to 0.79, 5 seeds)",
         ),
         (
             [0.90, 0.91, 0.92],
             [0.905, 0.90, 0.91],
-            "inconclusive: +0.50 points (95 % interval -1.65 to 2.65, 3 seeds); about 23 more "
-            "seeds would settle a difference of this size (power 80 %)",
+            "inconclusive: +0.50 percentage points (95 % interval -1.65 to 2.65, 3 seeds); "
+            "about 23 more seeds would settle a difference of this size (power 80 %)",
         ),
         (
             [0.91, 0.90, 0.90],
             [0.90, 0.91, 0.90],
-            "inconclusive: +0.00 points (95 % interval -2.48 to 2.48, 3 seeds); more than 1000 "
-            "seeds would be needed to settle a difference this small",
+            "inconclusive: +0.00 percentage points (95 % interval -2.48 to 2.48, 3 seeds); "
+            "more than 1000 seeds would be needed to settle a difference this small",
         ),
         ([0.9] * 3, [0.9] * 3, "inconclusive: no difference on any of 3 seeds"),
         (
             [0.8] * 3,
             [0.9] * 3,
-            "inconclusive: -10.00 points on each of 3 seeds; without spread there is no interval "
-            "(do the seeds change the runs? is the test set large enough?)",
+            "inconclusive: -10.00 percentage points on each of 3 seeds; without spread there "
+            "is no interval (do the seeds change the runs? is the test set large enough?)",
         ),
         (
             [0.9, 0.8],
             [0.8, 0.8],
-            "too few seeds: +5.00 points with 2 seeds; a verdict takes 3 seeds",
+            "too few seeds: +5.00 percentage points with 2 seeds; a verdict takes 3 seeds",
         ),
-        ([0.9], [0.8], "too few seeds: +10.00 points with 1 seed; a verdict takes 3 seeds"),
+        (
+            [0.9],
+            [0.8],
+            "too few seeds: +10.00 percentage points with 1 seed; a verdict takes 3 seeds",
+        ),
         (
             # A bound of 0.0038 points is not written as 0.00.
             [0.00078, 0.00128, 0.00178],
             [0.0, 0.0, 0.0],
-            "better by 0.128 points (95 % interval 0.004 to 0.252, 3 seeds)",
+            "better by 0.128 percentage points (95 % interval 0.004 to 0.252, 3 seeds)",
         ),
         (
             [0.9, 0.91, 0.92],
             [0.9, 0.909998, 0.920001],
-            "inconclusive: +0.0000 points (95 % interval -0.0003 to 0.0004, 3 seeds); about 164 "
-            "more seeds would settle a difference of this size (power 80 %)",
+            "inconclusive: +0.0000 percentage points (95 % interval -0.0003 to 0.0004, 3 seeds); "
+            "about 164 more seeds would settle a difference of this size (power 80 %)",
         ),
     ],
 )
@@ -432,8 +436,8 @@ def test_in_words_under_holm():
     good = [x - y for x, y in zip(STUDENTS, BASELINES, strict=True)]
     results = statistics.several({"good": (good, flat), "none": ([-1, 1, 0.2, -0.2, 0.1], flat)})
     assert statistics.in_words(results["good"]) == (
-        "better by 0.440 points (97.5 % interval 0.003 to 0.877, 5 seeds, "
-        "Holm's correction for 2 points)"
+        "better by 0.440 percentage points (97.5 % interval 0.003 to 0.877, 5 seeds, "
+        "Holm's correction for 2 comparisons)"
     )
 
 
@@ -447,8 +451,9 @@ def test_more_seeds_under_holm_are_reckoned_at_its_level():
     )
     # sm: 10.75 seeds at 1 - 0.05 / 3, so 7 more; at 0.95 it would be 7.94.
     assert statistics.in_words(results["a"]) == (
-        "inconclusive: +1.50 points (98.33 % interval -1.63 to 4.63, 4 seeds, Holm's correction "
-        "for 3 points); about 7 more seeds would settle a difference of this size (power 80 %)"
+        "inconclusive: +1.50 percentage points (98.33 % interval -1.63 to 4.63, 4 seeds, "
+        "Holm's correction for 3 comparisons); about 7 more seeds "
+        "would settle a difference of this size (power 80 %)"
     )
 
 
