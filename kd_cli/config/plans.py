@@ -98,6 +98,3 @@ def scratch_plan(plan: DictConfig) -> DictConfig:
 def view_shape(size: int | None, image_shape: Sequence[int]) -> tuple[int, ...]:
     """[H, W, C] of the pixels that the networks get: `augment.size` squared, or the dataset's."""
     return tuple(image_shape) if size is None else (size, size, image_shape[-1])
-
-
-is_given, follows = given_by, teacher_augment_follows  # their names before

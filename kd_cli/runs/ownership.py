@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.overrides import is_typed, place_of, teacher_overrides
-from kd_cli.config.plans import follows, is_given, is_taught, teacher_plan
+from kd_cli.config.plans import given_by, is_taught, teacher_plan
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import files_of
@@ -72,14 +72,14 @@ def check_before_start(plan: DictConfig, out: Path, typed: Sequence[str] = ()) -
         )
     if not is_taught(plan):
         return
-    given = is_given(plan)
+    given = given_by(plan)
     if given == "teacher_dir":
         _refuse_another_network(plan, identity.given_teacher(plan), typed)
     elif not given:
         directory = identity.teacher_dir(plan)
         _refuse_files_of_others(directory)
         if not plan.teacher.train_if_missing and Record.read(directory) is None:
-            kept = teacher_overrides(list(typed), follows(plan))
+            kept = teacher_overrides(list(typed), teacher_augment_follows(plan))
             raise ConfigError(
                 f"no finished teacher in {shown(directory)}; train it with: "
                 f"{shlex.join(['kd', 'train-teacher', *kept])}"
@@ -228,7 +228,7 @@ def inputs(plan: DictConfig, dataset: Dataset) -> dict[str, str]:
     """What a run is made from besides its settings: hashes of data, teacher and given files."""
     found = {"data": dataset.fingerprint, "split": dataset.split_fingerprint}
     if is_taught(plan):
-        if is_given(plan) in ("", "teacher_dir"):
+        if given_by(plan) in ("", "teacher_dir"):
             teacher = Record.read(identity.teacher_dir(plan))
             if teacher is not None:
                 found["teacher"] = teacher.weights_sha256

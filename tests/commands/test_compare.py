@@ -81,13 +81,12 @@ def test_each_sweep_names_its_own_points_when_both_have_the_same_overrides(work,
     """Nothing of distill alone is typed: Hydra would take the directories of the sweep before."""
     taken = []
 
-    def hand_over(request, overrides, one):
-        point = ["seed=0" if word == "seed=0,1,2" else word for word in overrides]
+    def multirun(request, one):
+        point = ["seed=0" if word == "seed=0,1,2" else word for word in request.overrides]
         cfg = compose(request.command.config, point)
         taken.append((Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir, one.runs))
-        return 0
 
-    monkeypatch.setattr(job, "hand_over", hand_over)
+    monkeypatch.setattr(job, "multirun", multirun)
     parts = [
         job.prepare(Request(COMMANDS[word], overrides, ["--multirun"], None))
         for word, overrides in sweeps(["epochs=1", "sweep=s", "seeds=3"])
