@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,12 @@ from omegaconf import DictConfig
 
 from kd_cli.config.instantiate import build
 from kd_cli.data.arrays import Arrays, fingerprint
+from kd_cli.data.pixels import formed, to_bytes
 from kd_cli.data.splits import labelled, limited, stratified
 from kd_cli.device import wanting
 from kd_cli.errors import ConfigError
+
+log = logging.getLogger("kd")
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
     """
     with wanting(device):
         arrays = build(cfg.source, "dataset.source")
-    _check(arrays, cfg)
+    arrays = _check(arrays, cfg)
     names = tuple(arrays.class_names) or tuple(str(n) for n in range(cfg.num_classes))
     pool, test = arrays.train, arrays.test
     rows = np.arange(len(pool[1]))
@@ -150,14 +154,15 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
     )
 
 
-def _check(arrays: Any, cfg: DictConfig) -> None:
-    """Compares the data with what the configuration declares."""
+def _check(arrays: Any, cfg: DictConfig) -> Arrays:
+    """Compares the data with what the configuration declares; brings pixels to 0..255."""
     target = cfg.source["_target_"]
     if not isinstance(arrays, Arrays):
         raise ConfigError(
             f"dataset.source: {target} returned {type(arrays).__name__}; "
             "expected kd_cli.data.Arrays"
         )
+    arrays = formed(arrays, cfg.name)
     declared = tuple(cfg.image_shape)
     for part in ("train", "validation", "test"):
         split = getattr(arrays, part)
@@ -178,10 +183,12 @@ def _check(arrays: Any, cfg: DictConfig) -> None:
                 f"declared is dataset.num_classes={cfg.num_classes} (labels 0 to "
                 f"{cfg.num_classes - 1})"
             )
-        if images.dtype != np.uint8 and not np.isfinite(images).all():
-            raise ConfigError(f"{cfg.name}: the {part} images hold NaN or infinite pixels")
     if arrays.class_names and len(arrays.class_names) != cfg.num_classes:
         raise ConfigError(
             f"{cfg.name}: the data have {len(arrays.class_names)} classes, declared is "
             f"dataset.num_classes={cfg.num_classes}"
         )
+    arrays, doubt = to_bytes(arrays, cfg.name)
+    if doubt:
+        log.warning("%s", doubt)
+    return arrays
