@@ -239,7 +239,14 @@ def check_ranges(plan: DictConfig) -> None:
 
     _check_trackers(plan.get("tracker"))
     for place in ("augment", "teacher.training.augment"):
-        _check_nodes(OmegaConf.select(plan, place), place)
+        augment = OmegaConf.select(plan, place)
+        _check_nodes(augment, place)
+        channels = plan.dataset.image_shape[-1]
+        require(
+            augment is None or not augment.get("preview") or channels in (1, 3),
+            f"{place}.preview",
+            f"false (or left out): it draws images of 1 or 3 channels, not {channels}",
+        )
     if is_taught(plan):
         require(
             plan.teacher.checkpoint is None or plan.teacher.weights is None,

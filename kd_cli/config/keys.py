@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import II, MISSING
 
-from kd_cli.config.row import SEED, SHARE, above, at_least, key, one_of
+from kd_cli.config.row import IMAGE_SHAPE, SEED, SHARE, above, at_least, key, one_of
 
 VIEWS = ("consistent", "independent", "fixed_teacher")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -169,10 +169,7 @@ class Dataset:
     image_shape: list[int] = key(
         MISSING,
         "[height, width, channels]",
-        (
-            lambda shape: len(shape) == 3 and min(shape) >= 1 and shape[-1] in (1, 3),
-            "[height, width, channels] with 1 or 3 channels",
-        ),
+        IMAGE_SHAPE,
     )
     num_classes: int = key(MISSING, "number of classes", at_least(2))
     validation_fraction: float = key(

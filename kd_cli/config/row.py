@@ -60,3 +60,19 @@ def one_of(*values: str, more: str = "") -> Range:
 
 SEED: Range = (lambda value: 0 <= value < 2**31, "between 0 and 2147483647")
 SHARE: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+
+
+def _channels_last(shape: list[int]) -> bool:
+    """Whether a shape is [H, W, C], and not [C, H, W] of images as other programs write them."""
+    if len(shape) != 3 or min(shape) < 1:
+        return False
+    height, width, channels = shape
+    first = height in (1, 3, 4) and width > 4 and channels > 4
+    return not (first and (width == channels or (height == 3 and channels > 16)))
+
+
+IMAGE_SHAPE: Range = (
+    _channels_last,
+    "[height, width, channels] (of images that have their channels first, save "
+    "np.moveaxis(images, 1, -1))",
+)

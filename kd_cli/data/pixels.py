@@ -8,6 +8,7 @@ can't be known is refused.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -90,7 +91,7 @@ def to_bytes(arrays: Arrays, name: str, keys: bool = False) -> tuple[Arrays, str
             raise ConfigError(
                 f"{name}: the {part} images are of type {splits[part][0].dtype}; expected numbers"
             )
-    given = None if arrays.scale is None else (float(arrays.scale), float(arrays.offset), 1.0)
+    given = _given(arrays)
     if given not in (None, _AS_THEY_ARE) and len(set(kinds.values())) > 1:
         types = ", ".join(f"{part} {images.dtype}" for part, (images, _) in splits.items())
         raise ConfigError(
@@ -113,6 +114,19 @@ def to_bytes(arrays: Arrays, name: str, keys: bool = False) -> tuple[Arrays, str
         if given not in (None, _AS_THEY_ARE):
             _refuse_not_finite({part: _extent(changed[part][0]) for part in images}, name)
     return replace(arrays, **changed, scale=1.0, offset=0.0), "; ".join(doubts)
+
+
+def _given(arrays: Arrays) -> Change | None:
+    """What the user says of the pixels, or None."""
+    for key, value in (("scale", arrays.scale), ("offset", arrays.offset)):
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not (number or value is None) or (key == "scale" and value == 0):
+            raise ConfigError(f"{key}={value} of the pixels must be a number, and the scale not 0")
+    if arrays.scale is None:
+        if arrays.offset:
+            raise ConfigError(f"offset={arrays.offset} of the pixels needs a scale beside it")
+        return None
+    return float(arrays.scale), float(arrays.offset or 0), 1.0
 
 
 def _splits(arrays: Arrays, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -150,9 +164,7 @@ def _refuse_not_finite(extents: Mapping[str, Extent], name: str) -> None:
             raise ConfigError(f"{name}: the {part} images hold NaN or infinite pixels")
 
 
-def _judge(
-    kind: str, extents: Mapping[str, Extent], name: str, keys: bool
-) -> tuple[Change, str]:
+def _judge(kind: str, extents: Mapping[str, Extent], name: str, keys: bool) -> tuple[Change, str]:
     """How pixels become 0..255, and what is doubtful about it."""
     low = min(extent[0] for extent in extents.values())
     high = max(extent[1] for extent in extents.values())

@@ -25,6 +25,15 @@ from kd_cli.terminal import shown
 
 # Counted where they are used: seed in init_seed and data_seed, alpha in the loss.
 _ELSEWHERE = ("seed", *VARIABLES, "label_smoothing")
+# Keys of sources that came later: where they say what was so before, older runs keep their ids.
+_AS_BEFORE = (
+    ("train_split", "train"),
+    ("test_split", "test"),
+    ("image_key", "image"),
+    ("label_key", "label"),
+    ("scale", None),
+    ("offset", 0),
+)
 
 
 def _normal(value: Any) -> Any:
@@ -53,7 +62,9 @@ def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
     if spec.get("labelled_fraction") == 1:
         del spec["labelled_fraction"]
     spec["source"] = {
-        key: value for key, value in spec["source"].items() if key not in ("data_dir", "cache_dir")
+        key: value
+        for key, value in spec["source"].items()
+        if key not in ("data_dir", "cache_dir") and (key, value) not in _AS_BEFORE
     }
     for place in (spec, spec["source"]):
         if place.get("path"):
