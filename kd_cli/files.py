@@ -180,8 +180,8 @@ def npz_headers(
                 if declared > max(_SMALL, _PACKED * entry.compress_size):
                     raise ConfigError(
                         f"{path}: {name} would unpack from {size(entry.compress_size)} to "
-                        f"{size(declared)}, which is out of proportion; if it is right, save it with "
-                        "np.savez, unpacked"
+                        f"{size(declared)}, which is out of proportion; if it is right, save it "
+                        "with np.savez, unpacked"
                     )
                 total += declared
     except _BROKEN as error:

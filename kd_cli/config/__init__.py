@@ -2,6 +2,7 @@
 
     keys         the table of keys: type, default, help, range, who uses it
     row          one row of that table
+    reasons      why a command has no use for a key
     compose      YAML and overrides become one configuration, by Hydra
     check        that configuration becomes a plan, or a mistake in one line
     plans        plans that follow from a plan: its teacher's, its scratch student's

@@ -76,8 +76,10 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     resolved = {key: _resolve(cfg, key) for key in keys}
     if "loss" in unused and command != "evaluate":
         resolved["loss"] = cross_entropy(resolved["label_smoothing"])
+    if "class_weights" in resolved:  # the loss gets what they come to on the data
+        resolved["loss"].pop("class_weights", None)
     for key in VARIABLES:
-        if key in resolved and resolved[key] is None:
+        if key in resolved and resolved[key] is None and key != "class_weights":
             raise ConfigError(f"{key}=null: loss={_loss_name(cfg)} needs a value; type {key}=...")
     _fill_partial(resolved)
     smaller(resolved, OmegaConf.to_container(cfg).get("debug"), overrides)
@@ -270,6 +272,12 @@ def check_ranges(plan: DictConfig) -> None:
             "null with dataset.validation_fraction=0: there is nothing to watch",
         )
         _check_warmup(training, place, require)
+        weights = training.get("class_weights")
+        require(
+            weights in (None, "balanced") or len(weights) == plan.dataset.num_classes,
+            f"{place}class_weights",
+            f"a list of {plan.dataset.num_classes} numbers, one for each class",
+        )
 
 
 def _check_trackers(trackers: DictConfig | None) -> None:

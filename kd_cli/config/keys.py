@@ -14,39 +14,19 @@ from typing import Any
 
 from omegaconf import II, MISSING
 
-from kd_cli.config.row import IMAGE_SHAPE, SEED, SHARE, above, at_least, key, one_of
+from kd_cli.config.reasons import (
+    FOR_DISTILLING,
+    NO_TEACHER,
+    OF_EVALUATE,
+    OF_LOSS,
+    OF_ROUNDS,
+    OF_TEACHER,
+    TRAINS_NOTHING,
+)
+from kd_cli.config.row import CLASS_WEIGHTS, IMAGE_SHAPE, SEED, SHARE, above, at_least, key, one_of
 
 VIEWS = ("consistent", "independent", "fixed_teacher")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-
-# Why a command has no use for a key.
-_TRAINS_NOTHING = {"evaluate": "it trains nothing"}
-_NO_TEACHER = {
-    "train-teacher": "it asks no teacher",
-    "train-student": "it asks no teacher",
-    **_TRAINS_NOTHING,
-}
-_OF_LOSS = {
-    "train-teacher": "it learns from the labels alone",
-    "train-student": "it trains without a teacher",
-    "self-train": "a pseudo-label is what the last round's network says",
-    **_TRAINS_NOTHING,
-}
-_OF_ROUNDS = {
-    "train-teacher": "it belongs to self-train",
-    "train-student": "it belongs to self-train",
-    "distill": "it belongs to self-train",
-    **_TRAINS_NOTHING,
-}
-_OF_TEACHER = {
-    "train-student": "it trains without a teacher",
-    "self-train": "each round's network is the next one's teacher",
-    "evaluate": "the run or file to evaluate is the word after it",
-}
-_FOR_DISTILLING = {"train-teacher": "it trains the teacher"}
-_OF_EVALUATE = dict.fromkeys(
-    ("train-teacher", "train-student", "distill", "self-train"), "it belongs to evaluate"
-)
 
 
 @dataclass
@@ -76,16 +56,16 @@ class EarlyStopping:
 class Training:
     """How a network is trained: the student's at the root, the teacher's at teacher.training."""
 
-    epochs: int = key(10, "passes over the training images", at_least(1), unused=_TRAINS_NOTHING)
+    epochs: int = key(10, "passes over the training images", at_least(1), unused=TRAINS_NOTHING)
     steps: int | None = key(
         None,
         "optimizer steps in all, in place of epochs",
         at_least(1, ", or null to use epochs"),
-        unused=_TRAINS_NOTHING,
+        unused=TRAINS_NOTHING,
     )
-    batch_size: int = key(64, "images per step", at_least(1), unused=_TRAINS_NOTHING)
+    batch_size: int = key(64, "images per step", at_least(1), unused=TRAINS_NOTHING)
     learning_rate: float = key(
-        0.001, "that the schedule starts from", above(0), unused=_TRAINS_NOTHING, short=True
+        0.001, "that the schedule starts from", above(0), unused=TRAINS_NOTHING, short=True
     )
     label_smoothing: float = key(
         0.0,
@@ -93,22 +73,28 @@ class Training:
         SHARE,
         unused={
             "distill": "it belongs to the cross-entropy of train-teacher and train-student",
-            **_TRAINS_NOTHING,
+            **TRAINS_NOTHING,
         },
         short=True,
     )
-    seed: int = key(0, "sets the seeds below", SEED, unused=_TRAINS_NOTHING)
-    init_seed: int = key(
-        II(".seed"), "of initial weights and dropout", SEED, unused=_TRAINS_NOTHING
+    class_weights: Any = key(
+        None,
+        "of the labels' term: balanced, or a weight for each class",
+        CLASS_WEIGHTS,
+        unused={"self-train": "pseudo.balance makes every class count alike", **TRAINS_NOTHING},
+        variable=True,
+        short=True,
     )
-    data_seed: int = key(II(".seed"), "of the batches' order", SEED, unused=_TRAINS_NOTHING)
-    augment_seed: int = key(II(".data_seed"), "of the augmentation", SEED, unused=_TRAINS_NOTHING)
-    early_stopping: EarlyStopping = key(EarlyStopping, unused=_TRAINS_NOTHING)
+    seed: int = key(0, "sets the seeds below", SEED, unused=TRAINS_NOTHING)
+    init_seed: int = key(II(".seed"), "of initial weights and dropout", SEED, unused=TRAINS_NOTHING)
+    data_seed: int = key(II(".seed"), "of the batches' order", SEED, unused=TRAINS_NOTHING)
+    augment_seed: int = key(II(".data_seed"), "of the augmentation", SEED, unused=TRAINS_NOTHING)
+    early_stopping: EarlyStopping = key(EarlyStopping, unused=TRAINS_NOTHING)
     precision: str = key(
-        "float32", " or ".join(PRECISIONS), one_of(*PRECISIONS), unused=_TRAINS_NOTHING
+        "float32", " or ".join(PRECISIONS), one_of(*PRECISIONS), unused=TRAINS_NOTHING
     )
-    schedule: Any = key(None, "learning rate by step", unused=_TRAINS_NOTHING)
-    optimizer: Any = key(None, "takes its rate from the schedule", unused=_TRAINS_NOTHING)
+    schedule: Any = key(None, "learning rate by step", unused=TRAINS_NOTHING)
+    optimizer: Any = key(None, "takes its rate from the schedule", unused=TRAINS_NOTHING)
     augment: Any = key(None, "random crops, flips, mixup")
 
 
@@ -145,11 +131,11 @@ class Student(Network):
 @dataclass
 class Teacher(Network):
     checkpoint: str | None = key(
-        None, "a .keras file or SavedModel directory to take as it is", unused=_FOR_DISTILLING
+        None, "a .keras file or SavedModel directory to take as it is", unused=FOR_DISTILLING
     )
     weights: str | None = key(None, "an .npz file with published weights of BiT")
     train_if_missing: bool = key(
-        True, "false makes a missing teacher an error", unused=_FOR_DISTILLING
+        True, "false makes a missing teacher an error", unused=FOR_DISTILLING
     )
     precision: str | None = key(
         None,
@@ -237,7 +223,7 @@ class Keys(Training):
         None,
         "weight of the hard labels; 1 - alpha weighs the teacher",
         (lambda value: 0 <= value <= 1, "between 0 and 1 (the weight of the hard labels)"),
-        unused={**_OF_LOSS, "self-train": "labels and pseudo-labels count alike"},
+        unused={**OF_LOSS, "self-train": "labels and pseudo-labels count alike"},
         variable=True,
         short=True,
     )
@@ -245,14 +231,14 @@ class Keys(Training):
         None,
         "softens both networks' outputs before they are compared",
         above(0),
-        unused=_OF_LOSS,
+        unused=OF_LOSS,
         variable=True,
         short=True,
     )
     t_squared: bool | None = key(
         None,
         "whether the softened term is multiplied by temperature squared",
-        unused=_OF_LOSS,
+        unused=OF_LOSS,
         variable=True,
         short=True,
     )
@@ -261,25 +247,25 @@ class Keys(Training):
         "which view of an augmented image the teacher gets",
         one_of(*VIEWS),
         unused={
-            **_NO_TEACHER,
+            **NO_TEACHER,
             "self-train": "the last round's network labels each image once, as in evaluation",
         },
     )
-    cache: Cache = key(Cache, unused=_NO_TEACHER)
+    cache: Cache = key(Cache, unused=NO_TEACHER)
     rounds: int = key(
         3,
         "after round 0, which learns from the labels alone; more of them continue",
         at_least(1),
-        unused=_OF_ROUNDS,
+        unused=OF_ROUNDS,
         place=True,
     )
-    pseudo: Pseudo = key(Pseudo, unused=_OF_ROUNDS)
-    checkpoint: Checkpoint = key(Checkpoint, unused=_TRAINS_NOTHING, place=True)
+    pseudo: Pseudo = key(Pseudo, unused=OF_ROUNDS)
+    checkpoint: Checkpoint = key(Checkpoint, unused=TRAINS_NOTHING, place=True)
     memory_gib: float = key(
         4.0,
         "images and logits up to this size are held in memory",
         at_least(0),
-        unused=_TRAINS_NOTHING,
+        unused=TRAINS_NOTHING,
         place=True,
     )
     device: str = key(
@@ -293,7 +279,7 @@ class Keys(Training):
     )
     outputs: str = key("outputs", "the folder that kd writes to", place=True)
     rerun: bool = key(
-        False, "true makes a new run beside a finished one", unused=_TRAINS_NOTHING, place=True
+        False, "true makes a new run beside a finished one", unused=TRAINS_NOTHING, place=True
     )
     data_dir: str | None = key(
         "${oc.env:TFDS_DATA_DIR,null}", "where tensorflow-datasets keeps its data", place=True
@@ -304,13 +290,13 @@ class Keys(Training):
     teacher_dir: str | None = key(
         None,
         "a finished teacher to take as it is (train-teacher: where it writes)",
-        unused=_OF_TEACHER,
+        unused=OF_TEACHER,
         place=True,
     )
     sweep: str | None = key(
         None,
         "name of a sweep's folder; null takes a hash of the unswept overrides",
-        unused=_TRAINS_NOTHING,
+        unused=TRAINS_NOTHING,
         place=True,
     )
 
@@ -321,7 +307,7 @@ class Config(Keys):
 
     command: str = key(MISSING)
     dataset: Dataset = key(Dataset)
-    teacher: Teacher = key(Teacher, unused=_OF_TEACHER)
+    teacher: Teacher = key(Teacher, unused=OF_TEACHER)
     student: Student = key(
         Student,
         unused={
@@ -336,20 +322,20 @@ class Config(Keys):
             "train-teacher": "its loss is the cross-entropy (see label_smoothing)",
             "train-student": "its loss is the cross-entropy (see label_smoothing)",
             "self-train": "its loss is the cross-entropy (see pseudo.labels)",
-            **_TRAINS_NOTHING,
+            **TRAINS_NOTHING,
         },
     )
     augment: Augment = key(Augment)
-    tracker: Any = key(None, "who gets every epoch's row", unused=_TRAINS_NOTHING, place=True)
+    tracker: Any = key(None, "who gets every epoch's row", unused=TRAINS_NOTHING, place=True)
     experiment: Any = key(
         None,
         "a recipe: options and keys of all of the above",
         unused={"evaluate": "the data are chosen by dataset=OPTION"},
         place=True,
     )
-    debug: Any = key(None, "smoke: few images, one epoch", unused=_TRAINS_NOTHING, place=True)
-    what: str | None = key(None, "the run or file to evaluate", unused=_OF_EVALUATE)
-    input: Input = key(Input, "of a .keras file of another program", unused=_OF_EVALUATE)
+    debug: Any = key(None, "smoke: few images, one epoch", unused=TRAINS_NOTHING, place=True)
+    what: str | None = key(None, "the run or file to evaluate", unused=OF_EVALUATE)
+    input: Input = key(Input, "of a .keras file of another program", unused=OF_EVALUATE)
 
 
 Field = dataclasses.Field[Any]
@@ -382,7 +368,7 @@ UNUSED: dict[str, dict[str, str]] = {
         for name, field in walk()
         if command in field.metadata["unused"] and not name.startswith("teacher.training.")
     }
-    for command in {*_OF_LOSS, *_OF_ROUNDS}
+    for command in {*OF_LOSS, *OF_ROUNDS}
 }
 
 

@@ -76,3 +76,17 @@ IMAGE_SHAPE: Range = (
     "[height, width, channels] (of images that have their channels first, save "
     "np.moveaxis(images, 1, -1))",
 )
+
+
+def _weights(value: Any) -> bool:
+    if not isinstance(value, list):
+        return value == "balanced"
+    numbers = [one for one in value if isinstance(one, int | float) and not isinstance(one, bool)]
+    fine = all(0 <= one < math.inf for one in numbers)
+    return len(numbers) == len(value) and fine and any(numbers)
+
+
+CLASS_WEIGHTS: Range = (
+    _weights,
+    "balanced, or a list of one number for each class, at least 0 and not all 0, or null",
+)

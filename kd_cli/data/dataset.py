@@ -81,6 +81,12 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def per_class(self, split: Split) -> list[int] | None:
+        """How many images of a split each class has; None where they have no labels."""
+        if not split.labelled:
+            return None
+        return np.bincount(split.labels[split.rows], minlength=self.num_classes).tolist()
+
     @property
     def labelled(self) -> int:
         """How many training rows have a label of the source."""

@@ -86,8 +86,8 @@ def image_folder(
         raise ConfigError(f"dataset.source.unreadable={unreadable} must be error or skip")
     if image_shape[-1] not in (1, 3):
         raise ConfigError(
-            f"dataset.image_shape={list(image_shape)}: images of a folder have 1 (grey) or 3 (colour) "
-            "channels; put others into an .npz file"
+            f"dataset.image_shape={list(image_shape)}: images of a folder have 1 (grey) or 3 "
+            "(colour) channels; put others into an .npz file"
         )
     root = Path(path).expanduser()
     classes = class_folders(root)

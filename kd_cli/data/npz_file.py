@@ -55,7 +55,7 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 
 
 def npz(path: str, scale: float | None = None, offset: float = 0.0) -> Arrays:
-    """An `.npz` file with x_train, y_train, x_test, y_test, and a validation split where it has one.
+    """An `.npz` file with x_train, y_train, x_test, y_test, and x_validation, y_validation or none.
 
     Args:
         path: The file.

@@ -23,8 +23,9 @@ from kd_cli.files import file_hash, files_of
 from kd_cli.runs.record import Record
 from kd_cli.terminal import shown
 
-# Counted where they are used: seed in init_seed and data_seed, alpha in the loss.
-_ELSEWHERE = ("seed", *VARIABLES, "label_smoothing")
+# Counted where they are used: seed in init_seed and data_seed, alpha in the loss. (Class weights
+# are no part of the loss's node, because the scratch student has them too.)
+_ELSEWHERE = {"seed", *VARIABLES, "label_smoothing"} - {"class_weights"}
 # Keys of sources that came later: where they say what was so before, older runs keep their ids.
 _AS_BEFORE = (
     ("train_split", "train"),
@@ -145,7 +146,7 @@ def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
 def run_spec(plan: DictConfig) -> dict[str, Any]:
     """All of a checked configuration that can change the result of the run, as plain data."""
     plain = OmegaConf.to_container(plan)
-    skipped = PLACES + _ELSEWHERE
+    skipped = {*PLACES, *_ELSEWHERE}
     spec = {key: value for key, value in plain.items() if key not in skipped and value is not None}
     spec["dataset"] = dataset_spec(plan.dataset)
     if plan.steps is not None:

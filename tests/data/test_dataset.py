@@ -11,9 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 
+from kd_cli import files
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
-from kd_cli import files
 from kd_cli.data import sources
 from kd_cli.data.arrays import Arrays, fingerprint
 from kd_cli.data.dataset import Dataset, Split, load_dataset
