@@ -285,7 +285,7 @@ class Keys(Training):
         "${oc.env:TFDS_DATA_DIR,null}", "where tensorflow-datasets keeps its data", place=True
     )
     cache_dir: str = key(
-        "${oc.env:KD_CACHE_DIR,outputs/cache}", "decoded images, teachers' logits", place=True
+        "${oc.env:KD_CACHE_DIR,${outputs}/cache}", "decoded images, teachers' logits", place=True
     )
     teacher_dir: str | None = key(
         None,

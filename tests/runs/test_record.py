@@ -86,7 +86,17 @@ def changed(path, act):
     return values
 
 
-OPTIONAL = {"validation", "fidelity", "teacher", "pseudo_labels", "rounds", "best_round"}
+OPTIONAL = {
+    "class_weights",
+    "train_per_class",
+    "test_per_class",
+    "validation",
+    "fidelity",
+    "teacher",
+    "pseudo_labels",
+    "rounds",
+    "best_round",
+}
 PATHS = list(leaves(WHOLE))
 NAMED = [path for path in PATHS if isinstance(path[-1], str)]
 
