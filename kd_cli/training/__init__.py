@@ -5,7 +5,7 @@
     assembly    a checked plan becomes a step that is ready to train
     train       a run from its data to what it leaves
     schedules   learning rates
-    class_weights  weights of the classes in the labels' term
+    class_weights   weights of the classes in the labels' term
     optimizers  optimizers that Keras lacks
     trackers    who is told of every epoch
 

@@ -1,5 +1,7 @@
 """Every option composes and checks; identities; what commands have no use for."""
 
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -8,7 +10,7 @@ from kd_cli.commands.table import TABLE
 from kd_cli.config.compose import conf_dir
 from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import override_key
-from kd_cli.runs.identity import run_dir, run_id, run_name, run_spec, teacher_dir
+from kd_cli.runs.identity import point_dir, run_dir, run_id, run_name, run_spec, teacher_dir
 from tests.conftest import TFDS
 from tests.conftest import plan_of as plan
 
@@ -157,3 +159,15 @@ def test_input_size_gives_the_network_its_shape():
     made = plan("distill", "student.input.size=16")
     assert list(made.student.network.image_shape) == [16, 16, 1]
     assert list(made.teacher.network.image_shape) == [8, 8, 1]
+
+
+def test_all_that_is_written_lies_below_outputs(monkeypatch):
+    monkeypatch.delenv("KD_CACHE_DIR", raising=False)
+    made = plan("distill", "outputs=elsewhere", "sweep=s")
+    places = [run_dir(made), teacher_dir(made), point_dir(made), made.cache_dir]
+    assert {Path(place).parts[0] for place in places} == {"elsewhere"}
+    read = plan("distill", "outputs=elsewhere", *("dataset=tfds", *TFDS)).dataset.source
+    assert read.cache_dir == "elsewhere/cache"
+    monkeypatch.setenv("KD_CACHE_DIR", "kept")
+    assert plan("distill", "outputs=elsewhere").cache_dir == "kept"
+    assert plan("distill", "outputs=elsewhere", "cache_dir=here").cache_dir == "here"
