@@ -100,7 +100,10 @@ def test_prune_all_removes_the_decoded_images_too(kd, work, kept):
     ("words", "expected"),
     [
         (["lst"], "unknown action 'lst'; did you mean 'list'? (kd cache list|verify|prune)"),
-        (["verify", "row=3"], "kd cache verify takes cache_dir=..., outputs=..., rows=..., seed=...;"),
+        (
+            ["verify", "row=3"],
+            "kd cache verify takes cache_dir=..., outputs=..., rows=..., seed=...;",
+        ),
         (["verify", "rows=-1"], "rows=-1 must be a whole number"),
         (["prune", "all=yes"], "all=yes must be true or false"),
         (["prune", "days"], "received 'days'"),
