@@ -274,7 +274,8 @@ def check_ranges(plan: DictConfig) -> None:
         _check_warmup(training, place, require)
         weights = training.get("class_weights")
         require(
-            weights in (None, "balanced") or len(weights) == plan.dataset.num_classes,
+            weights in (None, "balanced")
+            or (OmegaConf.is_list(weights) and len(weights) == plan.dataset.num_classes),
             f"{place}class_weights",
             f"a list of {plan.dataset.num_classes} numbers, one for each class",
         )

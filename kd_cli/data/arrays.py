@@ -127,5 +127,4 @@ def decoded(cache_dir: Path, key: dict[str, Any], decode: Callable[[], Arrays]) 
         load("validation"),
         tuple(record["class_names"]),
         record["fingerprint"],
-        record["notice"],
     )

@@ -168,6 +168,8 @@ def _check(arrays: Any, cfg: DictConfig) -> Arrays:
             f"dataset.source: {target} returned {type(arrays).__name__}; "
             "expected kd_cli.data.Arrays"
         )
+    if arrays.notice:
+        log.warning("%s", arrays.notice)
     arrays = formed(arrays, cfg.name)
     declared = tuple(cfg.image_shape)
     for part in ("train", "validation", "test"):

@@ -45,6 +45,10 @@ def formed(arrays: Arrays, name: str) -> Arrays:
                     f"{name}: the {part} {what} are of type {type(array).__name__}; expected a "
                     "NumPy array"
                 )
+        if np.ma.is_masked(images):
+            raise ConfigError(
+                f"{name}: some {part} pixels are masked; fill them (images.filled(0))"
+            )
         if images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
             raise ConfigError(
                 f"{name}: the {part} images have shape {images.shape} and their labels "
@@ -131,6 +135,9 @@ def _given(arrays: Arrays) -> Change | None:
 
 def _splits(arrays: Arrays, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     found = {part: getattr(arrays, part) for part in PARTS if getattr(arrays, part) is not None}
+    for part in ("train", "test"):
+        if part not in found:
+            raise ConfigError(f"{name}: there is no {part} split; a source returns train and test")
     for part, split in found.items():
         if not isinstance(split, tuple | list) or len(split) != 2:
             raise ConfigError(f"{name}: {part} must be a pair, its images and its labels")

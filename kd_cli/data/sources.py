@@ -105,10 +105,7 @@ def tfds(
 
     prepared = sorted((folder / name.split(":")[0]).glob("*/dataset_info.json"))
     if not prepared:
-        arrays = decode()
-        if arrays.notice:
-            log.warning("%s", arrays.notice)
-        return arrays
+        return decode()
     files = [p for info in prepared for p in sorted(info.parent.iterdir()) if p.is_file()]
     key = {
         "tfds": name,

@@ -147,11 +147,22 @@ def test_bytes_are_not_copied():
         ((X[0, :, :, 0], Y[:4]), r"shape \(4, 5\) and their labels \(4,\); expected \[N, H, W\]"),
         ((X, Y.astype(float)), "labels are float64; expected whole class numbers"),
         (X, "train must be a pair"),
+        (None, "there is no train split"),
+        ((np.ma.masked_array(X, X > 250), Y), r"train pixels are masked; fill them"),
     ],
 )
 def test_what_a_source_of_ones_own_returns_is_looked_at(train, told):
     with pytest.raises(ConfigError, match=f"toy: .*{told}"):
         formed(Arrays(train, (X, Y)), "toy")
+
+
+def told() -> Arrays:
+    return arrays(X, notice="three were left out")
+
+
+def test_the_notice_of_a_source_of_ones_own_is_told(caplog):
+    load_dataset(node({"_target_": f"{__name__}.told"}, (4, 5, 2), 3))
+    assert "three were left out" in caplog.text
 
 
 def thirteen_bands() -> Arrays:

@@ -15,6 +15,7 @@ from kd_cli.data.dataset import load_dataset
 from kd_cli.data.sources import tfds
 from kd_cli.errors import ConfigError
 from kd_cli.runs.identity import dataset_spec
+from tests.conftest import plan_of
 from tests.data.test_dataset import labels_of, node, plan
 
 
@@ -241,6 +242,20 @@ def test_what_a_set_has_not_is_one_line(toy, tmp_path, keywords, told):
         load_toy(toy, tmp_path, **keywords)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("data/*"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("train[:80%]", "train[:80%]"),  # as a shell hands 'train[:80%]' over
+        ("'train[:80%]'", "train[:80%]"),
+        ("train[:80%]+test[5:]", "train[:80%]+test[5:]"),
+        ("train+test", "train+test"),
+    ],
+)
+def test_a_part_of_a_split_needs_no_quotes_of_hydra(typed, read):
+    made = plan_of("train-student", "dataset=mnist", f"dataset.source.train_split={typed}")
+    assert made.dataset.source.train_split == read
 
 
 def test_splits_and_keys_are_part_of_a_run_and_their_defaults_are_not(toy):

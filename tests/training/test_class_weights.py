@@ -59,6 +59,7 @@ def test_they_are_part_of_a_run_and_of_its_scratch_student():
         (["train-student", "class_weights=[1,-1]"], ["must be balanced, or a list"]),
         (["train-student", "class_weights=[0,0,0,0,0,0,0,0,0,0]"], ["not all 0"]),
         (["train-student", "class_weights=[a,b]"], ["must be balanced, or a list"]),
+        (["train-student", "+class_weights.a=3"], ["must be a list of 10 numbers"]),
         (["train-student", "class_weights=2"], ["must be balanced, or a list"]),
         (["train-teacher", "class_weights=[1]"], ["must be a list of 10 numbers"]),
         (
