@@ -130,7 +130,7 @@ def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     loss, weights = build(plan.loss, "loss"), class_weights.of_plan(plan, dataset)
     if weights is not None:
-        loss = functools.partial(loss, class_weights=weights)
+        loss = functools.partial(loss.func, **loss.keywords, class_weights=weights)
     return Parts(model, optimizer, loss, schedule)
 
 

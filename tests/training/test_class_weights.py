@@ -6,9 +6,10 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from kd_cli.config.plans import scratch_plan, teacher_plan
 from kd_cli.data.dataset import load_dataset
+from kd_cli.distillation.losses import formula, hinton
 from kd_cli.errors import ConfigError
 from kd_cli.runs.identity import run_id, run_spec
-from kd_cli.training.assembly import check_labels
+from kd_cli.training.assembly import check_labels, parts
 from kd_cli.training.class_weights import balanced, of_plan
 from tests.conftest import assert_refused, plan_of, read_record
 
@@ -49,6 +50,21 @@ def test_they_are_part_of_a_run_and_of_its_scratch_student():
     own = plan_of("distill", "teacher.training.class_weights=balanced")
     trained = plan_of("train-teacher", "class_weights=balanced")
     assert run_spec(teacher_plan(own)) == run_spec(trained)
+
+
+def test_the_loss_gets_them_beside_its_own_keywords():
+    plan = plan_of("distill", "class_weights=[1,2,3,4,5,6,7,8,9,0]", "alpha=0.3")
+    loss = parts(plan, load_dataset(plan.dataset), "student").loss
+    assert loss.func is hinton
+    assert loss.keywords == {
+        "alpha": 0.3,
+        "temperature": 4.0,
+        "t_squared": True,
+        "class_weights": [1, 2, 3, 4, 5, 6, 7, 8, 9, 0],
+    }
+    assert formula("kd_cli.distillation.hinton", loss.keywords) == (
+        "0.3 * w[label] * CE(labels, student) + 0.7 * T^2 * KL(teacher/T || student/T), T = 4"
+    )
 
 
 @pytest.mark.parametrize(
