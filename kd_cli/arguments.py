@@ -92,7 +92,7 @@ def arrange(argv: list[str]) -> Request:
             f"unknown command '{word}'{suggest(word, COMMANDS)} "
             f"(commands: {', '.join(COMMANDS)}; kd --help)"
         )
-    overrides = [_without_link(override) for override in overrides]
+    overrides = [_quoted(_without_link(override)) for override in overrides]
     if word == "train-teacher":
         from kd_cli.config.overrides import for_teacher
 
@@ -107,3 +107,11 @@ def _without_link(override: str) -> str:
     if key in files and equals and Path(value).exists():
         return f"{key}={Path(value).resolve()}"
     return override
+
+
+def _quoted(override: str) -> str:
+    """`train_split=train[:80%]` with the quotes that Hydra wants and that a shell takes away."""
+    key, equals, value = override.partition("=")
+    if not (equals and key.endswith("_split") and "[" in value and value[0] not in "'\"["):
+        return override
+    return key + "=" + ",".join(f"'{one.strip()}'" for one in value.split(","))

@@ -39,7 +39,10 @@ def run(request: Request) -> int:
     """
     if {"--help", "-h"} & set(request.words):
         for action, (options, text) in ACTIONS.items():
-            keys = " ".join(f"{key}={value}" for key, value in {"cache_dir": "", **options}.items())
+            keys = " ".join(
+                f"{key}={value}"
+                for key, value in {"cache_dir": "", "outputs": "outputs", **options}.items()
+            )
             print(f"kd cache {action:<8}{text}\n{' ' * 17}{keys}")
         return 0
     action, *options = request.words or ["list"]
@@ -47,7 +50,7 @@ def run(request: Request) -> int:
         raise ConfigError(
             f"unknown action '{action}'{suggest(action, ACTIONS)} (kd cache {'|'.join(ACTIONS)})"
         )
-    values = {"cache_dir": os.environ.get("KD_CACHE_DIR", "outputs/cache"), **ACTIONS[action][0]}
+    values = {"cache_dir": "", "outputs": "outputs", **ACTIONS[action][0]}
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or key not in values:
@@ -56,7 +59,8 @@ def run(request: Request) -> int:
                 f"received '{option}'"
             )
         values[key] = value
-    root = Path(values["cache_dir"]).expanduser()
+    beside = os.environ.get("KD_CACHE_DIR") or f"{values['outputs']}/cache"
+    root = Path(values["cache_dir"] or beside).expanduser()
     if action == "verify":
         return _verify(root, _number(values, "rows", 1), _number(values, "seed"))
     if action == "prune":

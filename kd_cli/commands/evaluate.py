@@ -144,6 +144,8 @@ def _measure(
             "class_names": list(dataset.class_names),
             "validation": len(dataset.validation) if dataset.validation else 0,
             "test": len(dataset.test),
+            "train_per_class": dataset.per_class(dataset.train),
+            "test_per_class": dataset.per_class(dataset.test),
             "fingerprint": dataset.fingerprint,
             "split_fingerprint": dataset.split_fingerprint,
         },

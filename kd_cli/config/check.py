@@ -82,8 +82,10 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     resolved = {key: _resolve(cfg, key) for key in keys}
     if "loss" in unused and command != "evaluate":
         resolved["loss"] = cross_entropy(resolved["label_smoothing"])
+    if "class_weights" in resolved:  # the loss gets what they come to on the data
+        resolved["loss"].pop("class_weights", None)
     for key in VARIABLES:
-        if key in resolved and resolved[key] is None:
+        if key in resolved and resolved[key] is None and key != "class_weights":
             raise ConfigError(f"{key}=null: loss={_loss_name(cfg)} needs a value; type {key}=...")
     _fill_partial(resolved)
     smaller(resolved, OmegaConf.to_container(cfg).get("debug"), overrides)
@@ -272,7 +274,14 @@ def check_ranges(plan: DictConfig) -> None:
 
     _check_trackers(plan.get("tracker"))
     for place in ("augment", "teacher.training.augment"):
-        _check_nodes(OmegaConf.select(plan, place), place, plan.dataset.image_shape)
+        augment = OmegaConf.select(plan, place)
+        _check_nodes(augment, place, plan.dataset.image_shape)
+        channels = plan.dataset.image_shape[-1]
+        require(
+            augment is None or not augment.get("preview") or channels in (1, 3),
+            f"{place}.preview",
+            f"false (or left out): it draws images of 1 or 3 channels, not {channels}",
+        )
     if is_taught(plan):
         require(
             plan.teacher.checkpoint is None or plan.teacher.weights is None,
@@ -301,6 +310,13 @@ def check_ranges(plan: DictConfig) -> None:
             "null with dataset.validation_fraction=0: there is nothing to watch",
         )
         _check_warmup(training, place, require)
+        weights = training.get("class_weights")
+        require(
+            weights in (None, "balanced")
+            or (OmegaConf.is_list(weights) and len(weights) == plan.dataset.num_classes),
+            f"{place}class_weights",
+            f"a list of {plan.dataset.num_classes} numbers, one for each class",
+        )
 
 
 def _check_trackers(trackers: DictConfig | None) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 from omegaconf import II, MISSING
 
 from kd_cli.config.row import (
+    CLASS_WEIGHTS,
     DEVICE,
+    IMAGE_SHAPE,
     LABELLED,
     MODULE,
     MOST_CLASSES,
@@ -98,6 +100,14 @@ class Training:
     )
     data_seed: int = key(II(".seed"), "seed of the batches' order", SEED, unused=TRAINS_NOTHING)
     augment_seed: int = key(II(".data_seed"), "seed of augmentation", SEED, unused=TRAINS_NOTHING)
+    class_weights: Any = key(
+        None,
+        "weights of the classes in the labels' term: balanced, or a list",
+        CLASS_WEIGHTS,
+        unused={"self-train": "pseudo.balance makes every class count alike", **TRAINS_NOTHING},
+        variable=True,
+        short=True,
+    )
     early_stopping: EarlyStopping = key(EarlyStopping, unused=TRAINS_NOTHING)
     precision: str = key(
         "float32", " or ".join(PRECISIONS), one_of(*PRECISIONS), unused=TRAINS_NOTHING
@@ -174,22 +184,13 @@ class Teacher(Network):
 @dataclass
 class Dataset:
     name: str = key(MISSING, "its name in tables and directories", NAMES)
-    image_shape: list[int] = key(
-        MISSING,
-        "[height, width, channels]",
-        (
-            lambda shape: len(shape) == 3 and min(shape) >= 1 and shape[-1] in (1, 3),
-            "[height, width, channels] with 1 or 3 channels",
-        ),
-    )
+    image_shape: list[int] = key(MISSING, "[height, width, channels]", IMAGE_SHAPE)
     num_classes: int = key(MISSING, "number of classes", between(2, MOST_CLASSES))
     validation_fraction: float = key(
         0.1, "share of the training images for validation; unused with an official split", SHARE
     )
     labelled_fraction: float = key(
-        1.0,
-        "share of the training images whose labels are used",
-        LABELLED,
+        1.0, "share of the training images whose labels are used", LABELLED
     )
     unlabelled: str = key(
         "leave_out",
@@ -306,7 +307,7 @@ class Keys(Training):
         "${oc.env:TFDS_DATA_DIR,null}", "where tensorflow-datasets stores its data", place=True
     )
     cache_dir: str = key(
-        "${oc.env:KD_CACHE_DIR,outputs/cache}", "decoded images, teachers' logits", place=True
+        "${oc.env:KD_CACHE_DIR,${outputs}/cache}", "decoded images, teachers' logits", place=True
     )
     teacher_dir: str | None = key(
         None,

@@ -100,6 +100,36 @@ LABELLED: Range = (
 )
 
 
+def _channels_last(shape: list[int]) -> bool:
+    """Whether a shape is [H, W, C], and not [C, H, W] of images as other programs write them."""
+    if len(shape) != 3 or min(shape) < 1:
+        return False
+    height, width, channels = shape
+    first = height in (1, 3, 4) and width > 4 and channels > 4
+    return not (first and (width == channels or (height == 3 and channels > 16)))
+
+
+IMAGE_SHAPE: Range = (
+    _channels_last,
+    "[height, width, channels] (of images that have their channels first, save "
+    "np.moveaxis(images, 1, -1))",
+)
+
+
+def _weights(value: Any) -> bool:
+    if not isinstance(value, list):
+        return value == "balanced"
+    numbers = [one for one in value if isinstance(one, int | float) and not isinstance(one, bool)]
+    fine = all(0 <= one < math.inf for one in numbers)
+    return len(numbers) == len(value) and fine and any(numbers)
+
+
+CLASS_WEIGHTS: Range = (
+    _weights,
+    "balanced, or a list of one number for each class, at least 0 and not all 0, or null",
+)
+
+
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     """A nested mapping under dotted keys."""
     found: dict[str, Any] = {}

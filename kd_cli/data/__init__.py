@@ -2,6 +2,7 @@
 
     dataset       `Dataset`: splits, shapes and classes that were checked
     arrays        `Arrays`, what a source returns; decoded images on the disk
+    pixels        the form and the range of a source's images
     sources       digits and tensorflow-datasets
     npz_file      `.npz` files
     folders       folders of images, as a source

@@ -35,13 +35,15 @@ class Arrays:
     """Decoded images and labels, as a source returns them.
 
     Attributes:
-        train: Images [N, H, W, C] with pixels 0..255 (uint8 or float32), labels [N] in 0..K-1, or
-            all -1: images without labels.
+        train: Images [N, H, W, C] or [N, H, W], and labels [N] in 0..K-1, or all -1: images without
+            labels. Pixels are 0..255, or of a range that `pixels.to_bytes` knows.
         test: The same of the test split, with labels.
         validation: The official validation split, where there is one.
         class_names: One name per label, in order.
         fingerprint: SHA-256 of all the above; computed when absent.
         notice: What to warn about each time, such as images that were left out.
+        scale, offset: Pixels become scale * pixel + offset; 1 and 0 take them as they are. None for
+            the scale: their type and range decide.
     """
 
     train: tuple[np.ndarray, np.ndarray]
@@ -50,6 +52,8 @@ class Arrays:
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""
     notice: str = ""
+    scale: float | None = None
+    offset: float = 0.0
 
 
 def fingerprint(arrays: Arrays) -> str:

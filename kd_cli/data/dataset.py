@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from kd_cli.config.instantiate import build
 from kd_cli.data.arrays import Arrays, fingerprint
 from kd_cli.data.labels import without_images
+from kd_cli.data.pixels import formed, to_bytes
 from kd_cli.data.splits import labelled, limited, stratified
 from kd_cli.device import wanting
 from kd_cli.errors import ConfigError
@@ -85,6 +86,12 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def per_class(self, split: Split) -> list[int] | None:
+        """How many images of a split each class has; None where they have no labels."""
+        if not split.labelled:
+            return None
+        return np.bincount(split.labels[split.rows], minlength=self.num_classes).tolist()
+
     @property
     def labelled(self) -> int:
         """How many training rows have a label of the source."""
@@ -103,7 +110,7 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
     """
     with wanting(device):
         arrays = build(cfg.source, "dataset.source")
-    _check(arrays, cfg)
+    arrays = _check(arrays, cfg)
     names = tuple(arrays.class_names) or tuple(str(n) for n in range(cfg.num_classes))
     pool, test = arrays.train, arrays.test
     rows = np.arange(len(pool[1]))
@@ -173,14 +180,17 @@ def _hash(parts: list[np.ndarray]) -> str:
     return sha.hexdigest()
 
 
-def _check(arrays: Any, cfg: DictConfig) -> None:
-    """Compares the data with what the configuration declares."""
+def _check(arrays: Any, cfg: DictConfig) -> Arrays:
+    """Compares the data with what the configuration declares; brings pixels to 0..255."""
     target = cfg.source["_target_"]
     if not isinstance(arrays, Arrays):
         raise ConfigError(
             f"dataset.source: {target} returned {type(arrays).__name__}; "
             "expected kd_cli.data.Arrays"
         )
+    if arrays.notice:
+        log.warning("%s", arrays.notice)
+    arrays = formed(arrays, cfg.name)
     declared = tuple(cfg.image_shape)
     for part in ("train", "validation", "test"):
         split = getattr(arrays, part)
@@ -201,8 +211,6 @@ def _check(arrays: Any, cfg: DictConfig) -> None:
                 f"declared is dataset.num_classes={cfg.num_classes} (labels 0 to "
                 f"{cfg.num_classes - 1})"
             )
-        if images.dtype != np.uint8 and not np.isfinite(images).all():
-            raise ConfigError(f"{cfg.name}: the {part} images hold NaN or infinite pixels")
     if arrays.class_names and len(arrays.class_names) != cfg.num_classes:
         raise ConfigError(
             f"{cfg.name}: the data have {len(arrays.class_names)} classes, declared is "
@@ -213,3 +221,7 @@ def _check(arrays: Any, cfg: DictConfig) -> None:
     if absent and labels.max() >= 0:
         what = "of the classes" if arrays.class_names else "with the class numbers"
         log.warning("%s: there is no training image %s %s", cfg.name, what, absent)
+    arrays, doubt = to_bytes(arrays, cfg.name)
+    if doubt:
+        log.warning("%s", doubt)
+    return arrays

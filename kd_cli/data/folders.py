@@ -68,7 +68,7 @@ def image_folder(
     if image_shape[-1] not in (1, 3, 4):
         raise ConfigError(
             f"dataset.image_shape={list(image_shape)}: images of a folder have 1 (grey), 3 "
-            "(colour) or 4 (colour and opacity) channels"
+            "(colour) or 4 (colour and opacity) channels; put others into an .npz file"
         )
     root = Path(path).expanduser()
     found = listing.layout(root)

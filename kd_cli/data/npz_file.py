@@ -1,112 +1,94 @@
-"""`.npz` files with x_train, y_train, x_test, y_test as a data set."""
+"""`.npz` files as a data set: x_train, y_train, x_test, y_test; x_validation, y_validation."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from kd_cli.data.archives import npz_headers, read_arrays
 from kd_cli.data.arrays import Arrays, fingerprint, stamp
 from kd_cli.data.labels import count_classes
+from kd_cli.data.pixels import to_bytes
 
 # The YAML names `kd_cli.data.image_folder`, which counts in the ids of runs.
 from kd_cli.data.sources import log
 from kd_cli.errors import ConfigError
 from kd_cli.files import open_npz
+from kd_cli.terminal import brief
+
+_MEMBERS = ("x_train", "y_train", "x_test", "y_test")
+_VALIDATION = ("x_validation", "y_validation")
 
 
-def npz_header(path: Path, member: str) -> tuple[int, ...]:
-    """The shape of one array of an `.npz` file, without reading the array."""
-    _check_npz(path)
-    with zipfile.ZipFile(path) as archive, archive.open(f"{member}.npy") as file:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        return tuple(read(file)[0])
+def npz_image_shape(path: Path) -> list[int]:
+    """[H, W, C] of the images in an `.npz` file, without reading them."""
+    shape = _headers(path)["x_train"][0]
+    return [*shape[1:3], shape[3] if len(shape) == 4 else 1]
 
 
 def npz_num_classes(path: Path) -> int:
-    _check_npz(path)
-    try:
-        with open_npz(path) as archive:
-            labels = {name: archive[name] for name in ("y_train", "y_test")}
-    except ValueError as error:  # an array of objects would have to be unpickled
-        raise ConfigError(f"{path}: {error}") from error
-    return count_classes(labels, str(path))
+    """The largest label and one, of labels that have training images."""
+    _headers(path)
+    return count_classes(read_arrays(path, ("y_train", "y_test")), str(path))
 
 
-_NPZ_MEMBERS = ("x_train", "y_train", "x_test", "y_test")
-
-
-def _check_npz(path: Path) -> None:
+def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shapes and types of the arrays, of which images and labels fit together."""
     if not path.is_file():
         raise ConfigError(f"dataset.path={path} is not a file; expected an .npz file")
-    if not zipfile.is_zipfile(path):
-        raise ConfigError(f"{path} is not an .npz file (np.savez writes one)")
-    with zipfile.ZipFile(path) as archive:
-        missing = [name for name in _NPZ_MEMBERS if f"{name}.npy" not in archive.namelist()]
-    if missing:
-        raise ConfigError(
-            f"{path} lacks {', '.join(missing)}; expected the arrays {', '.join(_NPZ_MEMBERS)}"
-        )
+    found = npz_headers(path, _MEMBERS, _VALIDATION)
+    half = [name for name in _VALIDATION if name in found]
+    if len(half) == 1:
+        raise ConfigError(f"{path} has {half[0]} alone; expected {' and '.join(_VALIDATION)}")
+    for part in [name.removeprefix("x_") for name in found if name.startswith("x_")]:
+        (images, _), (labels, dtype) = found[f"x_{part}"], found[f"y_{part}"]
+        if len(images) not in (3, 4) or labels not in (images[:1], (*images[:1], 1)):
+            raise ConfigError(
+                f"{path}: x_{part} has shape {images} and y_{part} {labels}; expected [N, H, W] or "
+                "[N, H, W, C], and [N]"
+            )
+        if not np.issubdtype(dtype, np.integer):
+            raise ConfigError(f"{path}: y_{part} is {dtype}; expected whole class numbers")
+    return found
 
 
-def npz(path: str, scale: float | None = None) -> Arrays:
-    """An `.npz` file with x_train, y_train, x_test, y_test.
+def npz(path: str, scale: float | None = None, offset: float = 0.0) -> Arrays:
+    """An `.npz` file with x_train, y_train, x_test, y_test, and x_validation, y_validation or none.
 
     Args:
         path: The file.
-        scale: Float pixels are multiplied by this. None multiplies by 255 when all lie in 0..1,
-            because every network takes pixels 0..255.
+        scale, offset: Pixels become scale * pixel + offset. None for the scale: their type and
+            range decide, because every network takes pixels 0..255 (see `pixels.to_bytes`).
 
     Raises:
         ConfigError: When arrays are missing, have other shapes, or labels are no class numbers.
     """
     file = Path(path).expanduser()
-    _check_npz(file)
-    return _read_npz(file, scale, stamp([file], file.parent))
+    if not file.is_file():
+        raise ConfigError(f"dataset.path={path} is not a file; expected an .npz file")
+    return _read_npz(file, scale, offset, stamp([file], file.parent))
 
 
 @functools.lru_cache(maxsize=1)  # the points of a sweep share the arrays and their fingerprint
-def _read_npz(file: Path, scale: float | None, changed: str) -> Arrays:
-    try:
-        with open_npz(file) as archive:
-            arrays = {name: archive[name] for name in _NPZ_MEMBERS}
-    except ValueError as error:  # an array of objects would have to be unpickled
-        raise ConfigError(f"{file}: {error}") from error
-    splits = []
-    for part in ("train", "test"):
+def _read_npz(file: Path, scale: float | None, offset: float, changed: str) -> Arrays:
+    arrays = read_arrays(file, list(_headers(file)))
+    with open_npz(file) as archive:
+        others = [name for name in archive.files if name not in arrays]
+    if others:
+        log.warning(
+            "%s: left out %s; the arrays of a data set are %s, and for a validation split %s",
+            *(file.name, brief(others), ", ".join(_MEMBERS), ", ".join(_VALIDATION)),
+        )
+    splits = {}
+    for part in [name.removeprefix("x_") for name in arrays if name.startswith("x_")]:
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if images.ndim == 3:
-            images = images[..., None]
-        if labels.ndim == 2 and labels.shape[1] == 1:  # as keras.datasets gives CIFAR's
-            labels = labels[:, 0]
-        if images.ndim != 4 or labels.shape != (len(images),):
-            raise ConfigError(
-                f"{file}: x_{part} has shape {arrays[f'x_{part}'].shape} and y_{part} "
-                f"{arrays[f'y_{part}'].shape}; expected [N, H, W] or [N, H, W, C], and [N]"
-            )
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise ConfigError(f"{file}: y_{part} is {labels.dtype}; expected whole class numbers")
-        splits.append((images, labels.astype(np.int64)))
-    floats = [images for images, _ in splits if images.dtype != np.uint8]
-    if floats:
-        inside = all(0 <= images.min() and images.max() <= 1 for images in floats if images.size)
-        factor = (255.0 if inside else 1.0) if scale is None else scale
-        if scale is None and inside:
-            log.info("%s: pixels lie in 0..1, multiplied by 255", file.name)
-        splits = [
-            (
-                images.astype(np.float32) * np.float32(factor if images.dtype != np.uint8 else 1),
-                labels,
-            )
-            for images, labels in splits
-        ]
-    arrays = Arrays(splits[0], splits[1])
-    return dataclasses.replace(arrays, fingerprint=fingerprint(arrays))
+        # A column, as keras.datasets gives CIFAR's.
+        labels = labels.reshape(len(labels)).astype(np.int64)
+        splits[part] = (images[..., None] if images.ndim == 3 else images, labels)
+    found, doubt = to_bytes(Arrays(**splits, scale=scale, offset=offset), file.name, keys=True)
+    if doubt:
+        log.warning("%s", doubt)
+    return dataclasses.replace(found, fingerprint=fingerprint(found))

@@ -6,7 +6,8 @@ finite. A user's own loss may return one array [B] instead. The caller takes the
 `labels` are class numbers [B], -1 for an image without one, or after mixup the classes' shares
 [B, K]. They are None where no training image has a label: a loss that needs them fails or is not
 finite.
-`alpha`, `temperature` and `t_squared` may be tensors: changing them does not trace again.
+`alpha`, `temperature`, `t_squared` and `class_weights` may be tensors: changing them does not trace
+again.
 
 `alpha` weights the hard labels, `1 - alpha` the teacher: always.
 KL(p || q) = sum over classes of p * (log p - log q), from log-softmax, so that logits of any size
@@ -24,20 +25,35 @@ Outputs = Mapping[str, tf.Tensor]
 
 
 def cross_entropy(
-    labels: tf.Tensor, student: Outputs, teacher: Outputs | None, *, label_smoothing: Any = 0.0
+    labels: tf.Tensor,
+    student: Outputs,
+    teacher: Outputs | None,
+    *,
+    label_smoothing: Any = 0.0,
+    class_weights: Any = None,
 ) -> dict[str, tf.Tensor]:
     """Cross-entropy to the labels; with smoothing s the target is (1 - s) * one-hot + s / K.
 
     It is 0 for an image without a label.
+    `class_weights` [K] multiply what an example loses by its label; of shares of the classes, each
+    share's part by its own class. The batch mean is over examples, not over weights.
+
     Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7.
     """
     log_q = tf.nn.log_softmax(student["logits"])
     labels = tf.convert_to_tensor(labels)
+    even = tf.reduce_mean(log_q, axis=-1)
     if len(labels.shape) == 2:
-        hard = -tf.reduce_sum(labels * log_q, axis=-1)
+        shares = labels if class_weights is None else labels * class_weights
+        hard = -tf.reduce_sum(shares * log_q, axis=-1)
+        weight = tf.reduce_sum(shares, axis=-1)
     else:
-        hard = -tf.gather(log_q, tf.maximum(labels, 0), batch_dims=1)
-    hard = (1 - label_smoothing) * hard - label_smoothing * tf.reduce_mean(log_q, axis=-1)
+        known = tf.maximum(labels, 0)
+        hard = -tf.gather(log_q, known, batch_dims=1)
+        weight = 1.0 if class_weights is None else tf.gather(class_weights, known)
+        hard = hard if class_weights is None else weight * hard
+    even = even if class_weights is None else weight * even
+    hard = (1 - label_smoothing) * hard - label_smoothing * even
     return {"hard": hard if len(labels.shape) == 2 else tf.where(labels >= 0, hard, 0.0)}
 
 
@@ -60,6 +76,7 @@ def hinton(
     alpha: Any,
     temperature: Any,
     t_squared: Any = True,
+    class_weights: Any = None,
 ) -> dict[str, tf.Tensor]:
     """alpha * CE(labels, student) + (1 - alpha) * T^2 * KL(teacher || student) at temperature T.
 
@@ -67,7 +84,8 @@ def hinton(
     Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", section 2.
     """
     soft = _soft(student, teacher, temperature, t_squared)
-    return {"hard": _labels_share(alpha, labels, student), "soft": (1 - alpha) * soft}
+    hard = _labels_share(alpha, labels, student, class_weights)
+    return {"hard": hard, "soft": (1 - alpha) * soft}
 
 
 def function_matching(
@@ -86,7 +104,12 @@ def function_matching(
 
 
 def hard(
-    labels: tf.Tensor | None, student: Outputs, teacher: Outputs, *, alpha: Any
+    labels: tf.Tensor | None,
+    student: Outputs,
+    teacher: Outputs,
+    *,
+    alpha: Any,
+    class_weights: Any = None,
 ) -> dict[str, tf.Tensor]:
     """alpha * CE(labels, student) + (1 - alpha) * CE(arg-max of the teacher, student).
 
@@ -94,18 +117,20 @@ def hard(
     """
     decision = tf.argmax(teacher["logits"], axis=-1)
     return {
-        "hard": _labels_share(alpha, labels, student),
+        "hard": _labels_share(alpha, labels, student, class_weights),
         "teacher": (1 - alpha) * cross_entropy(decision, student, None)["hard"],
     }
 
 
-def _labels_share(alpha: Any, labels: tf.Tensor | None, student: Outputs) -> tf.Tensor:
+def _labels_share(
+    alpha: Any, labels: tf.Tensor | None, student: Outputs, class_weights: Any
+) -> tf.Tensor:
     """alpha * CE(labels, student); without labels 0 for alpha = 0 and else NaN.
 
     alpha may be a variable, whose value is not known when the step is traced.
     """
     if labels is not None:
-        return alpha * cross_entropy(labels, student, None)["hard"]
+        return alpha * cross_entropy(labels, student, None, class_weights=class_weights)["hard"]
     share = tf.where(tf.cast(alpha, tf.float32) > 0, float("nan"), 0.0)
     return tf.fill(tf.shape(student["logits"])[:1], share)
 
@@ -125,15 +150,18 @@ def formula(target: str, hyper: Mapping[str, Any]) -> str:
     factor = "T^2 * " if hyper.get("t_squared") else ""
     degrees = "" if temperature is None else f", T = {temperature:g}"
     soft = f"{factor}KL(teacher/T || student/T){degrees}"
+    weighted = hyper.get("class_weights") is not None
+    labels = "w[label] * CE(labels, student)" if weighted else "CE(labels, student)"
     if name == "cross_entropy":
         smoothing = hyper.get("label_smoothing", 0)
-        return "CE(labels, student)" + (f", label smoothing {smoothing:g}" if smoothing else "")
+        return labels + (f", label smoothing {smoothing:g}" if smoothing else "")
     if name == "soft_cross_entropy":
         return "CE(labels, student) where they are known, elsewhere CE(teacher, student)"
     if name == "hinton":
-        return f"{alpha:g} * CE(labels, student) + {1 - alpha:g} * {soft}"
+        return f"{alpha:g} * {labels} + {1 - alpha:g} * {soft}"
     if name == "function_matching":
         return soft
     if name == "hard":
-        return f"{alpha:g} * CE(labels, student) + {1 - alpha:g} * CE(argmax teacher, student)"
-    return f"{target}({', '.join(f'{key}={value}' for key, value in hyper.items())})"
+        return f"{alpha:g} * {labels} + {1 - alpha:g} * CE(argmax teacher, student)"
+    given = (f"{key}={'w' if key == 'class_weights' else value}" for key, value in hyper.items())
+    return f"{target}({', '.join(given)})"

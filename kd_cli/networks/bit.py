@@ -16,6 +16,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
+from kd_cli.data.archives import npz_headers
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.files import open_npz
 
@@ -120,13 +121,22 @@ def load_published(model: keras.Model, path: Path, what: str, new_head: bool = F
             f"{what}={path} is for BiT networks, teacher.network is another "
             f"({network.name}); type teacher=bit_resnet101x3, or leave {what} out"
         )
+
+    def unread(error: Exception) -> ConfigError:
+        reason = first_line(error)
+        return ConfigError(
+            f"{what}={path} can't be read: {reason}; expected a .npz file of BiT weights"
+        )
+
+    try:
+        npz_headers(path, more=None)  # before anything is unpacked
+    except (OSError, ConfigError) as error:
+        raise unread(error) from error
     try:
         with open_npz(path) as archive:
             _assign(network, archive, f"{what}={path}", new_head)
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            f"{what}={path} can't be read: {first_line(error)}; expected a .npz file of BiT weights"
-        ) from error
+        raise unread(error) from error
 
 
 def _assign(network: keras.Model, archive: Any, what: str, new_head: bool) -> None:

@@ -75,6 +75,7 @@ class Column:
             deviation, where every run knows the value; else the median of the runs that know it.
         optional: Whether a table leaves it out where no run knows the value.
         differing: Whether a table leaves it out where all runs have the same value.
+        uneven: Whether it says nothing new, and is not shown, where classes are about even.
     """
 
     key: str
@@ -86,6 +87,7 @@ class Column:
     varies: bool = True
     optional: bool = False
     differing: bool = False
+    uneven: bool = False
 
     @property
     def header(self) -> str:
@@ -98,10 +100,14 @@ class Column:
 
     def value(self, run: FinishedRun) -> Any:
         """As recorded; None where it is not known."""
+        if self.uneven and not _has_uneven_classes(run.record):
+            return None
         return self._known(run.at(self.path.format(split="test")))
 
     def on(self, split: str, evaluation: Mapping[str, Any]) -> Any:
         """As `kd evaluate` measured it on `validation` or `test`; None where it is not known."""
+        if self.uneven and not _has_uneven_classes(evaluation):
+            return None
         return self._known(at(evaluation, self.path.format(split=split)))
 
     def _known(self, value: Any) -> Any:
@@ -132,6 +138,15 @@ class Column:
         return self.cell(one.mean) + (f" ± {self.cell(one.sd)}" if one.sd is not None else "")
 
 
+def _has_uneven_classes(record: Mapping[str, Any]) -> bool:
+    """Whether a class of the training or test images is half as large again as another."""
+    for part in ("train", "test"):
+        counts = [count for count in at(record, f"dataset.{part}_per_class") or () if count]
+        if counts and max(counts) >= 1.5 * min(counts):
+            return True
+    return False
+
+
 def _with_unit(name: str, unit: Unit | None) -> str:
     return f"{name}, {unit.name}" if unit and unit.name else name
 
@@ -156,6 +171,9 @@ COLUMNS = (
     Column("round_0_test", "test of round 0", "rounds.0.test.accuracy", PERCENT, In.SWEEP,
            optional=True),
     Column("test_accuracy", "test", "test.accuracy", PERCENT, _ALL),
+    Column("balanced_accuracy", "balanced test", "quality.{split}.balanced_accuracy", PERCENT,
+           In.RUN | In.SWEEP | In.COMPARE | In.REPORT | In.EVALUATE, "balanced accuracy",
+           optional=True, uneven=True),
     Column("test_last_accuracy", "test of last epoch", "test_last.accuracy", PERCENT, In.RUN),
     Column("test_nll", "test NLL", "test.nll", NATS, In.SWEEP),
     Column("accuracy", "accuracy", "quality.{split}.accuracy", PERCENT, In.EVALUATE),

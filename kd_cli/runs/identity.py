@@ -24,8 +24,18 @@ from kd_cli.runs.model_file import checkpoint_file
 from kd_cli.runs.record import Record
 from kd_cli.terminal import shown
 
-# Counted where they are used: seed in init_seed and data_seed, alpha in the loss.
-_ELSEWHERE = ("seed", *VARIABLES, "label_smoothing")
+# Counted where they are used: seed in init_seed and data_seed, alpha in the loss. (Class weights
+# are no part of the loss's node, because the scratch student has them too.)
+_ELSEWHERE = {"seed", *VARIABLES, "label_smoothing"} - {"class_weights"}
+# Keys of sources that came later: where they say what was so before, older runs keep their ids.
+_AS_BEFORE = (
+    ("train_split", "train"),
+    ("test_split", "test"),
+    ("image_key", "image"),
+    ("label_key", "label"),
+    ("scale", None),
+    ("offset", 0),
+)
 
 
 def _normal(value: Any) -> Any:
@@ -56,7 +66,9 @@ def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
     elif spec.get("unlabelled") == "leave_out":
         del spec["unlabelled"]
     spec["source"] = {
-        key: value for key, value in spec["source"].items() if key not in ("data_dir", "cache_dir")
+        key: value
+        for key, value in spec["source"].items()
+        if key not in ("data_dir", "cache_dir") and (key, value) not in _AS_BEFORE
     }
     for place in (spec, spec["source"]):
         if place.get("path"):
@@ -140,7 +152,7 @@ def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
 def run_spec(plan: DictConfig) -> dict[str, Any]:
     """All of a checked configuration that can change the result of the run, as plain data."""
     plain = OmegaConf.to_container(plan)
-    skipped = PLACES + _ELSEWHERE
+    skipped = {*PLACES, *_ELSEWHERE}
     spec = {key: value for key, value in plain.items() if key not in skipped and value is not None}
     spec["dataset"] = dataset_spec(plan.dataset)
     if plan.steps is not None:

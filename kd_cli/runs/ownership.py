@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.overrides import is_typed, place_of, teacher_overrides
-from kd_cli.config.plans import given_by, is_taught, teacher_plan
+from kd_cli.config.plans import given_by, is_taught, teacher_augment_follows, teacher_plan
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import files_of

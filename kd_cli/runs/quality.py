@@ -63,6 +63,7 @@ def quality(
 
     Returns:
         accuracy, nll;
+        balanced_accuracy: mean of the accuracies on the examples of each class that has any;
         top5 (above ten classes only);
         brier: sum over the classes of (probability - one-hot)^2, so 0..2;
         ece: sum over 15 bins of equal width of share * |accuracy - mean confidence|, with the
@@ -88,6 +89,7 @@ def quality(
     count = np.bincount(labels, minlength=classes)
     hits = np.bincount(labels[right], minlength=classes)
     result |= {
+        "balanced_accuracy": float((hits[count > 0] / count[count > 0]).mean()),
         "brier": _brier(log_p, labels),
         "ece": _ece(confidence, right, _equal_width(confidence, BINS), BINS),
         "ece_equal_mass": _ece(confidence, right, _equal_mass(confidence, BINS), BINS),

@@ -107,6 +107,10 @@ class DatasetRecord(Part):
     labelled: int = _says("training images that have labels of the dataset")
     validation: int = _says("validation images, 0 without a validation split")
     test: int = _says("test images")
+    train_per_class: list[int] | None = _may_say(
+        "training images of each class, if they have labels"
+    )
+    test_per_class: list[int] | None = _may_say("test images of each class")
     fingerprint: str = _says("SHA-256 of images, labels and class names")
     split_fingerprint: str = _says("SHA-256 of the rows of each split")
     held_out_fingerprint: str = _says("SHA-256 of the rows of validation and test")
@@ -182,6 +186,7 @@ class Record(Part):
     loss: str = _says("the loss as a formula")
     alpha: float | None = _says("weight of the hard labels, null where the loss has none")
     temperature: float | None = _says("temperature, null where the loss has none")
+    class_weights: list[float] | None = _may_say("weight of each class in the labels' term")
     epochs_done: int = _says("epochs trained")
     steps_done: int = _says("optimizer steps")
     stopped: str = _says("finished, or early stopping")

@@ -29,17 +29,10 @@ def _folder_num_classes(path: str) -> int:
     return len(class_folders(Path(path).expanduser()))
 
 
-def _npz_header(path: str, member: str) -> Any:
-    from kd_cli.data.npz_file import npz_header
-
-    return npz_header(Path(path).expanduser(), member)
-
-
 def _npz_image_shape(path: str) -> ListConfig:
-    shape = _npz_header(path, "x_train")
-    if len(shape) not in (3, 4):
-        raise ConfigError(f"{path}: x_train has shape {shape}; expected [N, H, W] or [N, H, W, C]")
-    return OmegaConf.create([*shape[1:3], shape[3] if len(shape) == 4 else 1])
+    from kd_cli.data.npz_file import npz_image_shape
+
+    return OmegaConf.create(npz_image_shape(Path(path).expanduser()))
 
 
 def _npz_num_classes(path: str) -> int:

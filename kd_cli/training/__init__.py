@@ -5,6 +5,7 @@
     assembly    builds a training step from a checked plan
     train       trains a run and writes its directory
     schedules   learning rates
+    class_weights   weights of the classes in the labels' term
     optimizers  optimizers that Keras lacks
     trackers    objects that are called after every epoch
 

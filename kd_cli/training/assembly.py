@@ -6,6 +6,7 @@ and the like put their values into its variables instead of tracing the step aga
 
 from __future__ import annotations
 
+import functools
 import gc
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from kd_cli.errors import ConfigError, first_line
 from kd_cli.runs.identity import digest, network_spec
 from kd_cli.runs.model_file import checkpoint_file
 from kd_cli.runs.session import Session
+from kd_cli.training import class_weights
 
 if TYPE_CHECKING:
     from kd_cli.data.views import Views
@@ -72,6 +74,8 @@ def check_labels(plan: DictConfig, dataset: Dataset) -> None:
             f"{bare}, which {plan.command} needs; they serve to distill with a given teacher: "
             "kd distill loss=function_matching teacher.checkpoint=FILE"
         )
+    if plan.get("class_weights") is not None:
+        raise ConfigError(f"class_weights={plan.class_weights}: {bare}; leave it out")
     if not given_by(plan):
         raise ConfigError(
             f"{bare}, so no teacher can be trained on them; give one: teacher.checkpoint=FILE"
@@ -127,7 +131,10 @@ def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
     optimizer = build(plan.optimizer, "optimizer", learning_rate=float(plan.learning_rate))
     if plan.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    return Parts(model, optimizer, build(plan.loss, "loss"), schedule)
+    loss, weights = build(plan.loss, "loss"), class_weights.of_plan(plan, dataset)
+    if weights is not None:
+        loss = functools.partial(loss.func, **loss.keywords, class_weights=weights)
+    return Parts(model, optimizer, loss, schedule)
 
 
 def augmentation(plan: DictConfig, dataset: Dataset, session: Session) -> Views | None:
@@ -237,6 +244,7 @@ def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
         "optimizer": plain["optimizer"],
         "schedule": plain["schedule"],
         "loss": loss,
+        "class_weights": plan.get("class_weights") is not None,
     }
 
 

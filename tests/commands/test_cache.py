@@ -161,7 +161,10 @@ def test_prune_removes_what_killed_processes_left(kd, work):
     ("words", "expected"),
     [
         (["lst"], "unknown action 'lst'; did you mean 'list'? (kd cache list|verify|prune)"),
-        (["verify", "row=3"], "kd cache verify takes cache_dir=..., rows=..., seed=...;"),
+        (
+            ["verify", "row=3"],
+            "kd cache verify takes cache_dir=..., outputs=..., rows=..., seed=...;",
+        ),
         (["verify", "rows=-1"], "rows=-1 must be a whole number"),
         (["prune", "all=yes"], "all=yes must be true or false"),
         (["prune", "days"], "received 'days'"),

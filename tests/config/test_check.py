@@ -1,6 +1,7 @@
 """Every option composes and checks; identities; what commands do not use."""
 
 import copy
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf, flag_override, open_dict
@@ -12,7 +13,7 @@ from kd_cli.config.compose import compose, conf_dir
 from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import override_key
 from kd_cli.errors import ConfigError
-from kd_cli.runs.identity import run_dir, run_id, run_name, run_spec, teacher_dir
+from kd_cli.runs.identity import point_dir, run_dir, run_id, run_name, run_spec, teacher_dir
 from kd_cli.runs.resolvers import register_resolvers
 from tests.conftest import TFDS
 from tests.conftest import plan_of as plan
@@ -248,3 +249,15 @@ def test_a_directory_s_name_is_cut_where_file_systems_end(work):
         one.student.name = "é" * 200
     name = run_name(one)
     assert len(name.encode()) == 211 and name == f"{'é' * 100}-{run_id(one)}"
+
+
+def test_all_that_is_written_lies_below_outputs(monkeypatch):
+    monkeypatch.delenv("KD_CACHE_DIR", raising=False)
+    made = plan("distill", "outputs=elsewhere", "sweep=s")
+    places = [run_dir(made), teacher_dir(made), point_dir(made), made.cache_dir]
+    assert {Path(place).parts[0] for place in places} == {"elsewhere"}
+    read = plan("distill", "outputs=elsewhere", *("dataset=tfds", *TFDS)).dataset.source
+    assert read.cache_dir == "elsewhere/cache"
+    monkeypatch.setenv("KD_CACHE_DIR", "kept")
+    assert plan("distill", "outputs=elsewhere").cache_dir == "kept"
+    assert plan("distill", "outputs=elsewhere", "cache_dir=here").cache_dir == "here"

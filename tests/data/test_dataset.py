@@ -1,7 +1,9 @@
 """From sources to checked splits: digits and npz files, and what is refused."""
 
 import hashlib
+import io
 import logging
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,10 @@ from sklearn.datasets import load_digits
 
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
-from kd_cli.data import sources
+from kd_cli.data import archives, sources
 from kd_cli.data.arrays import Arrays, fingerprint
 from kd_cli.data.dataset import Dataset, Split, load_dataset
+from kd_cli.data.folders import image_folder
 from kd_cli.errors import ConfigError
 from kd_cli.files import open_npz
 from kd_cli.runs.resolvers import register_resolvers
@@ -325,7 +328,7 @@ class Bomb:
 def test_npz_with_objects_is_refused_and_nothing_in_it_is_executed(tmp_path):
     bomb = np.empty(12, object)
     bomb[:] = [Bomb(tmp_path / "executed")] * 12
-    with pytest.raises(ConfigError, match="a.npz: Object arrays cannot be loaded"):
+    with pytest.raises(ConfigError, match="a.npz: y_train holds Python objects"):
         load_npz(save(tmp_path / "a.npz", y_train=bomb))
     assert not (tmp_path / "executed").exists()
 
@@ -371,3 +374,140 @@ def test_a_file_that_is_no_npz(tmp_path):
     (tmp_path / "a.npz").write_text("x_train")
     with pytest.raises(ConfigError, match="a.npz is not an .npz file"):
         load_npz(tmp_path / "a.npz")
+
+
+# --- archives are looked at before they are unpacked ---
+
+
+def write_archive(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+def npy(shape: tuple[int, ...], dtype: str, content: bytes) -> bytes:
+    """An `.npy` file whose header may say anything."""
+    file = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(file, header)
+    return file.getvalue() + content
+
+
+def toy_members(**changes: bytes) -> dict[str, bytes]:
+    images, labels = npy((12, 2, 2), "|u1", bytes(range(48))), npy((12,), "|u1", bytes([0, 1] * 6))
+    members = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    return members | changes
+
+
+@pytest.fixture
+def unread(monkeypatch) -> None:
+    """Nothing may be unpacked."""
+
+    def load(*_, **__):
+        raise AssertionError("the archive was unpacked")
+
+    monkeypatch.setattr(np, "load", load)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"x_train": npy((12, 2, 2), "|u1", b"")},
+            "x_train says that it has [0-9]+ bytes, the arch",
+        ),
+        (
+            {"x_train": npy((2**40, 64, 64), "|u1", b"0" * 48)},
+            "x_train says that it has [0-9,]{17}",
+        ),
+        ({"x_train": npy((12, 2, 2), "|O", b"0" * 96)}, "x_train holds Python objects"),
+        ({"y_train": npy((12,), "<f4", bytes(48))}, "y_train is float32; expected whole class"),
+        (
+            {"y_test": npy((11,), "|u1", bytes(11))},
+            r"x_test has shape \(12, 2, 2\) and y_test \(11,",
+        ),
+        ({"x_test": b"\x93NUMPY\x01\x00\xff"}, "a.npz is damaged or cut short"),
+        ({"x_test": b"no array"}, "a.npz is damaged or cut short .*np.savez"),
+        (
+            {"x_validation": npy((1, 2, 2), "|u1", bytes(4))},
+            "has x_validation alone; expected x_val",
+        ),
+    ],
+)
+def test_what_an_archive_says_of_itself_is_looked_at(tmp_path, unread, changes, told):
+    path = write_archive(tmp_path / "a.npz", toy_members(**changes))
+    with pytest.raises(ConfigError, match=told) as error:
+        plan("dataset=npz", f"dataset.path={path}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path, unread, monkeypatch):
+    monkeypatch.setattr(archives, "_SMALL", 2**20)
+    count = 2**22
+    bomb = npy((count, 1, 1), "|u1", bytes(count)), npy((count,), "|u1", bytes(count))
+    path = write_archive(tmp_path / "a.npz", toy_members(x_train=bomb[0], y_train=bomb[1]))
+    with pytest.raises(ConfigError, match="x_train would unpack from 4.[01] KiB to 4.0 MiB"):
+        load_npz(path)
+
+
+def test_more_than_the_memory_is_not_unpacked(tmp_path, unread, monkeypatch):
+    monkeypatch.setattr(archives, "available_memory", lambda: 100)
+    with pytest.raises(ConfigError, match="take 632 bytes of memory, 100 bytes are"):
+        load_npz(write_archive(tmp_path / "a.npz", toy_members()), (2, 2, 1), 2)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9, 0.999])
+def test_an_archive_that_is_cut_short_is_one_line(tmp_path, keep):
+    path = save(tmp_path / "a.npz")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(ConfigError, match="a.npz is damaged or cut short .*; np.savez") as error:
+        load_npz(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_in_an_array_is_one_line(tmp_path):
+    path = save(tmp_path / "a.npz")
+    content = bytearray(path.read_bytes())
+    content[600] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="a.npz is damaged .*CRC"):
+        load_npz(path)
+
+
+def test_npz_with_a_validation_split_and_what_is_left_out(tmp_path, caplog):
+    path = save(tmp_path / "a.npz", x_validation=X[6:9], y_validation=Y[6:9], x_val=X, names=Y)
+    dataset = load_npz(path)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (12, 3, 6)
+    np.testing.assert_array_equal(dataset.validation.images, X[6:9])
+    assert "a.npz: left out [x_val, names]; the arrays of a data set are x_train" in caplog.text
+
+
+@pytest.mark.parametrize("channels", [2, 4, 13])
+def test_npz_of_any_number_of_channels(tmp_path, channels):
+    images = np.resize(X, (12, 4, 5, channels))
+    path = save(tmp_path / "a.npz", x_train=images, x_test=images[:6])
+    dataset = load_dataset(plan("dataset=npz", f"dataset.path={path}").dataset)
+    np.testing.assert_array_equal(dataset.train.images, images)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 28, 28), (3, 32, 48)])
+def test_channels_before_rows_are_refused(tmp_path, shape):
+    images = np.resize(X, (12, *shape))
+    path = save(tmp_path / "a.npz", x_train=images, x_test=images[:6])
+    with pytest.raises(ConfigError, match=r"image_shape=.* must be .*np.moveaxis\(images, 1, -1\)"):
+        plan("dataset=npz", f"dataset.path={path}")
+
+
+def test_a_preview_of_other_channels_is_refused(tmp_path):
+    path = save(tmp_path / "a.npz", x_train=X[..., :2], x_test=X[:6, ..., :2])
+    with pytest.raises(ConfigError, match="augment.preview=True must be false .*, not 2"):
+        plan("dataset=npz", f"dataset.path={path}", "augment.preview=true")
+
+
+def test_a_folder_of_images_has_one_channel_or_three(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=r"image_shape=\[4, 5, 2\].* 1 .grey. or 3 .colour."):
+        image_folder(str(tmp_path), [4, 5, 2], str(tmp_path))

@@ -14,6 +14,8 @@ from kd_cli.data.arrays import Arrays
 from kd_cli.data.dataset import load_dataset
 from kd_cli.data.sources import tfds
 from kd_cli.errors import ConfigError
+from kd_cli.runs.identity import dataset_spec
+from tests.conftest import plan_of
 from tests.data.test_dataset import labels_of, node, plan
 
 
@@ -77,7 +79,7 @@ def test_any_image_set_of_tfds_without_a_file_of_its_own(tmp_path, online):
 
 
 def test_a_set_without_image_and_label_is_refused_before_it_is_fetched(tmp_path, waited):
-    with pytest.raises(ConfigError, match="coco of .* has .*objects; expected image and label"):
+    with pytest.raises(ConfigError, match="coco of .* has .*objects; expected label .*label_key"):
         tfds("coco", str(tmp_path), str(tmp_path), [32, 32, 3])
     assert waited == []
 
@@ -104,8 +106,8 @@ def test_the_cache_tells_official_validation_splits_apart(tmp_path, monkeypatch)
     (folder / "dataset_info.json").write_text("{}")
     part = (np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1]))
 
-    def decode(name, folder, shape, validation_split):
-        return Arrays(part, part, part if validation_split else None, ("a", "b"))
+    def decode(name, folder, wanted):
+        return Arrays(part, part, part if "validation" in wanted.splits else None, ("a", "b"))
 
     monkeypatch.setattr("kd_cli.data.sources._decode_tfds", decode)
     keywords = {"data_dir": str(tmp_path), "cache_dir": str(tmp_path), "image_shape": [1, 1, 1]}
@@ -116,6 +118,156 @@ def test_the_cache_tells_official_validation_splits_apart(tmp_path, monkeypatch)
 def test_an_unknown_tfds_name_is_told(tmp_path):
     with pytest.raises(ConfigError, match="tensorflow-datasets knows no dataset 'cifar1000'"):
         tfds("cifar1000", str(tmp_path), str(tmp_path), [32, 32, 3])
+
+
+# --- a set of our own, with the splits and features of tensorflow-datasets ---
+
+
+class KdToy(tensorflow_datasets.core.GeneratorBasedBuilder):
+    """Image number n is n everywhere, of 20 in train and 10 in test, the last ones of 20 to 29."""
+
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+
+    def _info(self):
+        features = tensorflow_datasets.features
+        return self.dataset_info_from_configs(
+            features=features.FeaturesDict(
+                {
+                    "image": features.Image(shape=(2, 2, 1)),
+                    "deep": features.Tensor(shape=(4, 4), dtype=np.uint16),
+                    "label": features.ClassLabel(names=["even", "odd"]),
+                    "nested": {"third": features.Scalar(np.int32), "flag": np.bool_},
+                    "share": features.Scalar(np.float32),
+                }
+            )
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._examples(0, 20), "test": self._examples(20, 30)}
+
+    def _generate_examples(self):
+        raise NotImplementedError
+
+    def _examples(self, first, last):
+        for number in range(first, last):
+            yield (
+                f"{number:03}",
+                {
+                    "image": np.full((2, 2, 1), 8 * number, np.uint8),
+                    "deep": np.full((4, 4), 2000 * number, np.uint16),
+                    "label": number % 2,
+                    "nested": {"third": number % 3, "flag": number % 2 == 0},
+                    "share": 0.5,
+                },
+            )
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    """A folder with the prepared set."""
+    folder = tmp_path_factory.mktemp("tfds")
+    KdToy(data_dir=str(folder)).download_and_prepare()
+    return folder
+
+
+def load_toy(toy: Path, cache: Path, classes: int = 2, shape=(2, 2, 1), **keywords):
+    source = tfds_source("kd_toy", list(shape), toy, **keywords)
+    source["cache_dir"] = str(cache)
+    return load_dataset(node(source, shape, classes, validation_fraction=0))
+
+
+def numbers(split) -> list[int]:
+    return sorted((split.images[split.rows][:, 0, 0, 0] // 8).tolist())
+
+
+def test_parts_and_sums_of_splits(toy, tmp_path):
+    dataset = load_toy(
+        toy,
+        tmp_path,
+        train_split="train[:60%]+test[:2]",
+        validation_split="train[60%:80%]",
+        test_split="train[80%:]+test[2:]",
+    )
+    every = numbers(dataset.train) + numbers(dataset.validation) + numbers(dataset.test)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (14, 4, 12)
+    assert sorted(every) == list(range(30))
+    assert dataset.class_names == ("even", "odd")
+
+
+def test_another_label_and_image_by_key(toy, tmp_path):
+    dataset = load_toy(toy, tmp_path, 3, (4, 4, 1), label_key="nested/third", image_key="deep")
+    # 16 bits: 65535 becomes 255; 29 * 2000 is the largest.
+    np.testing.assert_allclose(dataset.test.images[:, 0, 0, 0].max(), 58000 / 257, rtol=1e-6)
+    deep = np.round(dataset.train.images[:, 0, 0, 0] * 257 / 2000)
+    np.testing.assert_array_equal(dataset.train.labels, deep % 3)
+    again = load_toy(toy, tmp_path, 3, (4, 4, 1), label_key="nested/third", image_key="deep")
+    assert again.fingerprint == dataset.fingerprint
+
+
+def test_images_of_16_bits_keep_their_range_when_they_are_resized(toy, tmp_path):
+    dataset = load_toy(toy, tmp_path, 2, (2, 2, 1), image_key="deep")
+    np.testing.assert_allclose(dataset.test.images.max(), 58000 / 257, rtol=1e-6)
+
+
+def test_a_flag_as_label(toy, tmp_path):
+    dataset = load_toy(toy, tmp_path, label_key="nested/flag")
+    np.testing.assert_array_equal(
+        dataset.train.labels, 1 - dataset.train.images[:, 0, 0, 0] // 8 % 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("keywords", "told"),
+    [
+        (
+            {"test_split": "train[80%:]"},
+            r"test_split=train\[80%:\] shares with dataset.source.train_split 4 images \(train\)",
+        ),
+        ({"validation_split": "test[5:]"}, "validation_split=.* shares with .*test_split 5 images"),
+        ({"train_split": "train+train[:10%]"}, r"train\[:10%\] takes 2 images twice"),
+        ({"train_split": "all"}, "test_split=test shares with dataset.source.train_split 10"),
+        (
+            {"train_split": "training"},
+            r"no split 'training' \(it has train, test\); type .*train_s",
+        ),
+        ({"train_split": "train[:80"}, r"train_split=train\[:80 can't be read as a split"),
+        ({"train_split": "train[:120%]"}, "can't be read as a split of kd_toy"),
+        ({"train_split": "train[:0]"}, r"train_split=train\[:0\] of kd_toy is empty"),
+        ({"label_key": "age"}, "has .*nested.*; expected age .dataset.source.label_key=age"),
+        ({"label_key": "nested/age"}, "has third, flag; expected age|has flag, third; expected"),
+        ({"label_key": "share"}, "share has shape .* expected one class number"),
+        ({"label_key": "nested"}, "nested has shape .*expected one class number"),
+        ({"image_key": "label"}, "label has shape .*expected an image"),
+    ],
+)
+def test_what_a_set_has_not_is_one_line(toy, tmp_path, keywords, told):
+    with pytest.raises(ConfigError, match=told) as error:
+        load_toy(toy, tmp_path, **keywords)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("data/*"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("train[:80%]", "train[:80%]"),  # as a shell hands 'train[:80%]' over
+        ("'train[:80%]'", "train[:80%]"),
+        ("train[:80%]+test[5:]", "train[:80%]+test[5:]"),
+        ("train+test", "train+test"),
+    ],
+)
+def test_a_part_of_a_split_needs_no_quotes_of_hydra(typed, read):
+    made = plan_of("train-student", "dataset=mnist", f"dataset.source.train_split={typed}")
+    assert made.dataset.source.train_split == read
+
+
+def test_splits_and_keys_are_part_of_a_run_and_their_defaults_are_not(toy):
+    def spec(*words):
+        return dataset_spec(plan("dataset=mnist", *words).dataset)["source"]
+
+    assert set(spec()) == {"_target_", "name", "image_shape", "validation_split"}
+    part = spec("dataset.source.train_split='train[:80%]'", "dataset.source.label_key=other")
+    assert (part["train_split"], part["label_key"]) == ("train[:80%]", "other")
 
 
 @pytest.fixture

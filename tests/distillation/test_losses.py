@@ -87,6 +87,56 @@ def test_cross_entropy_to_shares_of_the_classes_equals_numpy(smoothing):
     close(same["hard"], plain["hard"])
 
 
+WEIGHTS = np.array([0.5, 0.0, 2.0, 7.0])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights_multiply_each_example_by_that_of_its_label(smoothing):
+    target = (1 - smoothing) * np.eye(4)[LABELS] + smoothing / 4
+    weights = tf.Variable(WEIGHTS, dtype=tf.float32)
+    terms = losses.cross_entropy(
+        tf.constant(LABELS),
+        outputs(STUDENT),
+        None,
+        label_smoothing=smoothing,
+        class_weights=weights,
+    )
+    close(terms["hard"], -WEIGHTS[LABELS] * (target * log_softmax(STUDENT)).sum(axis=-1))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights_of_shares_weigh_each_share_by_its_class(smoothing):
+    expected = 0.0
+    for label in range(4):  # what the pure label would lose, times its share
+        target = (1 - smoothing) * np.eye(4)[label] + smoothing / 4
+        expected -= SHARES[:, label] * WEIGHTS[label] * (target * log_softmax(STUDENT)).sum(axis=-1)
+    terms = losses.cross_entropy(
+        tf.constant(SHARES, tf.float32),
+        outputs(STUDENT),
+        None,
+        label_smoothing=smoothing,
+        class_weights=tf.constant(WEIGHTS, tf.float32),
+    )
+    close(terms["hard"], expected)
+
+
+@pytest.mark.parametrize(
+    ("loss", "hyper", "other"),
+    [
+        (losses.hinton, dict(alpha=0.3, temperature=2), "soft"),
+        (losses.hard, dict(alpha=0.3), "teacher"),
+    ],
+)
+def test_class_weights_are_of_the_labels_term_alone(loss, hyper, other):
+    given = tf.constant(LABELS), outputs(STUDENT), outputs(TEACHER)
+    plain = loss(*given, **hyper)
+    terms = loss(*given, **hyper, class_weights=tf.constant(WEIGHTS, tf.float32))
+    close(terms["hard"], plain["hard"] * WEIGHTS[LABELS])
+    np.testing.assert_array_equal(terms[other], plain[other])
+    ones = loss(*given, **hyper, class_weights=tf.ones(4))
+    np.testing.assert_array_equal(ones["hard"], plain["hard"])
+
+
 @pytest.mark.parametrize(
     ("loss", "hyper"),
     [(losses.hinton, dict(alpha=0.3, temperature=2)), (losses.hard, dict(alpha=0.3))],

@@ -320,7 +320,7 @@ MISTAKES = {
     "type": ({"resnet/group_norm/beta": np.arange(2048)}, ["beta is int64", "needs float32"]),
     "objects": (
         {"resnet/group_norm/beta": np.array([{}] * 2048, object)},
-        ["can't be read", "allow_pickle=False"],
+        ["can't be read", "Python objects"],
     ),
     "classes": (
         {

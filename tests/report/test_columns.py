@@ -52,6 +52,17 @@ def test_the_columns_of_every_table():
     }
 
 
+@pytest.mark.parametrize("part", ["train_per_class", "test_per_class"])
+def test_balanced_accuracy_is_shown_where_classes_are_uneven(part):
+    quality = {"test": {"balanced_accuracy": 0.625}}
+    for counts, shown in (([30, 15], True), ([0, 4], False), ([40, 27], False), ([27, 41], True)):
+        run = finished(dataset={part: counts}, quality=quality)
+        for table in (In.RUN, In.SWEEP, In.COMPARE, In.REPORT):
+            found = texts(table, run)
+            assert ("balanced test, %" in found) == shown
+            assert found.get("balanced test, %", "62.50") == "62.50"
+
+
 def test_the_rounds_of_self_training():
     learned = finished(pseudo_labels=PSEUDO_LABELS, validation={"best": BEST, "last": BEST})
     assert texts(In.ROUNDS, learned) == {

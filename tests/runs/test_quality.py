@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax as scipy_log_softmax
-from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    log_loss,
+    top_k_accuracy_score,
+)
 
 from kd_cli.runs import quality
 
@@ -45,6 +50,15 @@ def test_accuracy_nll_and_top5_equal_scikit_learn():
     assert result["top5"] == top_k_accuracy_score(LABELS, LOGITS, k=5, labels=range(12))
     one_hot = np.eye(12)[LABELS]
     assert result["brier"] == pytest.approx(((p - one_hot) ** 2).sum() / 300)
+
+
+def test_balanced_accuracy_equals_scikit_learn():
+    logits, labels = drawn(400, 6, 2.0)
+    kept = (labels != 4) & ((labels != 1) | (np.arange(400) % 9 == 0))  # none of 4, few of 1
+    result = quality.quality(logits[kept], labels[kept])
+    expected = balanced_accuracy_score(labels[kept], logits[kept].argmax(axis=1))
+    assert result["balanced_accuracy"] == pytest.approx(expected, rel=1e-12)
+    assert result["balanced_accuracy"] != pytest.approx(result["accuracy"], rel=1e-3)
 
 
 def test_a_constant_prediction_in_closed_form():

@@ -248,7 +248,8 @@ def test_a_broken_learner_ends_alone():
 
 
 @pytest.mark.slow
-def test_beginning_again_is_a_fresh_learner_without_a_new_trace():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_beginning_again_is_a_fresh_learner_without_a_new_trace(weighted):
     def fresh(seed):
         keras.utils.set_random_seed(seed)
         inputs = keras.Input((2, 2, 1))
@@ -261,6 +262,8 @@ def test_beginning_again_is_a_fresh_learner_without_a_new_trace():
 
     hypers = [dict(alpha=0.2, temperature=1.0, t_squared=True)]
     hypers.append(dict(alpha=0.8, temperature=5.0, t_squared=False))
+    if weighted:
+        hypers[0]["class_weights"], hypers[1]["class_weights"] = [1.0, 2.0, 0.5], [3.0, 0.0, 1.0]
     alone = []
     for seed, hyper in enumerate(hypers):
         one = Learner(*fresh(seed), hinton, hyper, lambda step: 0.1)
