@@ -258,7 +258,9 @@ def loss_line(plan: DictConfig) -> str:
     from kd_cli.distillation.losses import formula
 
     hyper = {k: v for k, v in plan.loss.items() if k not in ("_target_", "_partial_")}
-    text = formula(plan.loss["_target_"], hyper | {"class_weights": plan.get("class_weights")})
+    if plan.get("class_weights") is not None:
+        hyper["class_weights"] = plan.class_weights
+    text = formula(plan.loss["_target_"], hyper)
     if "t_squared" in hyper and hyper.get("temperature", 1) != 1:
         squared = f"{hyper['temperature'] ** 2:g}"
         text += f" (T^2 = {squared})" if hyper["t_squared"] else f" (without T^2 = {squared})"

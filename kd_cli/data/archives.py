@@ -46,7 +46,8 @@ def npz_headers(
     found, total = {}, 0
     try:
         with zipfile.ZipFile(path) as archive:
-            known = [entry.removesuffix(".npy") for entry in archive.namelist()]
+            entries = archive.namelist()
+            known = [entry.removesuffix(".npy") for entry in entries if entry.endswith(".npy")]
             missing = [name for name in names if name not in known]
             if missing:
                 raise ConfigError(
@@ -76,6 +77,8 @@ def npz_headers(
                         "with np.savez, unpacked"
                     )
                 total += declared
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror or error}") from error
     except _BROKEN as error:
         with open(path, "rb") as file:
             begins = file.read(2)

@@ -112,11 +112,9 @@ def tfds(
         "tfds": name,
         "shape": list(image_shape),
         "validation": validation_split,
+        "read": [train_split, test_split, image_key, label_key, scale, offset],
         "files": stamp(files, folder),
     }
-    others = [train_split, test_split, image_key, label_key, scale, offset]
-    if others != ["train", "test", "image", "label", None, 0]:  # else named as they always were
-        key["read"] = others
     return replace(decoded(Path(cache_dir), key, decode), scale=1.0)
 
 
@@ -172,7 +170,8 @@ def _decode_tfds(name: str, folder: Path, wanted: _Wanted) -> Arrays:
             pixels = pixels[..., None]
         if image.shape[:2] != (height, width):
             kind = pixels.dtype
-            pixels = tf.image.resize(tf.cast(pixels, tf.float32), (height, width), antialias=True)
+            pixels = pixels if kind == tf.uint8 else tf.cast(pixels, tf.float32)
+            pixels = tf.image.resize(pixels, (height, width), antialias=True)
             if kind.is_integer:
                 pixels = tf.cast(tf.round(pixels), kind)
         return pixels, tf.cast(value(example, wanted.label_key), tf.int64)

@@ -42,17 +42,20 @@ def cross_entropy(
     """
     log_q = tf.nn.log_softmax(student["logits"])
     labels = tf.convert_to_tensor(labels)
-    even = tf.reduce_mean(log_q, axis=-1)
+    weight = None
     if len(labels.shape) == 2:
         shares = labels if class_weights is None else labels * class_weights
         hard = -tf.reduce_sum(shares * log_q, axis=-1)
-        weight = tf.reduce_sum(shares, axis=-1)
+        if class_weights is not None:
+            weight = tf.reduce_sum(shares, axis=-1)
     else:
         known = tf.maximum(labels, 0)
         hard = -tf.gather(log_q, known, batch_dims=1)
-        weight = 1.0 if class_weights is None else tf.gather(class_weights, known)
-        hard = hard if class_weights is None else weight * hard
-    even = even if class_weights is None else weight * even
+        if class_weights is not None:
+            weight = tf.gather(class_weights, known)
+            hard = weight * hard
+    even = tf.reduce_mean(log_q, axis=-1)
+    even = even if weight is None else weight * even
     hard = (1 - label_smoothing) * hard - label_smoothing * even
     return {"hard": hard if len(labels.shape) == 2 else tf.where(labels >= 0, hard, 0.0)}
 

@@ -28,14 +28,17 @@ from kd_cli.terminal import shown
 # are no part of the loss's node, because the scratch student has them too.)
 _ELSEWHERE = {"seed", *VARIABLES, "label_smoothing"} - {"class_weights"}
 # Keys of sources that came later: where they say what was so before, older runs keep their ids.
-_AS_BEFORE = (
-    ("train_split", "train"),
-    ("test_split", "test"),
-    ("image_key", "image"),
-    ("label_key", "label"),
-    ("scale", None),
-    ("offset", 0),
-)
+_AS_BEFORE = {
+    "kd_cli.data.npz": {"offset": 0},
+    "kd_cli.data.tfds": {
+        "train_split": "train",
+        "test_split": "test",
+        "image_key": "image",
+        "label_key": "label",
+        "scale": None,
+        "offset": 0,
+    },
+}
 
 
 def _normal(value: Any) -> Any:
@@ -65,10 +68,12 @@ def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
         del spec["labelled_fraction"], spec["unlabelled"]
     elif spec.get("unlabelled") == "leave_out":
         del spec["unlabelled"]
+    source = spec["source"]
+    before = _AS_BEFORE.get(source["_target_"], {})
     spec["source"] = {
         key: value
-        for key, value in spec["source"].items()
-        if key not in ("data_dir", "cache_dir") and (key, value) not in _AS_BEFORE
+        for key, value in source.items()
+        if key not in ("data_dir", "cache_dir") and not (key in before and value == before[key])
     }
     for place in (spec, spec["source"]):
         if place.get("path"):

@@ -268,6 +268,7 @@ def test_splits_and_keys_are_part_of_a_run_and_their_defaults_are_not(toy):
     assert set(spec()) == {"_target_", "name", "image_shape", "validation_split"}
     part = spec("dataset.source.train_split='train[:80%]'", "dataset.source.label_key=other")
     assert (part["train_split"], part["label_key"]) == ("train[:80%]", "other")
+    assert "scale" in spec("dataset.source.scale=1")
 
 
 @pytest.fixture
