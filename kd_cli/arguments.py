@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from kd_cli.commands.table import COMMANDS, DEFAULT, Request
 from kd_cli.errors import ConfigError, suggest
 
-# Hydra's flags, with whether they take a value.
+# Hydra's flags, with their long names and whether they take a value.
 FLAGS = {
-    "--help": False,
-    "-h": False,
-    "--hydra-help": False,
-    "--version": False,
-    "--multirun": False,
-    "-m": False,
-    "--run": False,
-    "-r": False,
-    "--resolve": False,
-    "--shell-completion": False,
-    "-sc": False,
-    "--cfg": True,
-    "-c": True,
-    "--package": True,
-    "-p": True,
-    "--config-dir": True,
-    "-cd": True,
-    "--info": False,
-    "-i": False,
+    "--help": ("--help", False),
+    "-h": ("--help", False),
+    "--hydra-help": ("--hydra-help", False),
+    "--version": ("--version", False),
+    "--multirun": ("--multirun", False),
+    "-m": ("--multirun", False),
+    "--run": ("--run", False),
+    "-r": ("--run", False),
+    "--resolve": ("--resolve", False),
+    "--shell-completion": ("--shell-completion", False),
+    "-sc": ("--shell-completion", False),
+    "--cfg": ("--cfg", True),
+    "-c": ("--cfg", True),
+    "--package": ("--package", True),
+    "-p": ("--package", True),
+    "--config-dir": ("--config-dir", True),
+    "-cd": ("--config-dir", True),
+    "--info": ("--info", False),
+    "-i": ("--info", False),
 }
 # The command's word names the primary configuration, and nothing else may.
 REFUSED = {
@@ -38,7 +39,10 @@ REFUSED = {
     "--experimental-rerun": "the same command again continues a run, rerun=true makes a new one",
 }
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-SHOW = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "-sc", "--shell-completion"}
+CFG = ("job", "hydra", "all")
+SHOW = {"--help", "--hydra-help", "--cfg", "--info", "--shell-completion"}
+# Each says what to do, so only one of them can be done.
+_ACTIONS = ("--multirun", "--run", "--cfg", "--info", "--shell-completion")
 
 
 def arrange(argv: list[str]) -> Request:
@@ -51,6 +55,8 @@ def arrange(argv: list[str]) -> Request:
     """
     if argv and argv[0] in COMMANDS and not COMMANDS[argv[0]].config:
         return Request(COMMANDS[argv[0]], words=argv[1:])
+    from kd_cli.config.quoting import quoted, understood
+
     words: list[str] = []
     overrides: list[str] = []
     flags: list[str] = []
@@ -59,6 +65,9 @@ def arrange(argv: list[str]) -> Request:
     while rest:
         word = rest.pop()
         name, equals, value = word.partition("=")
+        if words == ["evaluate"] and os.path.exists(word):
+            words.append(word)  # whatever characters it has
+            continue
         if not word.startswith("-"):
             path = word.startswith(("/", "./", "../"))  # which may hold a =
             plain = path or (not equals and word[:1] not in ("+", "~"))
@@ -68,19 +77,31 @@ def arrange(argv: list[str]) -> Request:
             raise ConfigError(f"kd has no use for {name}: {REFUSED[name]}")
         if name not in FLAGS:
             raise ConfigError(f"unknown flag '{name}'{suggest(name, FLAGS)} (see kd --help)")
-        if not equals and FLAGS[name]:
+        name, takes_value = FLAGS[name]
+        if equals and not takes_value and name != "--info":
+            raise ConfigError(f"{name} takes no value ({word})")
+        if takes_value and not equals:
             if not rest:
                 raise ConfigError(f"{name} needs a value")
             value = rest.pop()
-        if name in ("--config-dir", "-cd"):
+        if takes_value and (name in flags or (name == "--config-dir" and config_dir is not None)):
+            raise ConfigError(f"{name} is typed twice: leave one out")
+        if name == "--config-dir":
             config_dir = value
-            continue
-        flags += [name, value] if equals or FLAGS[name] else [name]
-        if name in ("--info", "-i") and not equals and rest and rest[-1] in INFO:
-            flags.append(rest.pop())
+        elif name == "--info" and (equals or (rest and rest[-1] in INFO)):
+            flags += [name, value if equals else rest.pop()]
+        elif takes_value:
+            flags += [name, value]
+        elif name not in flags:
+            flags.append(name)
+    _check_flags(flags)
+    if words and words[0] in COMMANDS and not COMMANDS[words[0]].config:
+        raise ConfigError(
+            f"{words[0]} has no use for keys and flags of runs, and stands first: "
+            f"kd {words[0]} --help"
+        )
     if words[:1] == ["evaluate"] and len(words) > 1:
-        quoted = words.pop(1).replace("'", "\\'")
-        overrides.insert(0, f"what='{quoted}'")
+        overrides.insert(0, f"what={quoted(words.pop(1))}")
     if len(words) > 1:
         raise ConfigError(
             f"'{words[1]}' is neither key=value nor a flag; expected one command "
@@ -92,7 +113,7 @@ def arrange(argv: list[str]) -> Request:
             f"unknown command '{word}'{suggest(word, COMMANDS)} "
             f"(commands: {', '.join(COMMANDS)}; kd --help)"
         )
-    overrides = [_without_link(override) for override in overrides]
+    overrides = [_without_link(understood(override)) for override in overrides]
     if word == "train-teacher":
         from kd_cli.config.overrides import for_teacher
 
@@ -100,10 +121,29 @@ def arrange(argv: list[str]) -> Request:
     return Request(COMMANDS[word], overrides, flags, config_dir, argv)
 
 
+def _check_flags(flags: list[str]) -> None:
+    """Refuses values that Hydra doesn't know, and flags that do nothing beside the others."""
+    chosen = [name for name in _ACTIONS if name in flags]
+    if len(chosen) > 1:
+        raise ConfigError(f"{' and '.join(chosen)} exclude each other: leave one out")
+    for name, allowed in (("--cfg", CFG), ("--info", INFO)):
+        value = flags[flags.index(name) + 1 :][:1] if name in flags else []
+        if value and not value[0].startswith("--") and value[0] not in allowed:
+            words = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+            raise ConfigError(f"{name} {value[0]}: expected {words}")
+    for name in ("--resolve", "--package"):
+        if name in flags and not {"--cfg", "--help"} & set(flags):
+            raise ConfigError(f"{name} says how the configuration is shown: add --cfg job")
+
+
 def _without_link(override: str) -> str:
     """A given file's real path: `outputs/latest` moves while a command runs."""
-    key, equals, value = override.partition("=")
+    from kd_cli.config.quoting import quoted, text_of
+
+    key, equals, _ = override.partition("=")
     files = ("teacher.checkpoint", "teacher.weights", "student.checkpoint", "teacher_dir")
-    if key in files and equals and Path(value).exists():
-        return f"{key}={Path(value).resolve()}"
+    if equals and key in files:
+        path = Path(text_of(override)).expanduser()
+        if path.exists():
+            return f"{key}={quoted(path.resolve())}"
     return override

@@ -17,7 +17,8 @@ from kd_cli.commands.table import Request
 from kd_cli.config.compose import compose, known_keys, main_dir, register
 from kd_cli.config.messages import explain, explain_hydra
 from kd_cli.config.overrides import is_typed, override_key
-from kd_cli.errors import ConfigError, RunFailed, failure_line
+from kd_cli.config.quoting import quoted
+from kd_cli.errors import ConfigError, RunFailed, failure_line, first_line
 from kd_cli.files import write_json
 from kd_cli.runs.asked import Run, Runs
 from kd_cli.runs.identity import sweep_id
@@ -113,13 +114,7 @@ def run(request: Request) -> int:
 
 def is_sweep(flags: list[str]) -> bool:
     """Whether the flags ask for a sweep."""
-    return "--multirun" in flags or "-m" in flags
-
-
-def quoted(path: Path) -> str:
-    """A path as the value of an override, whatever characters it has."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    return "--multirun" in flags
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,12 @@ def prepare(request: Request) -> Sweep:
         # Another sweeper reads its own ranges and finds its points as it goes.
         points, unswept = [[o for o in overrides if "(" not in o and "," not in o]], overrides
     else:
+        overrides = without_helpers(overrides, request.config_dir)
         points, swept = expand(overrides, request.config_dir)
+        params = compose(command.config, points[0], request.config_dir).hydra.sweeper.get("params")
+        if params:  # Hydra's sweeper puts them before what was typed, which wins
+            params = [f"{key}={value}" for key, value in params.items()]
+            points, swept = expand([*params, *overrides], request.config_dir)
         unswept = [o for o in overrides if override_key(o) not in swept]
     if not is_typed("sweep", overrides):
         overrides = [*overrides, f"sweep={sweep_id(command.word, unswept)}"]
@@ -204,6 +204,9 @@ def hand_over(request: Request, overrides: list[str], job: Callable[..., Any]) -
         raise ConfigError(explain(error)) from error
     except SystemExit as stop:
         return int(stop.code or 0)
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # A job's own errors do not come this way: these are of Hydra, a sweeper or a launcher.
+        raise ConfigError(f"Hydra can't do this: {first_line(error)}") from error
     finally:
         sys.argv = saved
 

@@ -7,22 +7,17 @@ import os
 from kd_cli.commands.job import hand_over
 from kd_cli.commands.keys_page import print_page
 from kd_cli.commands.table import COMMANDS, DEFAULT, Request
-from kd_cli.errors import ConfigError
 from kd_cli.runs.resolvers import register_resolvers
 
 
 def run(request: Request) -> int:
     """Shows what the flags ask for."""
     register_resolvers()
-    if {"-sc", "--shell-completion"} & set(request.flags):
+    if "--shell-completion" in request.flags:
         return _complete(request)
-    if {"--help", "-h"} & set(request.flags):
+    if "--help" in request.flags:
         print_page(request)
         return 0
-    named = zip(request.flags, request.flags[1:], strict=False)
-    shown = next((value for flag, value in named if flag in ("--cfg", "-c")), "job")
-    if shown not in ("job", "hydra", "all"):
-        raise ConfigError(f"--cfg {shown}: expected job, hydra or all")
     if request.command.note:
         print(f"# {request.command.note}")
     return hand_over(request, request.overrides, _nothing)

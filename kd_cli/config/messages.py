@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 
+from hydra.errors import OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -14,6 +16,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from kd_cli.config.quoting import is_text, quoted, unreadable
 from kd_cli.errors import suggest
 
 _TYPES = {
@@ -112,13 +115,16 @@ def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
     found = re.search(r"Could not override '?([^'\s]+)'?\. No match in the defaults list", text)
     if found:
         return unknown_key(found[1], keys)
-    found = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    found = re.search(r"Ambiguous value for argument '(.+)'", text)
     if found:
+        place, _, values = found[1].partition("=")
+        one = quoted(values) if is_text(found[1]) else f"[{values}]"
+        kind = "one text with commas" if is_text(found[1]) else "one list"
         return (
-            f"{found[1]} is a list of values: add --multirun to sweep over them, or quote it "
-            f"('{found[1].split('=')[0]}=[...]') for a list"
+            f"{found[1]} is a list of values: add --multirun to sweep over them, or type {kind}: "
+            f"{shlex.quote(f'{place}={one}')}"
         )
+    if isinstance(error, OverrideParseException):
+        return unreadable(error.override)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and lines[0].startswith(("Error parsing override", "mismatched", "no viable")):
-        return f"can't read the override: {' '.join(lines[:2])}"
     return lines[0] if lines else type(error).__name__
