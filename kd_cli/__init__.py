@@ -11,7 +11,7 @@ A room is a folder; it imports only rooms that stand below it:
     runs/                 a run on the disk: its identity, files, record and state
     data/                 datasets, splits, augmentation, batches
     config/               from overrides to a checked plan
-    errors.py files.py terminal.py device.py
+    errors.py files.py streams.py terminal.py device.py
 
 Each room's docstring says how to add one thing to it.
 """

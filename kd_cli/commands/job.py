@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_cli.commands.sweep import expand, finish
+from kd_cli.commands.sweep import expand, finish, without_helpers
 from kd_cli.commands.table import Request
 from kd_cli.config.compose import compose, known_keys, main_dir, register
 from kd_cli.config.messages import explain, explain_hydra
@@ -62,7 +62,8 @@ class Job:
         plan = self.runs.plan(cfg, typed)
         if sweeping:
             log.info("point %s", out.name)
-        return execute(Run(plan, out, typed), self.session, table=not sweeping)
+        run = Run(plan, out, typed, self.runs.config_dir)
+        return execute(run, self.session, table=not sweeping)
 
     def conclude(self, produce: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """What `produce` returns; its failure is recorded in the directory of Hydra's job."""
@@ -99,7 +100,7 @@ def run(request: Request) -> int:
     """Trains what the command names: a single run, or with --multirun every point of a sweep."""
     if is_sweep(request.flags):
         return train(prepare(request), Session())
-    runs = Runs()
+    runs = Runs(request.config_dir)
     register_resolvers(runs)
     overrides = request.overrides
     one = runs.single(compose(request.command.config, overrides, request.config_dir))
@@ -139,7 +140,7 @@ def prepare(request: Request) -> Sweep:
         ConfigError: A mistake in any of them, or two points that would write to one directory.
     """
     command, overrides = request.command, request.overrides
-    runs = Runs()
+    runs = Runs(request.config_dir)
     register_resolvers(runs)
     if any(override_key(o) == "hydra.sweeper" for o in overrides):
         # Another sweeper reads its own ranges and finds its points as it goes.
@@ -147,9 +148,12 @@ def prepare(request: Request) -> Sweep:
     else:
         overrides = without_helpers(overrides, request.config_dir)
         points, swept = expand(overrides, request.config_dir)
-        params = compose(command.config, points[0], request.config_dir).hydra.sweeper.get("params")
-        if params:  # Hydra's sweeper puts them before what was typed, which wins
-            params = [f"{key}={value}" for key, value in params.items()]
+        sweeper = compose(command.config, points[0], request.config_dir).hydra.sweeper
+        batch = sweeper.get("max_batch_size")
+        if batch is not None and batch < 1:
+            raise ConfigError(f"hydra.sweeper.max_batch_size={batch} must be at least 1, or null")
+        if sweeper.get("params"):  # of a YAML; Hydra puts them before what was typed, which wins
+            params = [f"{key}={value}" for key, value in sweeper.params.items()]
             points, swept = expand([*params, *overrides], request.config_dir)
         unswept = [o for o in overrides if override_key(o) not in swept]
     if not is_typed("sweep", overrides):
@@ -199,7 +203,7 @@ def hand_over(request: Request, overrides: list[str], job: Callable[..., Any]) -
         )(job)()
         return 0
     except HydraException as error:
-        raise ConfigError(explain_hydra(error, known_keys(config, overrides))) from error
+        raise ConfigError(explain_hydra(error, known_keys(config, overrides), overrides)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     except SystemExit as stop:

@@ -133,7 +133,7 @@ def finish(folder: Path, names: set[str], table: bool = True) -> int:
             order = "not sorted: there is no validation split, each reports its last epoch"
         if table:
             print_table(
-                f"{shown(folder)}: {len(rows)} points, {order}",
+                f"{shown(folder)}: {len(rows)} point{'s'[: len(rows) > 1]}, {order}",
                 [*names_of_settings, *[column.header for column in measured]],
                 [
                     [_cell(row[key]) for key in names_of_settings]

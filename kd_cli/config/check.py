@@ -67,7 +67,8 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     unused |= _unused_by_loss(cfg, unused)
     for key in cfg:
         if key not in Config.__dataclass_fields__ and key != "hydra":
-            raise ConfigError(unknown_key(str(key), Config.__dataclass_fields__))
+            known = [name for name in Config.__dataclass_fields__ if name not in unused]
+            raise ConfigError(unknown_key(str(key), known))
     keys = [key for key in cfg if key not in unused and key not in ("hydra", *RECIPES)]
     plain = OmegaConf.to_container(cfg)
     missing = _missing({key: plain[key] for key in keys})

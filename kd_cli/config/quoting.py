@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from kd_cli.config.overrides import override_key
+from kd_cli.errors import ConfigError
 
 # The last words of keys whose values are paths or names, so that 2024_01 is no number there.
 _TEXTS = re.compile(r"(.*[._])?(path|file|dir|subdir|checkpoint|weights|outputs|sweep|name|what)")
 # What no reader of overrides can take for anything but this very text.
 _PLAIN = re.compile(r"(?:[A-Za-z_/]|\.{1,2}/)[\w./-]*", re.ASCII)
+_KEY = re.compile(r"[+~]*[\w$@:./-]+", re.ASCII)
 _WORDS = ("null", "true", "false", "inf", "nan")
 # What begins or ends lists, mappings, functions and quotes.
 _STRUCTURE = re.compile(r"[\[\](){}'\"]")
@@ -42,8 +44,13 @@ def understood(override: str) -> str:
 
     That is a path or a name that Hydra would read as something else (a number, a list of two), and
     any value with a character that Hydra does not know. What remains unreadable is left alone.
+
+    Raises:
+        ConfigError: Its key has characters that no key has.
     """
     place, equals, value = override.partition("=")
+    if not _KEY.fullmatch(place):
+        raise ConfigError(unreadable(override))
     text = is_text(override)
     if not equals or (not text and _PLAIN.fullmatch(value)):
         return override
@@ -87,7 +94,7 @@ def command_line(word: str, overrides: Sequence[str], config_dir: str | None = N
 def unreadable(override: str) -> str:
     """Says what to type in place of an override that Hydra can't read."""
     place, _, value = override.partition("=")
-    if "=" not in override or not re.fullmatch(r"[+~]*[\w$@:./-]+", place, re.ASCII):
+    if "=" not in override or not _KEY.fullmatch(place):
         return f"can't read {override}: expected key=value, as in epochs=3 (kd distill --help)"
     text = shlex.quote(f"{place}={_in_quotes(value)}")
     return (
