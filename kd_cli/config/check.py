@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_cli.config.debug import WHERE_PRESENT, smaller
+from kd_cli.config.idle import refuse_idle, refuse_unread
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import UNUSED, VARIABLES, Config, flat, walk
 from kd_cli.config.messages import GLOBAL, explain, unknown_key
@@ -70,6 +71,7 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
             known = [name for name in Config.__dataclass_fields__ if name not in unused]
             raise ConfigError(unknown_key(str(key), known))
     keys = [key for key in cfg if key not in unused and key not in ("hydra", *RECIPES)]
+    refuse_unread(cfg, keys, overrides)
     plain = OmegaConf.to_container(cfg)
     missing = _missing({key: plain[key] for key in keys})
     if missing:
@@ -93,6 +95,7 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
             f"{one}: the teacher is given by {is_given(plan)} and not trained; leave one of the "
             "two out"
         )
+    refuse_idle(plan, overrides)
     if trains_teacher(plan):
         _refuse_ignored_augment(plan, overrides)
         plan = teacher_plan(plan)

@@ -203,6 +203,10 @@ LATE_MISTAKES = {
         ["optimizer.learning_rate: kd gives keras.optimizers.Adam this argument itself"],
     ),
     "optimizer argument": (["train-student", "+optimizer.beta_9=0.5"], ["'beta_9'"]),
+    "idle optimizer argument": (
+        ["train-student", "+optimizer.use_ema=true"],
+        ["optimizer.use_ema=True changes nothing", "+optimizer.ema_overwrite_frequency=N"],
+    ),
     "GPU that is not there": (["train-student", "device=gpu:7"], ["device=gpu:7", "device=cpu"]),
     "warm-up in steps": (
         ["train-student", "schedule=warmup_cosine", "schedule.warmup_steps=999"],
