@@ -78,6 +78,8 @@ def execute_together(runs: list[Run], session: Session) -> list[Result]:
                 else:
                     refuse_other_inputs(record["inputs"], inputs(run.plan, dataset), run.out)
                     log.info("%s is finished; rerun=true makes a new run beside it", shown(run.out))
+                    for name in run.plan.get("tracker") or ():
+                        log.warning("tracker.%s is told nothing of a run that is finished", name)
                     results[run.out] = record
         if unfinished:
             train = load(COMMANDS[unfinished[0].plan.command].trains)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 
 from kd_cli.commands.job import hand_over
 from kd_cli.commands.keys_page import print_page
-from kd_cli.commands.table import COMMANDS, DEFAULT, Request
+from kd_cli.commands.table import COMMANDS, DEFAULT, Command, Request, load
 from kd_cli.runs.resolvers import register_resolvers
 
 
@@ -33,19 +36,36 @@ def _complete(request: Request) -> int:
     words = line.split()
     named = words[1] if len(words) > 1 and words[1] in COMMANDS else None
     typing_command = len(words) == 1 or (len(words) == 2 and not line.endswith(" "))
-    if request.overrides == ["query=bash"] and typing_command and "=" not in words[-1]:
+    if request.overrides != ["query=bash"]:  # install, uninstall
+        return hand_over(_as(request, COMMANDS[DEFAULT]), request.overrides, _nothing)
+    if typing_command and "=" not in words[-1]:
         prefix = words[1] if len(words) == 2 else ""
         print(" ".join(word for word in COMMANDS if word.startswith(prefix)))
         if len(words) == 2:
             return 0
     command = COMMANDS[named or DEFAULT]
+    if not command.config:
+        prefix = "" if line.endswith(" ") else words[-1]
+        before = words[2:] if line.endswith(" ") else words[2:-1]
+        offered = load(command.offers)(before) if command.offers else []
+        print(" ".join(word for word in offered if word.startswith(prefix)))
+        return 0
     if named:
         line = line.replace(f" {named}", "", 1)
         if named == "evaluate":  # its path is no override; the word at the cursor may be one
             *done, last = line.split(" ")
             line = " ".join([*(w for w in done if "=" in w or w == words[0]), last])
         os.environ["COMP_LINE"] = line
-    if not command.config:
-        command = COMMANDS[DEFAULT]
-    request = Request(command, request.overrides, request.flags, request.config_dir)
-    return hand_over(request, request.overrides, _nothing)
+    found = io.StringIO()
+    with contextlib.redirect_stdout(found):
+        code = hand_over(_as(request, command), request.overrides, _nothing)
+    print(" ".join(word for word in found.getvalue().split() if not _HELPER.fullmatch(word)))
+    return code
+
+
+# An option that is for others to extend.
+_HELPER = re.compile(r"[\w/@]+=_.*")
+
+
+def _as(request: Request, command: Command) -> Request:
+    return Request(command, request.overrides, request.flags, request.config_dir)

@@ -23,6 +23,8 @@ class Command:
         config: Its primary configuration in conf/; empty for a command with words of its own.
         trains: `file:function` that trains its runs together; empty where it trains none itself.
         note: What `--help` of a command says that borrows the keys of another.
+        offers: `file:function` for shell completion of words of its own: from those that are typed
+            already to those that may come next.
     """
 
     word: str
@@ -31,6 +33,7 @@ class Command:
     config: str = ""
     trains: str = ""
     note: str = ""
+    offers: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,14 @@ TABLE = (
         "cache",
         ("list, verify or prune the kept teachers' outputs (kd cache list)",),
         "cache:run",
+        offers="cache:offers",
     ),
-    Command("guide", ("show the manual: kd guide lists its pages",), "guide:run"),
+    Command(
+        "guide",
+        ("show the manual: kd guide lists its pages",),
+        "guide:run",
+        offers="guide:offers",
+    ),
     Command("help", ("show this page",), "help:run"),
 )
 COMMANDS = {command.word: command for command in TABLE}

@@ -5,8 +5,10 @@
     compose      YAML and overrides become one configuration, by Hydra
     check        that configuration becomes a plan, or a mistake in one line
     plans        plans that follow from a plan: its teacher's, its scratch student's
+    idle         keys that would change nothing, and are refused
     debug        what debug=smoke makes smaller
     overrides    overrides as they were typed
+    quoting      texts in overrides, and commands that you may type as printed
     messages     errors of Hydra and OmegaConf in your words
     instantiate  `build` calls a node's `_target_`
 

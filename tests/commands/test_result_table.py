@@ -11,6 +11,7 @@ from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.config.plans import scratch_plan
 from kd_cli.runs import identity
+from kd_cli.runs.asked import Run
 from kd_cli.runs.record import Record
 from kd_cli.runs.resolvers import register_resolvers
 from tests.records import PSEUDO_LABELS, SCORE, TEACHER, content
@@ -33,7 +34,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 def printed(capsys, record, command, typed):
     plan = check(compose(command, typed), typed)
-    print_result(Record(**record), plan, identity.run_dir(plan), typed)
+    print_result(Record(**record), Run(plan, identity.run_dir(plan), typed))
     return capsys.readouterr().out
 
 

@@ -25,7 +25,7 @@ MISTAKES = {
     ),
     "a key of a function": (
         ["distill", "schedule.warmup=3"],
-        ["'schedule.warmup'", "function takes it, type +schedule.warmup=..."],
+        ["'schedule.warmup'", "function takes it, type +schedule.warmup=3"],
     ),
     "a network where students are chosen": (
         ["distill", "student/network=cnn"],

@@ -116,7 +116,7 @@ def test_files_stay_short():
 def test_the_first_level_stays_small():
     names = [p for p in PACKAGE.iterdir() if p.name not in ("__pycache__", "conf")]
     rooms = [p for p in names if p.is_dir() and any(p.glob("*.py"))]
-    assert len(rooms) <= 9 and len([p for p in names if p.is_file()]) <= 8
+    assert len(rooms) <= 9 and len([p for p in names if p.is_file()]) <= 9
 
 
 def test_every_room_says_how_to_add_one_thing():
