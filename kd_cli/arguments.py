@@ -138,12 +138,14 @@ def _check_flags(flags: list[str]) -> None:
 
 def _without_link(override: str) -> str:
     """A given file's real path: `outputs/latest` moves while a command runs."""
-    from kd_cli.config.quoting import quoted, text_of
+    from kd_cli.config.quoting import no_reference, quoted, text_of
 
     key, equals, _ = override.partition("=")
     files = ("teacher.checkpoint", "teacher.weights", "student.checkpoint", "teacher_dir")
     if equals and key in files:
         path = Path(text_of(override)).expanduser()
+        if path.exists() and "${" in str(path.resolve()):
+            raise ConfigError(no_reference(path.resolve()))
         if path.exists():
             return f"{key}={quoted(path.resolve())}"
     return override

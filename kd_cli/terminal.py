@@ -146,7 +146,7 @@ def fit(label: str, count: str, detail: str, width: int) -> tuple[str, int, str]
         Label with epoch, width of the bar, details.
     """
     room = width - _TIME - 3  # three gaps of one column
-    head = f"{label[: max(0, room - len(count) - 1)]} {count}".strip()
+    head = f"{label[: max(0, room - len(count) - 2)]} {count}".strip()
     bar = max(1, min(_BAR, room - len(head)))
     left = room - len(head) - bar
     return head, bar, detail if len(detail) <= left else f"{detail[: max(0, left - 1)]}…"[:left]
@@ -209,8 +209,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     if not out.is_terminal:
-        out.width = max(200, out.measure(table).maximum)
-    elif sum(column.min_width + 3 for column in table.columns) - 3 > out.width:
+        wide = out.options.update(max_width=10_000)
+        out.width = max(200, out.measure(table, options=wide).maximum)
+    elif sum(column.min_width + 3 for column in table.columns) > out.width:
         _print_paragraphs(out, title, columns, rows)
         return
     out.print(table)

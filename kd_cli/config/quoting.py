@@ -46,7 +46,7 @@ def understood(override: str) -> str:
     any value with a character that Hydra does not know. What remains unreadable is left alone.
 
     Raises:
-        ConfigError: Its key has characters that no key has.
+        ConfigError: Its key has characters that no key has, or a path that exists has `${`.
     """
     place, equals, value = override.partition("=")
     if not _KEY.fullmatch(place):
@@ -58,6 +58,8 @@ def understood(override: str) -> str:
         value = os.path.expanduser(value)
         override = f"{place}={value}"
     exists = text and os.path.lexists(os.path.expanduser(value))
+    if exists and "${" in value:
+        raise ConfigError(no_reference(value))
     try:
         meant = _value(override)
     except Exception:  # of Hydra's parser, or of a function that it called
@@ -89,6 +91,11 @@ def command_line(word: str, overrides: Sequence[str], config_dir: str | None = N
     """A command that does the same in a POSIX shell when it is typed as it stands."""
     folder = [] if config_dir is None else ["--config-dir", config_dir]
     return shlex.join(["kd", word, *folder, *overrides])
+
+
+def no_reference(path: object) -> str:
+    """Says that a path looks like a reference to another key."""
+    return f"{path}: YAML reads ${{ as a reference to a key; give it another name, or a link to it"
 
 
 def unreadable(override: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
@@ -45,6 +46,16 @@ def leave(folder, record):
 
 def distilled(**changes):
     return content(command="distill", teacher=TEACHER, validation=VALIDATION, **changes)
+
+
+def test_the_command_that_is_printed_names_the_config_dir(capsys, typed):
+    typed = [*typed, "alpha=0.3", 'student.name="l\'été"']
+    plan = check(compose("distill", typed), typed)
+    run = Run(plan, identity.run_dir(plan), typed, "my conf")
+    print_result(Record(**distilled()), run)
+    (line,) = [s for s in capsys.readouterr().out.splitlines() if "kd train-student" in s]
+    words = shlex.split(line.partition("not trained yet: ")[2])
+    assert words == ["kd", "train-student", "--config-dir", "my conf", *typed[:2], typed[-1]]
 
 
 def test_a_teacher_that_is_a_file_has_what_its_student_knows_of_it(capsys, typed):

@@ -86,7 +86,7 @@ def test_every_command_composes(line, example, npz, monkeypatch):
         assert report.folders_of(request.words)
         return
     if request.config_dir:  # names options that the page only describes
-        groups = ("student=", "teacher=", "dataset=", "loss=", "tracker=", "network=")
+        groups = ("student=", "teacher=", "dataset=", "loss=", "tracker=", "network=", "loss.")
         overrides = [o for o in overrides if not o.startswith(groups)]
     swept = "--multirun" in request.flags or word == "compare"
     asked = sweeps(overrides) if word == "compare" else [(word, overrides)]
