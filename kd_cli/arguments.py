@@ -113,7 +113,8 @@ def arrange(argv: list[str]) -> Request:
             f"unknown command '{word}'{suggest(word, COMMANDS)} "
             f"(commands: {', '.join(COMMANDS)}; kd --help)"
         )
-    overrides = [_without_link(understood(override)) for override in overrides]
+    sweeping = "--multirun" in flags or word == "compare"
+    overrides = [_without_link(understood(override, sweeping)) for override in overrides]
     if word == "train-teacher":
         from kd_cli.config.overrides import for_teacher
 

@@ -43,7 +43,7 @@ def expand(overrides: list[str], config_dir: str | None = None) -> tuple[list[li
                 f"{key}=a,b,c or {key}=range(1,4)"
             )
         if not values:
-            raise ConfigError(f"{override.input_line} matches no option of a group")
+            raise ConfigError(f"{override.input_line} gives no value to sweep over")
         bare = override.is_delete() and override.value() is None
         chosen[key] = [key if bare else f"{key}={value}" for value in values]
         name = str(override.key_or_group)

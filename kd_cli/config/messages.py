@@ -17,7 +17,7 @@ from omegaconf.errors import (
 )
 
 from kd_cli.config.overrides import place_of
-from kd_cli.config.quoting import is_text, quoted, unreadable
+from kd_cli.config.quoting import unreadable
 from kd_cli.errors import suggest
 
 _TYPES = {
@@ -54,6 +54,8 @@ def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
     if isinstance(error, ValidationError) and found:
         value, kind = found.groups()
         return f"{key}={value} must be {_TYPES.get(kind, kind)}"
+    if "Cannot convert 'list' to string" in text:
+        return f"{key} must be one text, and is a list"
     if "is not a ListConfig, list or tuple" in text:
         example = " of [height, width, channels], as in [32,32,3]" if "shape" in key else ""
         return f"{key}={getattr(error, 'value', '...')} must be a list{example}"
@@ -127,11 +129,9 @@ def explain_hydra(error: Exception, keys: Iterable[str], overrides: Sequence[str
     found = re.search(r"Ambiguous value for argument '(.+)'", text)
     if found:
         place, _, values = found[1].partition("=")
-        one = quoted(values) if is_text(found[1]) else f"[{values}]"
-        kind = "one text with commas" if is_text(found[1]) else "one list"
         return (
-            f"{found[1]} is a list of values: add --multirun to sweep over them, or type {kind}: "
-            f"{shlex.quote(f'{place}={one}')}"
+            f"{found[1]} is a list of values: add --multirun to sweep over them, or type one list: "
+            f"{shlex.quote(f'{place}=[{values}]')}"
         )
     if isinstance(error, OverrideParseException):
         return unreadable(error.override)

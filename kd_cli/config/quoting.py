@@ -39,11 +39,15 @@ def _in_quotes(text: str) -> str:
     return QuotedString(text, Quote.single if '"' in text else Quote.double).with_quotes()
 
 
-def understood(override: str) -> str:
+def understood(override: str, sweeping: bool = False) -> str:
     """An override as typed, with its value in quotes where it can only be meant as a text.
 
     That is a path or a name that Hydra would read as something else (a number, a list of two), and
     any value with a character that Hydra does not know. What remains unreadable is left alone.
+
+    Args:
+        override: As typed.
+        sweeping: Whether commas part the values of a sweep; of a file of that very name they don't.
 
     Raises:
         ConfigError: Its key has characters that no key has, or a path that exists has `${`.
@@ -65,11 +69,14 @@ def understood(override: str) -> str:
     except Exception:  # of Hydra's parser, or of a function that it called
         if not text and _STRUCTURE.search(value):
             return override
-        # (A comma parts values in a sweep; without --multirun they are refused with the remedy.)
-        parts = [quoted(value)] if exists else [_in_quotes(part) for part in value.split(",")]
-        return f"{place}={','.join(parts)}"
-    if text and (isinstance(meant, int | float) or (exists and meant != value)):
-        return f"{place}={quoted(value)}"
+        parts = value.split(",") if sweeping and not exists else [value]
+        return f"{place}={','.join(map(_in_quotes, parts))}"
+    if text and isinstance(meant, int | float):
+        return f"{place}={_in_quotes(value)}"
+    # Values of a sweep, which Hydra reads, are one text all the same where there is no sweep.
+    swept = text and not isinstance(meant, str | list | dict | None)
+    if (swept and not sweeping) or (exists and meant != value):
+        return f"{place}={_in_quotes(value)}"
     return override
 
 

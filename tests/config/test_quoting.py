@@ -53,6 +53,8 @@ TYPED = {
     "sweep=1e3": "1e3",
     "student.name=größe": "größe",
     "outputs='a b'": "a b",
+    "outputs=a (1), b/é": "a (1), b/é",
+    "tracker.mine.path=[a,b]": None,
     "sweep=null": None,
     "alpha=0.1,0.2": None,
     "student.network.units=[1,2]": None,
@@ -74,11 +76,13 @@ def test_what_is_typed_is_understood(override):
 def test_home_and_commas(work, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me (1)")
     assert read(f"x={understood('outputs=~/runs').partition('=')[2]}") == "/home/me (1)/runs"
-    assert understood("dataset.path=é,b") == 'dataset.path="é",b'  # two values of a sweep
+    assert understood("dataset.path=é,b", sweeping=True) == 'dataset.path="é",b'
+    assert understood("dataset.path=a,b", sweeping=True) == "dataset.path=a,b"
+    assert understood("dataset.path=a,b") == 'dataset.path="a,b"'
     (work / "é,b").touch()
     (work / "x,y").touch()
-    assert understood("dataset.path=é,b") == 'dataset.path="é,b"'
-    assert understood("dataset.path=x,y") == 'dataset.path="x,y"'
+    assert understood("dataset.path=é,b", sweeping=True) == 'dataset.path="é,b"'
+    assert understood("dataset.path=x,y", sweeping=True) == 'dataset.path="x,y"'
 
 
 @pytest.mark.parametrize("override", ["=5", "~", "däta=3", "a b=3", "+="])
