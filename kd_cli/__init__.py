@@ -2,7 +2,7 @@
 
 A sub-package imports only those that stand below it:
 
-    cli.py arguments.py   turn what you typed into a command; exit codes
+    cli.py                runs the command that you typed; exit codes
     plugins/              Hydra's joint launcher; Hydra looks for plugins under this name
     commands/             one file for each command
     training/             the training step, the loop around it, schedules, optimizers, trackers
@@ -12,7 +12,7 @@ A sub-package imports only those that stand below it:
     runs/                 a run on the disk: its identity, files, record and state
     data/                 datasets, splits, augmentation, batches
     config/               from overrides to a checked configuration, which is called a plan
-    errors.py files.py terminal.py device.py
+    errors.py files.py streams.py terminal.py device.py
 
 As well as code there are
 

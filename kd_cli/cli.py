@@ -13,6 +13,7 @@ import traceback
 from kd_cli import __version__
 from kd_cli.commands.table import load
 from kd_cli.errors import ConfigError, RunFailed, failure_line
+from kd_cli.streams import patient
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,6 +25,20 @@ def main(argv: list[str] | None = None) -> int:
     logging.raiseExceptions = traceback_wanted
     # Makes Hydra raise instead of printing, so that every error passes through here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        with patient() as stdout:
+            code = _exit_code(argv, traceback_wanted)
+            stdout.flush()
+            if stdout.failure and code == 0:
+                print(f"kd: failed: stdout: {stdout.failure.strerror}", file=sys.stderr)
+                code = 1
+            return code
+    finally:
+        if not traceback_wanted:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _exit_code(argv: list[str], traceback_wanted: bool) -> int:
     try:
         return _run(argv)
     except ConfigError as error:
@@ -37,17 +52,11 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    except BrokenPipeError:  # the reader of a pipe (head, less) has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (RunFailed, OSError) as error:
         if traceback_wanted:
             traceback.print_exc()
         print(f"kd: failed: {failure_line(error)}", file=sys.stderr)
         return 1
-    finally:
-        if not traceback_wanted:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 def _run(argv: list[str]) -> int:
@@ -56,7 +65,7 @@ def _run(argv: list[str]) -> int:
         return 0
     if not argv or argv in (["--help"], ["-h"]):
         argv = ["help"]
-    from kd_cli.arguments import SHOW, arrange
+    from kd_cli.commands.arguments import SHOW, arrange
 
     request = arrange(argv)
     if request.command.config and SHOW & set(request.flags):

@@ -15,14 +15,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from kd_cli.streams import encodable
 
 log = logging.getLogger("kd")
 epoch_log = logging.getLogger("kd.epoch")
 console = Console(stderr=True, highlight=False)
 _LONG = 5.0  # seconds without a word
+_BAR = 20  # columns of a progress bar, where there is room
+_TIME = 7  # columns of the time left: 1:23:45
+
+
+def is_live() -> bool:
+    """Whether stderr shows a line that changes: a terminal that can go back in its line."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 class ConsoleHandler(logging.Handler):
@@ -32,7 +42,7 @@ class ConsoleHandler(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "kd.epoch" and console.is_terminal:
+        if record.name == "kd.epoch" and is_live():
             return
         style = "yellow" if record.levelno >= logging.WARNING else None
         prefix = "kd: warning: " if record.levelno >= logging.WARNING else ""
@@ -56,7 +66,7 @@ def messages() -> Iterator[None]:
 
 def log_file(path: Path) -> logging.FileHandler:
     """A handler that appends to a run's log as Hydra's job logging does."""
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     return handler
 
@@ -68,13 +78,14 @@ class TrainingProgress:
         self.label = label
         self.epochs = epochs
         self.examples = examples_per_epoch
+        self.bar = BarColumn(bar_width=_BAR)
         self.live = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.description}", markup=False),
+            self.bar,
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=console,
-            disable=not console.is_terminal,
+            disable=not is_live(),
         )
         self.task = self.live.add_task(
             label, total=epochs * examples_per_epoch, completed=done * examples_per_epoch, detail=""
@@ -92,12 +103,11 @@ class TrainingProgress:
 
     def step(self, epoch: int, examples: int, values: dict[str, float], speed: float) -> None:
         """After a chunk: `examples` of this epoch are done, `values` are means over them."""
-        self.live.update(
-            self.task,
-            completed=(epoch - 1) * self.examples + examples,
-            description=f"{self.label} {epoch}/{self.epochs}",
-            detail=f"{_values(values)}{self.validation}  {speed:,.0f}/s",
-        )
+        count = f"{epoch}/{self.epochs}"
+        detail = f"{_values(values)}{self.validation}  {speed:,.0f}/s"
+        label, self.bar.bar_width, detail = fit(self.label, count, detail, console.width)
+        done = (epoch - 1) * self.examples + examples
+        self.live.update(self.task, completed=done, description=label, detail=detail)
 
     def epoch(self, label: str, row: dict[str, Any], epochs: int, out: Path | None) -> None:
         """After one of the `epochs` of the run in `out`: `row` is its line in the history.
@@ -107,7 +117,10 @@ class TrainingProgress:
         if row["validation"]:
             self.validation = f"  val {_values(row['validation'])}"
         text = f"{_values(row['train'])}{self.validation}  {row['examples_per_second']:,.0f}/s"
-        self.live.update(self.task, completed=row["epoch"] * self.examples, detail=text)
+        count = f"{row['epoch']}/{self.epochs}"
+        shown_label, self.bar.bar_width, detail = fit(self.label, count, text, console.width)
+        done = row["epoch"] * self.examples
+        self.live.update(self.task, completed=done, description=shown_label, detail=detail)
         done = row["epoch"] - self.first
         left = (time.monotonic() - self.started) / max(done, 1) * (epochs - row["epoch"])
         epoch_log.info(
@@ -119,6 +132,25 @@ class TrainingProgress:
             _duration(left),
             extra={"out": out or ""},
         )
+
+
+def fit(label: str, count: str, detail: str, width: int) -> tuple[str, int, str]:
+    """What of a live line has room beside the time left: epoch before bar before details.
+
+    Args:
+        label: Whose progress it is.
+        count: The epoch, as in `3/40`.
+        detail: Losses and speed, the first of them the most important.
+        width: Of the terminal, in columns.
+
+    Returns:
+        Label with epoch, width of the bar, details.
+    """
+    room = width - _TIME - 3  # three gaps of one column
+    head = f"{label[: max(0, room - len(count) - 2)]} {count}".strip()
+    bar = max(1, min(_BAR, room - len(head)))
+    left = room - len(head) - bar
+    return head, bar, detail if len(detail) <= left else f"{detail[: max(0, left - 1)]}…"[:left]
 
 
 def _values(values: dict[str, float]) -> str:
@@ -143,11 +175,11 @@ class CountProgress:
         self.started = time.monotonic()
         self.live = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=_BAR),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(compact=True),
             console=console,
-            disable=not console.is_terminal,
+            disable=not is_live(),
             transient=True,
         )
         self.task = self.live.add_task(label, total=total)
@@ -169,16 +201,43 @@ class CountProgress:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; plain and full-width where stdout is no terminal."""
-    out = Console(highlight=False, markup=False)  # [8] in a cell is a value, no markup
-    if not out.is_terminal:
-        out = Console(highlight=False, markup=False, width=200)
+    """A table on stdout, or where a terminal is too narrow for it, a paragraph for each row.
+
+    No value is broken over lines: where stdout is no terminal, the table has the width it needs.
+    """
+    out = Console(highlight=False, markup=False, emoji=False)  # [8] in a cell is a value, no markup
+
+    def cell(text: str) -> str:
+        return encodable(text, out.encoding)
+
+    columns, rows = [cell(text) for text in columns], [[cell(text) for text in row] for row in rows]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        values = [cell_len(row[number]) for row in rows]
+        # A heading may be broken between its words.
+        least = max([*values, *map(cell_len, column.split())], default=0)
+        side = "left" if number == 0 else "right"
+        table.add_column(column, justify=side, min_width=least, overflow="fold")
     for row in rows:
         table.add_row(*row)
+    if not out.is_terminal:
+        wide = out.options.update(max_width=10_000)
+        out.width = max(200, out.measure(table, options=wide).maximum)
+    elif sum(column.min_width + 3 for column in table.columns) > out.width:
+        _print_paragraphs(out, title, columns, rows)
+        return
     out.print(table)
+
+
+def _print_paragraphs(
+    out: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    out.print(title, soft_wrap=True)
+    for first, *others in rows:
+        out.print(first or "-", soft_wrap=True)
+        for column, value in zip(columns[1:], others, strict=True):
+            if value:
+                out.print(f"  {column}: {value}", soft_wrap=True)
 
 
 def shown(path: Path | str) -> str:

@@ -20,7 +20,7 @@ import pytest
 from omegaconf import DictConfig
 
 from kd_cli import cli
-from kd_cli.arguments import arrange
+from kd_cli.commands.arguments import arrange
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.runs.record import Record

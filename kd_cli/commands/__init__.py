@@ -1,5 +1,6 @@
 """The commands of `kd`, one file for each; `table` lists their words.
 
+    arguments        what the user typed becomes a command, overrides and flags
     table            the words, what they do, and which file runs them
     job              passes runs to Hydra, and ends each in its directory
     execute          trains runs that share data and teacher

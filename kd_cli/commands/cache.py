@@ -70,6 +70,13 @@ def run(request: Request) -> int:
     return _list(root)
 
 
+def offers(words: list[str]) -> list[str]:
+    """The actions, and then the keys of the one that was typed, for shell completion."""
+    if not words:
+        return list(ACTIONS)
+    return [f"{key}=" for key in ("cache_dir", *ACTIONS.get(words[0], ({}, ""))[0])]
+
+
 def _number(values: dict[str, str], key: str, least: int = 0) -> int:
     if not values[key].isdecimal() or int(values[key]) < least:
         raise ConfigError(f"{key}={values[key]} must be a whole number, at least {least}")

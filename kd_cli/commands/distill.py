@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import time
-
-from omegaconf import DictConfig
 
 from kd_cli.config.overrides import teacher_overrides
 from kd_cli.config.plans import teacher_augment_follows, teacher_plan
+from kd_cli.config.quoting import command_line
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
 from kd_cli.runs import identity
@@ -26,7 +24,7 @@ log = logging.getLogger("kd")
 
 def distill(runs: list[Run], dataset: Dataset, started: float, session: Session) -> Results:
     """Distils one teacher into students; trains the teacher first if it is missing."""
-    plan, typed = runs[0].plan, runs[0].typed
+    plan = runs[0].plan
     device = set_up(plan.device)
     from kd_cli.distillation import teacher_checks, teacher_outputs
     from kd_cli.distillation.prepare import prepare
@@ -36,7 +34,7 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
     if prepared is None:
         assembly.parts(plan, dataset, "student")  # its mistakes, before the teacher's training
         begun = time.monotonic()
-        _train_missing_teacher(plan, dataset, typed, session)
+        _train_missing_teacher(runs[0], dataset, session)
         started += time.monotonic() - begun  # the teacher's record has its own time
         prepared = prepare(plan, dataset, views, session)
     teacher, scores = prepared.teacher, prepared.quality["test"]
@@ -72,11 +70,10 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
     return train(runs, dataset, started, "student", session, taught)
 
 
-def _train_missing_teacher(
-    plan: DictConfig, dataset: Dataset, typed: list[str], session: Session
-) -> None:
+def _train_missing_teacher(run: Run, dataset: Dataset, session: Session) -> None:
     """Trains the teacher as `kd train-teacher` would from the same description."""
-    kept = teacher_overrides(typed, teacher_augment_follows(plan))
+    plan = run.plan
+    kept = teacher_overrides(run.typed, teacher_augment_follows(plan))
     wanted, out = teacher_plan(plan), identity.teacher_dir(plan)
     if wanted.dataset != plan.dataset:  # it may know more labels
         dataset = load_dataset(wanted.dataset, plan.device)
@@ -88,7 +85,7 @@ def _train_missing_teacher(
         log.info(
             "no teacher in %s yet: training it first (%s)",
             shown(out),
-            shlex.join(["kd", "train-teacher", *kept]),
+            command_line("train-teacher", kept, run.config_dir),
         )
         for line in similar_teachers(plan)[:3]:
             log.info("  or %s", line)

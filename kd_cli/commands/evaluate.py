@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ def _measure(
         raise ConfigError(
             f"{shown(target.file)} was altered after training (weights {sha[:12]}, recorded "
             f"{record.weights_sha256[:12]}); evaluate the file itself: kd evaluate "
-            f"{shown(target.file)} dataset={plan.dataset.name}"
+            f"{shlex.quote(shown(target.file))} dataset={plan.dataset.name}"
         )
     predict = predictor(model)
     arrays: Arrays = {}

@@ -48,7 +48,7 @@ def execute(
     if table and "rounds" in result:
         print_rounds(result, run.out)
     elif table:
-        print_result(result, run.plan, run.out, run.typed)
+        print_result(result, run)
     return result
 
 

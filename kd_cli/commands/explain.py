@@ -7,7 +7,6 @@ trains nothing and makes no run directory; it only fills the caches that any run
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from kd_cli.commands.table import Request
 from kd_cli.config.compose import compose
 from kd_cli.config.overrides import teacher_overrides
 from kd_cli.config.plans import given_by, teacher_augment_follows
+from kd_cli.config.quoting import command_line
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, RunFailed, first_line
@@ -75,7 +75,7 @@ def run(request: Request) -> int:
     register_resolvers(runs)
     one = runs.single(compose("distill", request.overrides, request.config_dir))
     try:
-        explain(one.plan, request.overrides)
+        explain(one.plan, request.overrides, request.config_dir)
     except (ConfigError, OSError):
         raise
     except Exception as error:
@@ -84,12 +84,13 @@ def run(request: Request) -> int:
     return 0
 
 
-def explain(plan: DictConfig, typed: list[str]) -> None:
+def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -> None:
     """Prints what `kd distill` would do with a checked configuration.
 
     Args:
         plan: Of distill, from `config.check`.
         typed: Its overrides, for the command that trains a missing teacher.
+        config_dir: The user's `--config-dir`, for that command too.
 
     Raises:
         ConfigError: The teacher is not trained yet, or anything that a run would refuse.
@@ -98,7 +99,7 @@ def explain(plan: DictConfig, typed: list[str]) -> None:
         kept = teacher_overrides(typed, teacher_augment_follows(plan))
         raise ConfigError(
             f"no finished teacher in {shown(teacher_dir(plan))}, and explain trains none; train it "
-            f"with: {shlex.join(['kd', 'train-teacher', *kept])}"
+            f"with: {command_line('train-teacher', kept, config_dir)}"
         )
     session = Session()
     with messages():

@@ -45,6 +45,11 @@ def run(request: Request) -> int:
     return 0
 
 
+def offers(words: list[str]) -> list[str]:
+    """The pages, for shell completion."""
+    return [] if words else topics()
+
+
 def topics() -> list[str]:
     """The names of the pages."""
     return sorted(path.stem for path in FOLDER.glob("*.md"))

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_cli.commands.sweep import expand, finish
+from kd_cli.commands.sweep import expand, finish, without_helpers
 from kd_cli.commands.table import Request
 from kd_cli.config.compose import compose, initialized, known_keys
 from kd_cli.config.messages import explain, explain_hydra
 from kd_cli.config.overrides import is_typed, override_key
-from kd_cli.errors import ConfigError, RunFailed, failure_line
+from kd_cli.errors import ConfigError, RunFailed, failure_line, first_line
 from kd_cli.runs.asked import Run, Runs
 from kd_cli.runs.identity import sweep_id
 from kd_cli.runs.ownership import Busy
@@ -70,7 +70,7 @@ class Job:
             "hydra.yaml": HydraConfig.instance().cfg,
             "overrides.yaml": typed,
         }
-        run = Run(self.runs.plan(cfg, typed), out, typed, configuration)
+        run = Run(self.runs.plan(cfg, typed), out, typed, self.runs.config_dir, configuration)
         if not alone:
             log.info("point %s", out.name)
         # A launcher's process has but this point: it waits.
@@ -118,7 +118,7 @@ def run(request: Request) -> int:
     """Trains what the command names: a single run, or with --multirun every point of a sweep."""
     if is_sweep(request.flags):
         return train(prepare(request), Session())
-    runs = Runs()
+    runs = Runs(request.config_dir)
     register_resolvers(runs)
     cfg = compose(request.command.config, request.overrides, request.config_dir)
     one = runs.single(cfg)
@@ -131,7 +131,7 @@ def run(request: Request) -> int:
 
 def is_sweep(flags: list[str]) -> bool:
     """Whether the flags ask for a sweep."""
-    return "--multirun" in flags or "-m" in flags
+    return "--multirun" in flags
 
 
 @dataclass(frozen=True)
@@ -162,13 +162,21 @@ def prepare(request: Request) -> Sweep:
             that would write to one directory.
     """
     command, overrides = request.command, request.overrides
-    runs = Runs()
+    runs = Runs(request.config_dir)
     register_resolvers(runs)
     if any(override_key(o) == "hydra.sweeper" for o in overrides):
         # Another sweeper reads its own ranges and finds its points as it goes.
         points, unswept = [[o for o in overrides if "(" not in o and "," not in o]], overrides
     else:
+        overrides = without_helpers(overrides, request.config_dir)
         points, swept = expand(overrides, request.config_dir)
+        sweeper = compose(command.config, points[0], request.config_dir).hydra.sweeper
+        batch = sweeper.get("max_batch_size")
+        if batch is not None and batch < 1:
+            raise ConfigError(f"hydra.sweeper.max_batch_size={batch} must be at least 1, or null")
+        if sweeper.get("params"):  # of a YAML; Hydra puts them before what was typed, which wins
+            params = [f"{key}={value}" for key, value in sweeper.params.items()]
+            points, swept = expand([*params, *overrides], request.config_dir)
         unswept = [o for o in overrides if override_key(o) not in swept]
     if not is_typed("sweep", overrides):
         overrides = [*overrides, f"sweep={sweep_id(command.word, unswept)}"]
@@ -266,6 +274,9 @@ def multirun(request: Request, job: Callable[..., Any]) -> None:
         with initialized(request.config_dir) as hydra:
             hydra.multirun(config, job, overrides)
     except HydraException as error:
-        raise ConfigError(explain_hydra(error, known_keys(config, overrides))) from error
+        raise ConfigError(explain_hydra(error, known_keys(config, overrides), overrides)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # A job's own errors do not come this way: these are of Hydra, a sweeper or a launcher.
+        raise ConfigError(f"Hydra can't do this: {first_line(error)}") from error

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from pathlib import Path
-
-from omegaconf import DictConfig
 
 from kd_cli.config.overrides import scratch_overrides
 from kd_cli.config.plans import is_taught, scratch_plan, trains_teacher
+from kd_cli.config.quoting import command_line, quoted
 from kd_cli.report.columns import In, columns
 from kd_cli.runs import identity
+from kd_cli.runs.asked import Run
 from kd_cli.runs.finished import FinishedRun
 from kd_cli.runs.record import Record, RecordError, RoundRecord
 from kd_cli.terminal import print_table, shown
 
 
-def print_result(record: Record, plan: DictConfig, out: Path, typed: list[str]) -> None:
+def print_result(record: Record, run: Run) -> None:
     """Teacher, distilled student and scratch student side by side, and where the files are.
 
     The run is finished: what can't be read of the others is told, and is no failure.
     """
+    plan, out = run.plan, run.out
     own = "teacher" if trains_teacher(plan) else "scratch student"
     name = "distilled student" if is_taught(plan) else own
     runs: dict[str, FinishedRun] = {}
@@ -31,13 +31,14 @@ def print_result(record: Record, plan: DictConfig, out: Path, typed: list[str]) 
         files["teacher"] = record.teacher.path
     runs[name] = FinishedRun(record)
     if record.teacher:
-        scratch, files["scratch student"] = _scratch(record, plan, typed)
+        scratch, files["scratch student"] = _scratch(record, run)
         if isinstance(scratch, FinishedRun):
             runs["scratch student"] = scratch
         else:
             missing = scratch
     elif trains_teacher(plan) and out.resolve() != identity.teacher_dir(plan).resolve():
-        files["to distil from it"] = f"kd distill teacher_dir={shown(out)}"
+        given = f"teacher_dir={quoted(shown(out))}"
+        files["to distil from it"] = command_line("distill", [given], run.config_dir)
     files[name] = shown(out)
     measured = columns(In.RUN, list(runs.values()))
     rows = [
@@ -63,14 +64,14 @@ def _teacher(run: FinishedRun) -> FinishedRun:
     return run.teacher
 
 
-def _scratch(record: Record, plan: DictConfig, typed: list[str]) -> tuple[FinishedRun | str, str]:
+def _scratch(record: Record, run: Run) -> tuple[FinishedRun | str, str]:
     """A distilled student's scratch student and its directory.
 
     Where there is none: what stands in its row, and why. Without labels there is no row.
     """
     if record.dataset.labelled == 0:
         return "", "needs labels, which the training images do not have"
-    folder = identity.run_dir(scratch_plan(plan))
+    folder = identity.run_dir(scratch_plan(run.plan))
     try:
         scratch = Record.read(folder)
     except RecordError as error:
@@ -78,7 +79,7 @@ def _scratch(record: Record, plan: DictConfig, typed: list[str]) -> tuple[Finish
     data = ("fingerprint", "split_fingerprint")
     if scratch and all(scratch.dataset[key] == record.dataset[key] for key in data):
         return FinishedRun(scratch), shown(folder)
-    command = shlex.join(["kd", "train-student", *scratch_overrides(typed)])
+    command = command_line("train-student", scratch_overrides(run.typed), run.config_dir)
     return "not trained yet", f"not trained yet: {command}"
 
 

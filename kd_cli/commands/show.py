@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 import sys
 
 from kd_cli.commands.keys_page import print_page
-from kd_cli.commands.table import COMMANDS, DEFAULT, Request
+from kd_cli.commands.table import COMMANDS, DEFAULT, Command, Request, load
 from kd_cli.config.compose import known_keys, main_dir, register
 from kd_cli.config.messages import explain, explain_hydra
 from kd_cli.errors import ConfigError
@@ -16,15 +19,11 @@ from kd_cli.runs.resolvers import register_resolvers
 def run(request: Request) -> int:
     """Shows what the flags ask for."""
     register_resolvers()
-    if {"-sc", "--shell-completion"} & set(request.flags):
+    if "--shell-completion" in request.flags:
         return _complete(request)
-    if {"--help", "-h"} & set(request.flags):
+    if "--help" in request.flags:
         print_page(request)
         return 0
-    named = zip(request.flags, request.flags[1:], strict=False)
-    shown = next((value for flag, value in named if flag in ("--cfg", "-c")), "job")
-    if shown not in ("job", "hydra", "all"):
-        raise ConfigError(f"--cfg {shown}: expected job, hydra or all")
     if request.command.note:
         print(f"# {request.command.note}")
     return _hand_over(request)
@@ -46,7 +45,7 @@ def _hand_over(request: Request) -> int:
         )(_nothing)()
         return 0
     except HydraException as error:
-        raise ConfigError(explain_hydra(error, known_keys(config, overrides))) from error
+        raise ConfigError(explain_hydra(error, known_keys(config, overrides), overrides)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     except SystemExit as stop:
@@ -65,19 +64,36 @@ def _complete(request: Request) -> int:
     words = line.split()
     named = words[1] if len(words) > 1 and words[1] in COMMANDS else None
     typing_command = len(words) == 1 or (len(words) == 2 and not line.endswith(" "))
-    if request.overrides == ["query=bash"] and typing_command and "=" not in words[-1]:
+    if request.overrides != ["query=bash"]:  # install, uninstall
+        return _hand_over(_as(request, COMMANDS[DEFAULT]))
+    if typing_command and "=" not in words[-1]:
         prefix = words[1] if len(words) == 2 else ""
         print(" ".join(word for word in COMMANDS if word.startswith(prefix)))
         if len(words) == 2:
             return 0
     command = COMMANDS[named or DEFAULT]
+    if not command.config:
+        prefix = "" if line.endswith(" ") else words[-1]
+        before = words[2:] if line.endswith(" ") else words[2:-1]
+        offered = load(command.offers)(before) if command.offers else []
+        print(" ".join(word for word in offered if word.startswith(prefix)))
+        return 0
     if named:
         line = line.replace(f" {named}", "", 1)
         if named == "evaluate":  # its path is no override; the word at the cursor may be one
             *done, last = line.split(" ")
             line = " ".join([*(w for w in done if "=" in w or w == words[0]), last])
         os.environ["COMP_LINE"] = line
-    if not command.config:
-        command = COMMANDS[DEFAULT]
-    request = Request(command, request.overrides, request.flags, request.config_dir)
-    return _hand_over(request)
+    found = io.StringIO()
+    with contextlib.redirect_stdout(found):
+        code = _hand_over(_as(request, command))
+    print(" ".join(word for word in found.getvalue().split() if not _HELPER.fullmatch(word)))
+    return code
+
+
+# An option that is for others to extend.
+_HELPER = re.compile(r"[\w/@]+=_.*")
+
+
+def _as(request: Request, command: Command) -> Request:
+    return Request(command, request.overrides, request.flags, request.config_dir)

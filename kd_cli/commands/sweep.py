@@ -40,6 +40,48 @@ def expand(overrides: list[str], config_dir: str | None = None) -> tuple[list[li
     Raises:
         ConfigError: When an override can't be read.
     """
+    chosen: dict[str, list[str]] = {}  # of a key that is typed twice the last counts, as in Hydra
+    swept = set()
+    for override in _parsed(overrides, config_dir):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values = [override.get_value_element_as_str()]
+        elif override.is_discrete_sweep():
+            values = list(override.sweep_string_iterator())
+        else:
+            raise ConfigError(
+                f"{override.input_line} is a range, and kd sweeps over values; type "
+                f"{key}=a,b,c or {key}=range(1,4)"
+            )
+        if not values:
+            raise ConfigError(f"{override.input_line} gives no value to sweep over")
+        bare = override.is_delete() and override.value() is None
+        chosen[key] = [key if bare else f"{key}={value}" for value in values]
+        name = str(override.key_or_group)
+        (swept.add if override.is_sweep_override() else swept.discard)(name)
+    return [list(point) for point in itertools.product(*chosen.values())], swept
+
+
+def without_helpers(overrides: list[str], config_dir: str | None = None) -> list[str]:
+    """Overrides whose `group=glob(*)` leaves out options that begin with _, for others to extend.
+
+    Raises:
+        ConfigError: When an override can't be read.
+    """
+    from hydra.core.override_parser.types import Glob
+
+    kept = []
+    for override in _parsed(overrides, config_dir):
+        text = override.input_line
+        if isinstance(override.value(), Glob):
+            names = [name for name in override.sweep_string_iterator() if not name.startswith("_")]
+            text = f"{override.get_key_element()}={','.join(names)}" if names else text
+        kept.append(text)
+    return kept
+
+
+def _parsed(overrides: list[str], config_dir: str | None) -> list[Any]:
+    """Overrides as Hydra reads them; a group's options are known to them for glob(*)."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -48,26 +90,10 @@ def expand(overrides: list[str], config_dir: str | None = None) -> tuple[list[li
     register()
     try:
         with hydra.initialize_config_dir(main_dir(config_dir), version_base="1.3"):
-            loader = GlobalHydra.instance().config_loader()  # lists a group's options for glob(*)
-            parsed = OverridesParser.create(loader).parse_overrides(overrides)
-            choices = []
-            for override in parsed:
-                key = override.get_key_element()
-                if not override.is_sweep_override():
-                    values = [override.get_value_element_as_str()]
-                elif override.is_discrete_sweep():
-                    values = list(override.sweep_string_iterator())
-                else:
-                    raise ConfigError(
-                        f"{override.input_line} is a range, and kd sweeps over values; type "
-                        f"{key}=a,b,c or {key}=range(1,4)"
-                    )
-                mark = key if override.is_delete() and override.value() is None else f"{key}="
-                choices.append([mark + value if mark.endswith("=") else key for value in values])
+            loader = GlobalHydra.instance().config_loader()
+            return OverridesParser.create(loader).parse_overrides(overrides)
     except HydraException as error:
         raise ConfigError(explain_hydra(error, [])) from error
-    swept = {str(o.key_or_group) for o in parsed if o.is_sweep_override()}
-    return [list(point) for point in itertools.product(*choices)], swept
 
 
 def finish(
@@ -136,7 +162,7 @@ def finish(
             order = "not sorted: there is no validation split, each reports its last epoch"
         if table:
             print_table(
-                f"{shown(folder)}: {len(rows)} points, {order}",
+                f"{shown(folder)}: {len(rows)} point{'s'[: len(rows) > 1]}, {order}",
                 [*names_of_settings, *[column.header for column in measured]],
                 [
                     [_cell(row[key]) for key in names_of_settings]

@@ -24,6 +24,8 @@ class Command:
         trains: `file:function` that trains its runs together; empty where it trains none itself.
         note: What `--help` of a command says that borrows the keys of another.
         takes: What stands after the word, before any keys.
+        offers: `file:function` for shell completion of words of its own: from those that are typed
+            already to those that may come next.
     """
 
     word: str
@@ -33,6 +35,7 @@ class Command:
     trains: str = ""
     note: str = ""
     takes: str = ""
+    offers: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,14 @@ TABLE = (
         "cache",
         ("list, verify or prune the kept teachers' outputs (kd cache list)",),
         "cache:run",
+        offers="cache:offers",
     ),
-    Command("guide", ("show the manual: kd guide lists its pages",), "guide:run"),
+    Command(
+        "guide",
+        ("show the manual: kd guide lists its pages",),
+        "guide:run",
+        offers="guide:offers",
+    ),
     Command("help", ("show this page",), "help:run"),
 )
 COMMANDS = {command.word: command for command in TABLE}

@@ -6,8 +6,10 @@
     compose      YAML and overrides become one configuration, by Hydra
     check        checks that configuration; the result is a plan, or an error in one line
     plans        the plans of the teacher and of the scratch student, from a distill plan
+    idle         keys that would change nothing, and are refused
     debug        what debug=smoke makes smaller
     overrides    overrides, as the user typed them
+    quoting      texts in overrides, and commands that you can type as printed
     messages     errors of Hydra and OmegaConf in plain words
     instantiate  `build` calls a node's `_target_`
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_cli.config.debug import WHERE_PRESENT, smaller
+from kd_cli.config.idle import refuse_idle, refuse_unread
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import UNUSED, VARIABLES, Config, walk
 from kd_cli.config.messages import GLOBAL, explain, unknown_key
@@ -73,8 +74,10 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
         _refuse_below_loss(cfg, overrides)
     for key in cfg:
         if key not in Config.__dataclass_fields__ and key != "hydra":
-            raise ConfigError(unknown_key(str(key), Config.__dataclass_fields__))
+            known = [name for name in Config.__dataclass_fields__ if name not in unused]
+            raise ConfigError(unknown_key(str(key), known))
     keys = [key for key in cfg if key not in unused and key not in ("hydra", *RECIPES)]
+    refuse_unread(cfg, keys, overrides)
     plain = OmegaConf.to_container(cfg)
     missing = _missing({key: plain[key] for key in keys})
     if missing:
@@ -100,6 +103,7 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
             f"{one}: the teacher is given by {given_by(plan)} and not trained; leave one of the "
             "two out"
         )
+    refuse_idle(plan, overrides)
     if not is_taught(plan):
         plan.dataset.unlabelled = "leave_out"
     if trains_teacher(plan):

@@ -97,17 +97,26 @@ def compose(command: str, overrides: list[str], config_dir: str | None = None) -
     from omegaconf.errors import OmegaConfBaseException
 
     from kd_cli.config.messages import explain, explain_hydra
+    from kd_cli.config.overrides import override_key
     from kd_cli.errors import first_line
 
+    for override in overrides:
+        if override_key(override).startswith("hydra.sweeper.params"):  # Hydra fails on it
+            raise ConfigError(
+                f"{override}: type the keys that you sweep over themselves, as in: "
+                "kd distill --multirun seed=0,1"
+            )
     try:
         with initialized(config_dir):
             cfg = hydra.compose(command, overrides, return_hydra_config=True)
     except HydraException as error:
-        raise ConfigError(explain_hydra(error, known_keys(command, overrides))) from error
+        raise ConfigError(
+            explain_hydra(error, known_keys(command, overrides), overrides)
+        ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
-    except ValueError as error:  # Hydra's own, for student=null
-        raise ConfigError(first_line(error)) from error
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(first_line(error)) from error  # Hydra's own, for student=null
     for group, option in cfg.hydra.runtime.choices.items():
         if str(option).startswith("_"):
             raise ConfigError(
@@ -118,11 +127,12 @@ def compose(command: str, overrides: list[str], config_dir: str | None = None) -
 
 
 def known_keys(command: str, overrides: list[str]) -> list[str]:
-    """All dotted keys of the command with the groups chosen so far, to suggest one."""
+    """All dotted keys that the command uses, with the groups chosen so far, to suggest one."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
 
+    from kd_cli.config.keys import UNUSED
     from kd_cli.config.overrides import override_key
 
     groups = {p.name for p in conf_dir().iterdir() if p.is_dir()}
@@ -143,4 +153,5 @@ def known_keys(command: str, overrides: list[str]) -> list[str]:
                     walk(node[key], f"{prefix}{key}.")
 
     walk(cfg, "")
-    return keys
+    refused = UNUSED[command]
+    return [key for key in keys if key not in refused and key.split(".")[0] not in refused]

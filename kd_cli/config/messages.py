@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from hydra.errors import OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -15,6 +17,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from kd_cli.config.overrides import place_of
+from kd_cli.config.quoting import unreadable
 from kd_cli.errors import suggest
 
 _TYPES = {
@@ -51,6 +55,8 @@ def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
     if isinstance(error, ValidationError) and found:
         value, kind = found.groups()
         return f"{key}={value} must be {_TYPES.get(kind, kind)}"
+    if "Cannot convert 'list' to string" in text:
+        return f"{key} must be one text, and is a list"
     if "is not a ListConfig, list or tuple" in text:
         example = " of [height, width, channels], as in [32,32,3]" if "shape" in key else ""
         return f"{key}={getattr(error, 'value', '...')} must be a list{example}"
@@ -63,8 +69,8 @@ def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
     return f"{key}: {text}" if key else text
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """Says which key is not known, and what there is instead."""
+def unknown_key(key: str, known: Iterable[str], overrides: Sequence[str] = ()) -> str:
+    """Says which key is not known, and what there is instead; with a + where one may be added."""
     if key.startswith("teacher.training.augment."):
         return (
             f"unknown key '{key}': the teacher's augmentation follows the student's; choose one of "
@@ -74,18 +80,23 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     if option in _INSIDE and group in (*_INSIDE[option], ""):
         places = " or ".join(f"{option}@{p}.{option}=OPTION" for p in _INSIDE[option] if group in p)
         return f"'{key}' stands inside another group: type {places}"
-    near = suggest(key, known)
+    # (Long keys that share their beginning are near each other, whatever they end in.)
+    word = key.rpartition(".")[2]
+    near = suggest(key, [name for name in known if suggest(word, [name.rpartition(".")[2]])])
     if _BUILT.match(key) and key != "optimizer.learning_rate":  # whose rate is the schedule's
-        near += f"{' If' if near else '; if'} the function takes it, type +{key}=..."
+        typed = next((o for o in overrides if place_of(o) == key and "=" in o), f"{key}=...")
+        typed = shlex.quote(f"+{typed.lstrip('+')}")
+        near += f"{' If' if near else '; if'} the function takes it, type {typed}"
     return f"unknown key '{key}'{near} (all keys: kd distill --help)"
 
 
-def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
+def explain_hydra(error: Exception, keys: Iterable[str], overrides: Sequence[str] = ()) -> str:
     """A Hydra error while composing, in one line of the user's words.
 
     Args:
         error: From Hydra.
         keys: All dotted keys that exist, to suggest one.
+        overrides: What the user typed.
     """
     text = str(error)
     if isinstance(error.__cause__, ValidationError):
@@ -98,7 +109,7 @@ def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
         detail = str(error.__cause__ or "").splitlines()
         if detail and "not in struct" not in detail[0] and "not in '" not in detail[0]:
             return f"{found[1]}: {detail[0]}"
-        return unknown_key(found[1], keys)
+        return unknown_key(found[1], keys, overrides)
     found = re.search(r"(?:Could not find|Could not load) '([^']+)'", text)
     if found:
         group, _, option = found[1].rpartition("/")
@@ -113,16 +124,20 @@ def explain_hydra(error: Exception, keys: Iterable[str]) -> str:
         return f"no config '{found[1]}'{suggest(found[1], available)}"
     found = re.search(r"Could not override '?([^'\s]+)'?\. No match in the defaults list", text)
     if found:
-        return unknown_key(found[1], keys)
-    found = re.search(r"Ambiguous value for argument '([^']+)'", text)
+        return unknown_key(found[1], keys, overrides)
+    found = re.search(r"^(\S+) appears more than once in the final defaults list", text)
     if found:
+        return f"{found[1]} is chosen already: type {found[1]}=OPTION without the +"
+    found = re.search(r"Ambiguous value for argument '(.+)'", text)
+    if found:
+        place, _, values = found[1].partition("=")
         return (
-            f"{found[1]} is a list of values: add --multirun to sweep over them, or quote it "
-            f"('{found[1].split('=')[0]}=[...]') for a list"
+            f"{found[1]} is a list of values: add --multirun to sweep over them, or type one list: "
+            f"{shlex.quote(f'{place}=[{values}]')}"
         )
+    if isinstance(error, OverrideParseException):
+        return unreadable(error.override)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and lines[0].startswith(("Error parsing override", "mismatched", "no viable")):
-        return f"can't read the override: {' '.join(lines[:2])}"
     return lines[0] if lines else type(error).__name__
 
 

@@ -60,7 +60,10 @@ def teacher_overrides(typed: list[str], follows: bool = True) -> list[str]:
         override
         for override in typed
         if not any(f"{place_of(override)}.".startswith(f"{key}.") for key in dropped)
-        and place_of(override).split(".")[0] in ("teacher", *_TEACHER_KEYS)
+        and (
+            place_of(override).split(".")[0] in ("teacher", *_TEACHER_KEYS)
+            or place_of(override) == "hydra.searchpath"
+        )
     ]
 
 

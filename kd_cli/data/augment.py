@@ -159,6 +159,11 @@ def mixup(
             f"mixup: coefficient={coefficient} with concentration={concentration} must be uniform "
             "or beta, with a concentration above 0"
         )
+    if coefficient == "uniform" and concentration != 1:
+        raise ConfigError(
+            f"mixup: concentration={concentration} changes nothing with coefficient=uniform; "
+            "type coefficient=beta with it"
+        )
     if partner not in ("roll", "permutation"):
         raise ConfigError(f"mixup: partner={partner} must be roll or permutation")
     numbers = draw(2)

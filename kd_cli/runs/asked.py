@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_cli.config.check import check
@@ -26,12 +27,14 @@ class Run:
         plan: Its checked configuration, from `config.check`.
         out: Its directory.
         typed: The overrides that the user typed.
+        config_dir: The user's `--config-dir`, for commands that are printed to be typed.
         configuration: What `.hydra/` is to hold, by its files.
     """
 
     plan: DictConfig
     out: Path
     typed: list[str]
+    config_dir: str | None = None
     configuration: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -45,8 +48,14 @@ class Runs:
     """The checked runs of one command, by their overrides.
 
     Hydra composes a run again when it starts it; its plan and its directory are taken from here.
+
+    Attributes:
+        config_dir: The user's `--config-dir`.
+        plans: Of the runs.
+        names: Of their directories.
     """
 
+    config_dir: str | None = None
     plans: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
     names: dict[tuple[str, ...], str] = field(default_factory=dict)
 
@@ -70,11 +79,13 @@ class Runs:
             ConfigError: A mistake in the configuration, or a directory that it can't have.
         """
         _refuse_chdir(cfg)
+        if cfg.hydra.mode == RunMode.MULTIRUN:
+            raise ConfigError("hydra.mode=MULTIRUN: leave it out, and type --multirun for a sweep")
         typed = list(cfg.hydra.overrides.task)
         plan = self.plan(cfg, typed)
         chosen = OmegaConf.to_container(cfg.hydra.run)["dir"] != _OURS
         out = Path(cfg.hydra.run.dir) if chosen else run_dir(plan)
-        return _checked(Run(plan, out, typed))
+        return _checked(Run(plan, out, typed, self.config_dir))
 
     def point(self, cfg: DictConfig, number: int) -> Run:
         """A point of a sweep, in the directory that Hydra will give it.
@@ -88,7 +99,7 @@ class Runs:
         with open_dict(cfg):
             cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
         out = Path(cfg.hydra.sweep.dir) / str(cfg.hydra.sweep.subdir)
-        return _checked(Run(plan, out, typed))
+        return _checked(Run(plan, out, typed, self.config_dir))
 
     def name(self, cfg: DictConfig) -> str:
         """The name of a point's directory, for `hydra.sweep.subdir`."""
@@ -101,7 +112,7 @@ class Runs:
 
 
 def _checked(run: Run) -> Run:
-    check_before_start(run.plan, run.out, run.typed)
+    check_before_start(run.plan, run.out, run.typed, run.config_dir)
     return run
 
 

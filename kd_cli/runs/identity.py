@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd_cli.config.keys import PLACES, VARIABLES
 from kd_cli.config.overrides import override_key
 from kd_cli.config.plans import given_by, has_rounds, is_taught, teacher_plan, trains_teacher
+from kd_cli.config.quoting import command_line, quoted
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
 from kd_cli.runs.model_file import checkpoint_file
@@ -120,8 +121,8 @@ def given_teacher(plan: DictConfig) -> Record:
     if record is None:
         raise ConfigError(
             f"no finished teacher in teacher_dir={shown(folder)}; train one there with: "
-            f"kd train-teacher teacher_dir={shown(folder)} (and its other settings), or leave "
-            "teacher_dir out"
+            f"{command_line('train-teacher', [f'teacher_dir={quoted(shown(folder))}'])} (and its "
+            "other settings), or leave teacher_dir out"
         )
     if record.command != "train-teacher":
         raise ConfigError(

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.overrides import is_typed, place_of, teacher_overrides
 from kd_cli.config.plans import given_by, is_taught, teacher_augment_follows, teacher_plan
+from kd_cli.config.quoting import command_line, quoted
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import files_of
@@ -44,13 +45,16 @@ RUN_FILES = (
 _ROUND = re.compile(r"round-\d+")
 
 
-def check_before_start(plan: DictConfig, out: Path, typed: Sequence[str] = ()) -> None:
+def check_before_start(
+    plan: DictConfig, out: Path, typed: Sequence[str] = (), config_dir: str | None = None
+) -> None:
     """All that can be told from the directories alone, before any is made or changed.
 
     Args:
         plan: Of the run.
         out: Its directory.
         typed: The overrides that the user typed, to tell a teacher that was named.
+        config_dir: The user's `--config-dir`.
 
     Raises:
         ConfigError: A file in the way, files of others, another run's result or state in `out`, or
@@ -82,7 +86,7 @@ def check_before_start(plan: DictConfig, out: Path, typed: Sequence[str] = ()) -
             kept = teacher_overrides(list(typed), teacher_augment_follows(plan))
             raise ConfigError(
                 f"no finished teacher in {shown(directory)}; train it with: "
-                f"{shlex.join(['kd', 'train-teacher', *kept])}"
+                f"{command_line('train-teacher', kept, config_dir)}"
                 + "".join(f"; or {line}" for line in similar_teachers(plan)[:1])
             )
 
@@ -110,7 +114,7 @@ def similar_teachers(plan: DictConfig) -> list[str]:
             differing = differences(spec, wanted)
             found.append(
                 f"take one that was trained in another way ({differing}): "
-                f"teacher_dir={shown(folder)}"
+                f"{shlex.quote(f'teacher_dir={quoted(shown(folder))}')}"
             )
     return found
 

@@ -129,6 +129,10 @@ def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
         load_published(model, path, "teacher.weights", new_head=True)
     # The rate of every step comes from the schedule; Keras refuses a whole number here.
     optimizer = build(plan.optimizer, "optimizer", learning_rate=float(plan.learning_rate))
+    if isinstance(optimizer, keras.optimizers.Optimizer):
+        from kd_cli.training.optimizers import refuse_idle
+
+        refuse_idle(optimizer, plan.optimizer)
     if plan.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     loss, weights = build(plan.loss, "loss"), class_weights.of_plan(plan, dataset)

@@ -1,7 +1,8 @@
-"""AdamW with a weight decay that follows the learning rate, or one that does not."""
+"""AdamW with a weight decay that follows the learning rate, or not; options that do nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -60,3 +61,40 @@ class AdamW(keras.optimizers.AdamW):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "decoupled": self.decoupled}
+
+
+def refuse_idle(optimizer: Any, node: Mapping[str, Any]) -> None:
+    """Refuses options of Keras that would train the same weights, or none.
+
+    Args:
+        optimizer: A Keras optimizer.
+        node: Its checked node in the configuration.
+
+    Raises:
+        ConfigError: It names the option, and what to type.
+    """
+    averages = "type +optimizer.use_ema=true +optimizer.ema_overwrite_frequency=N with it"
+    doubts = {
+        "loss_scale_factor": "kd scales the loss itself, where precision=mixed_float16 needs it",
+        "name": "names are in no result",
+    }
+    if not optimizer.use_ema:
+        doubts |= dict.fromkeys(("ema_momentum", "ema_overwrite_frequency"), averages)
+    elif not optimizer.ema_overwrite_frequency:
+        doubts["use_ema"] = (
+            "the trained weights count, not their average; with +optimizer.ema_overwrite_frequency"
+            "=N the average takes their place every N steps"
+        )
+    if isinstance(optimizer, keras.optimizers.SGD) and not optimizer.momentum:
+        doubts["nesterov"] = "there is no momentum; type optimizer.momentum=0.9 with it"
+    for key, why in doubts.items():
+        if node.get(key):
+            raise ConfigError(
+                f"optimizer.{key}={node[key]} changes nothing: {why}; or leave it out"
+            )
+    for key in ("clipnorm", "clipvalue", "global_clipnorm"):
+        value = node.get(key)
+        if value is not None and not value > 0:
+            raise ConfigError(f"optimizer.{key}={value} must be above 0, or null")
+    if (node.get("weight_decay") or 0) < 0:
+        raise ConfigError(f"optimizer.weight_decay={node['weight_decay']} must be at least 0")

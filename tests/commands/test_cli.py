@@ -81,6 +81,22 @@ def test_completion_of_words_groups_and_keys(kd, monkeypatch):
     assert "complete -o nospace" in kd("-sc", "install=bash").out
 
 
+def test_completion_of_words_of_other_commands_and_without_helpers(kd, monkeypatch, work):
+    def complete(line, *flags):
+        monkeypatch.setenv("COMP_LINE", line)
+        return kd(*flags, "-sc", "query=bash").out.split()
+
+    assert complete("kd cache ") == ["list", "verify", "prune"]
+    assert complete("kd cache verify r") == ["rows="]
+    assert complete("kd guide lo") == ["losses"]
+    (work / "mine" / "student").mkdir(parents=True)
+    for name in ("_helper", "own"):
+        (work / "mine" / "student" / f"{name}.yaml").write_text("name: x\n")
+    assert complete("kd distill student=o", "--config-dir", "mine") == ["student=own"]
+    assert "student=_helper" not in complete("kd distill student=", "--config-dir", "mine")
+    assert complete("kd distill loss._t") == ["loss._target_="]
+
+
 def test_config_dir_adds_an_option_and_a_function(kd, work, small):
     (work / "mine" / "student").mkdir(parents=True)
     (work / "mine" / "my_networks.py").write_text(

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from kd_cli.arguments import arrange
 from kd_cli.commands import guide
+from kd_cli.commands.arguments import arrange
 from kd_cli.errors import ConfigError
 from kd_cli.runs.record import schema
 

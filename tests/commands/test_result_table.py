@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
@@ -11,6 +12,7 @@ from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.config.plans import scratch_plan
 from kd_cli.runs import identity
+from kd_cli.runs.asked import Run
 from kd_cli.runs.record import Record
 from kd_cli.runs.resolvers import register_resolvers
 from tests.records import PSEUDO_LABELS, SCORE, TEACHER, content
@@ -33,7 +35,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 def printed(capsys, record, command, typed):
     plan = check(compose(command, typed), typed)
-    print_result(Record(**record), plan, identity.run_dir(plan), typed)
+    print_result(Record(**record), Run(plan, identity.run_dir(plan), typed))
     return capsys.readouterr().out
 
 
@@ -44,6 +46,16 @@ def leave(folder, record):
 
 def distilled(**changes):
     return content(command="distill", teacher=TEACHER, validation=VALIDATION, **changes)
+
+
+def test_the_command_that_is_printed_names_the_config_dir(capsys, typed):
+    typed = [*typed, "alpha=0.3", 'student.name="l\'été"']
+    plan = check(compose("distill", typed), typed)
+    run = Run(plan, identity.run_dir(plan), typed, "my conf")
+    print_result(Record(**distilled()), run)
+    (line,) = [s for s in capsys.readouterr().out.splitlines() if "kd train-student" in s]
+    words = shlex.split(line.partition("not trained yet: ")[2])
+    assert words == ["kd", "train-student", "--config-dir", "my conf", *typed[:2], typed[-1]]
 
 
 def test_a_teacher_that_is_a_file_has_what_its_student_knows_of_it(capsys, typed):

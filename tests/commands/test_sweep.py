@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from kd_cli.commands import distill
-from kd_cli.commands.sweep import expand, finish
+from kd_cli.commands.arguments import arrange
+from kd_cli.commands.job import prepare
+from kd_cli.commands.sweep import expand, finish, without_helpers
 from kd_cli.files import open_npz
 from kd_cli.training import step
 from tests.conftest import read_record
@@ -29,6 +31,29 @@ def test_expand_gives_every_point_and_the_swept_keys():
         ["alpha=0.2", "seed=0", "epochs=3"], ["alpha=0.2", "seed=1", "epochs=3"],
     ]  # fmt: skip
     assert swept == {"alpha", "seed"}
+
+
+def test_of_a_key_that_is_typed_twice_the_last_counts():
+    assert expand(["seed=0,1", "seed=7"]) == ([["seed=7"]], set())
+
+
+def test_glob_leaves_out_helpers(work):
+    (work / "mine" / "student").mkdir(parents=True)
+    for name in ("_helper", "_other", "xa", "xb"):
+        (work / "mine" / "student" / f"{name}.yaml").touch()
+    assert without_helpers(["student=glob(x*)", "seed=1"], "mine") == ["student=xa,xb", "seed=1"]
+    (kept, _) = without_helpers(["student=glob([_*,x*])", "seed=1"], "mine")
+    assert kept == "student=xa,xb"
+
+
+def test_parameters_of_the_sweeper_in_yaml(work):
+    (work / "mine" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nepochs: 1\nhydra: {sweeper: {params: {seed: '3,4'}}}\n"
+    (work / "mine" / "experiment" / "own.yaml").write_text(text)
+    words = ["--config-dir", "mine", "train-student", "-m", "experiment=own"]
+    assert [p.name.split("_")[2][:5] for p in prepare(arrange(words)).points] == ["seed3", "seed4"]
+    (point,) = prepare(arrange([*words, "seed=7"])).points
+    assert "seed7" in point.name
 
 
 def leave(folder, name, **changes):

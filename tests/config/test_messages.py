@@ -17,6 +17,33 @@ MISTAKES = {
     "unknown command": (["distil"], ["'distil'", "did you mean 'distill'"]),
     "two commands": (["distill", "train-teacher"], ["'train-teacher'", "one command"]),
     "unknown flag": (["--mutirun"], ["'--mutirun'", "did you mean '--multirun'"]),
+    "a flag twice": (["--cfg", "job", "-c", "all"], ["--cfg is typed twice"]),
+    "two flags": (["-m", "--run"], ["--multirun and --run exclude each other"]),
+    "resolve alone": (["distill", "--resolve"], ["--resolve", "add --cfg job"]),
+    "package alone": (["distill", "-p", "loss"], ["--package", "add --cfg job"]),
+    "info": (["distill", "--info=foo"], ["--info foo: expected all, config"]),
+    "a flag with a value": (["-m=1"], ["--multirun takes no value"]),
+    "a flag before another kind of command": (["-m", "cache"], ["kd cache --help"]),
+    "a mode": (["distill", "hydra.mode=MULTIRUN"], ["hydra.mode=MULTIRUN", "type --multirun"]),
+    "parameters of a sweeper": (
+        ["-m", 'hydra.sweeper.params={seed: "0,1"}'],
+        ["hydra.sweeper.params", "--multirun seed=0,1"],
+    ),
+    "no batches": (["-m", "hydra.sweeper.max_batch_size=0"], ["max_batch_size=0", "at least 1"]),
+    "no option": (["-m", "dataset=glob(zz*)"], ["glob(zz*) gives no value"]),
+    "an option once more": (["distill", "+optimizer=adam"], ["optimizer=OPTION without the +"]),
+    "an open bracket": (
+        ["distill", "student.network.units=[16"],
+        ["can't read student.network.units=[16", "'student.network.units=\"[16\"'"],
+    ),
+    "a comma": (["distill", "teacher.checkpoint=x,y"], ["teacher.checkpoint=x,y is not a file"]),
+    "an odd number": (["distill", "alpha=~0.3"], ["alpha=~0.3 must be a number"]),
+    "an odd path": (
+        ["distill", "dataset=npz", "dataset.path=ü (1)/#.npz"],
+        ["dataset.path=ü (1)/#.npz is not a file"],
+    ),
+    "nothing near": (["distill", "optimizer.foo=3"], ["'optimizer.foo'; if", "+optimizer.foo=3 "]),
+    "near, and of no use": (["train-student", "alpa=3"], ["unknown key 'alpa' (all keys"]),
     "flag without value": (["--config-dir"], ["--config-dir needs a value"]),
     "unknown key": (["distill", "alpa=1"], ["'alpa'", "did you mean 'alpha'"]),
     "unknown nested key": (
@@ -25,7 +52,7 @@ MISTAKES = {
     ),
     "a key of a function": (
         ["distill", "schedule.warmup=3"],
-        ["'schedule.warmup'", "function takes it, type +schedule.warmup=..."],
+        ["'schedule.warmup'", "function takes it, type +schedule.warmup=3"],
     ),
     "a network where students are chosen": (
         ["distill", "student/network=cnn"],
@@ -222,6 +249,10 @@ LATE_MISTAKES = {
         ["optimizer.learning_rate: kd gives keras.optimizers.Adam this argument itself"],
     ),
     "optimizer argument": (["train-student", "+optimizer.beta_9=0.5"], ["'beta_9'"]),
+    "idle optimizer argument": (
+        ["train-student", "+optimizer.use_ema=true"],
+        ["optimizer.use_ema=True changes nothing", "+optimizer.ema_overwrite_frequency=N"],
+    ),
     "GPU that is not there": (["train-student", "device=gpu:7"], ["device=gpu:7", "device=cpu"]),
     "warm-up in steps": (
         ["train-student", "schedule=warmup_cosine", "schedule.warmup_steps=999"],

@@ -6,15 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from kd_cli.arguments import arrange
 from kd_cli.commands import cache, guide, report
+from kd_cli.commands.arguments import arrange
 from kd_cli.commands.compare import sweeps
 from kd_cli.commands.sweep import expand
 from kd_cli.commands.table import COMMANDS as TABLE
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
+from kd_cli.config.instantiate import build
 from kd_cli.runs.resolvers import register_resolvers
 from tests.conftest import only_run
 
@@ -60,6 +62,11 @@ def example(tmp_path_factory):
     for name in ("my_images/a", "my_images/b", "my_conf"):
         (folder / name).mkdir(parents=True)
         (folder / name / "1.png").touch()
+    page = (guide.FOLDER / "losses.md").read_text()
+    for name, language in (("my_losses.py", "python"), ("loss/logit_distance.yaml", "yaml")):
+        (block,) = re.findall(f"```{language}\n(.*?)```", page, flags=re.DOTALL)
+        (folder / "my_conf" / name).parent.mkdir(exist_ok=True)
+        (folder / "my_conf" / name).write_text(block)
     return folder
 
 
@@ -82,7 +89,7 @@ def test_every_command_composes(line, example, npz, monkeypatch):
         assert report.folders_of(request.words)
         return
     if request.config_dir:  # names options that the page only describes
-        groups = ("student=", "teacher=", "dataset=", "loss=", "tracker=", "network=")
+        groups = ("student=", "teacher=", "dataset=", "loss=", "tracker=", "network=", "loss.")
         overrides = [o for o in overrides if not o.startswith(groups)]
     swept = "--multirun" in request.flags or word == "compare"
     asked = sweeps(overrides) if word == "compare" else [(word, overrides)]
@@ -106,3 +113,21 @@ def test_the_first_run(work):
     _, student = only_run(work / "outputs" / "distill")
     assert teacher["test"]["accuracy"] - student["test"]["accuracy"] > 0.01  # a real gap
     assert "W0000" not in done.stderr and "I0000" not in done.stderr
+
+
+def test_the_loss_of_the_guide(example, monkeypatch):
+    """alpha * CE + (1 - alpha) * weight * mean squared difference of the logits / T, by NumPy."""
+    tf = pytest.importorskip("tensorflow")
+    monkeypatch.chdir(example)
+    words = ["loss=logit_distance", "alpha=0.3", "temperature=2", "loss.weight=0.5"]
+    register_resolvers()
+    plan = check(compose("distill", words, "my_conf"), words)
+    assert plan.loss.alpha == 0.3 and plan.temperature == 2
+    student, teacher = np.array([[1.0, 2.0], [0.0, -1.0]]), np.array([[3.0, 2.0], [0.0, 1.0]])
+    labels = np.array([0, 1])
+    given = [{"logits": tf.constant(one, tf.float32)} for one in (student, teacher)]
+    found = build(plan.loss, "loss")(tf.constant(labels), *given)
+    cross = np.log(np.exp(student).sum(1)) - student[[0, 1], labels]
+    np.testing.assert_allclose(found["hard"], 0.3 * cross, rtol=1e-6)
+    squares = ((student - teacher) / 2) ** 2
+    np.testing.assert_allclose(found["soft"], 0.7 * 0.5 * squares.mean(1), rtol=1e-6)

@@ -1,0 +1,124 @@
+"""Keys that would be accepted and do nothing: each is refused, with what to type instead.
+
+(Those that a command has no use for at all stand in the table `keys`; those of an optimizer are
+told by the optimizer that was built, in `kd_cli/training/optimizers.py`.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kd_cli.config.keys import Augment, Dataset, Student, Teacher
+from kd_cli.config.overrides import is_typed
+from kd_cli.config.plans import is_given, is_taught
+from kd_cli.errors import ConfigError, suggest
+
+# Groups whose options may add keys, for other keys to refer to.
+_OPEN = {
+    "dataset": Dataset,
+    "teacher": Teacher,
+    "student": Student,
+    "augment": Augment,
+    "teacher.training.augment": Augment,
+}
+# The places of the keys that say how a network is trained.
+_TRAININGS = ("", "teacher.training.")
+
+
+def refuse_unread(cfg: DictConfig, used: Sequence[str], overrides: Sequence[str]) -> None:
+    """Refuses a key that kd does not know and nothing refers to: typed, or misspelt in YAML.
+
+    (An option's own key may outlive the nodes that it was for.)
+
+    Args:
+        cfg: The composed configuration, with its interpolations.
+        used: The root keys that the command uses.
+        overrides: What the user typed.
+
+    Raises:
+        ConfigError: It names the first such key.
+    """
+    for name, known in _unknown(cfg, used):
+        key = name.rpartition(".")[2]
+        near = suggest(key, known)
+        if not near and not is_typed(name, list(overrides)):
+            continue
+        text = OmegaConf.to_yaml(OmegaConf.create({key: cfg._get_node(key) for key in used}))
+        if not re.search(r"\$\{[^}]*\b" + re.escape(key) + r"\b", text):
+            raise ConfigError(
+                f"{name}: nothing uses this key{near or ';'} leave it out, or refer to it as "
+                f"${{{name}}}"
+            )
+
+
+def _unknown(cfg: DictConfig, used: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The keys of open groups that are no keys of kd, with those that are."""
+    for place, table in _OPEN.items():
+        *parents, last = place.split(".")
+        parent = OmegaConf.select(cfg, ".".join(parents)) if parents else cfg
+        if place.split(".")[0] not in used or parent is None or last not in parent:
+            continue
+        if OmegaConf.is_interpolation(parent, last):  # it follows another node
+            continue
+        known = [field.name for field in dataclasses.fields(table)]
+        for key in parent[last] if isinstance(parent[last], DictConfig) else ():
+            if key not in known:
+                yield f"{place}.{key}", known
+
+
+def refuse_idle(plan: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuses what was typed and would change nothing, because another key decides.
+
+    Args:
+        plan: A checked configuration, the teacher's keys below `teacher`.
+        overrides: What the user typed.
+
+    Raises:
+        ConfigError: It names the key that decides.
+    """
+    typed = [override for override in overrides if "=" in override]
+
+    def refuse(key: str, why: str) -> None:
+        for override in typed:
+            if is_typed(key, [override]):
+                raise ConfigError(f"{override} changes nothing: {why}")
+
+    for place in _TRAININGS:
+        training = OmegaConf.select(plan, place.rstrip(".")) if place else plan
+        if training is None or training.get("epochs") is None:
+            continue
+        if training.steps is not None:
+            here = f"{place}steps"
+            refuse(f"{place}epochs", f"{here}={training.steps} decides; type {here}=null with it")
+        _refuse_durations(training.schedule, f"{place}schedule", refuse)
+        augment = training.augment
+        if not augment.train:
+            refuse(f"{place}augment_seed", _NO_NODES)
+        if not augment.train and not augment.evaluate:
+            for key in ("size", "preview"):
+                refuse(f"{place}augment.{key}", _NO_NODES)
+            if not place:
+                refuse("view", _NO_NODES)
+    if is_taught(plan) and is_given(plan):
+        given = is_given(plan)
+        refuse("teacher.train_if_missing", f"the teacher is given by {given}")
+        if given == "teacher.checkpoint":
+            refuse("teacher.network", "the file of teacher.checkpoint has its own network")
+
+
+_NO_NODES = "there is no augmentation; choose one, as in augment=flip_crop"
+
+
+def _refuse_durations(schedule: Mapping[str, Any], place: str, refuse: Any) -> None:
+    """Of a duration in steps and in epochs, our schedules take the steps."""
+    if not str(schedule.get("_target_", "")).startswith("kd_cli."):
+        return
+    for key, value in schedule.items():
+        if key.endswith("_steps") and value is not None:
+            epochs = f"{place}.{key.removesuffix('_steps')}_epochs"
+            refuse(epochs, f"{place}.{key}={value} decides; type {place}.{key}=null with it")
