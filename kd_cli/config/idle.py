@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.keys import Augment, Dataset, Student, Teacher
 from kd_cli.config.overrides import is_typed
-from kd_cli.config.plans import is_given, is_taught
+from kd_cli.config.plans import given_by, is_taught
 from kd_cli.errors import ConfigError, suggest
 
 # Groups whose options may add keys, for other keys to refer to.
@@ -104,8 +104,8 @@ def refuse_idle(plan: DictConfig, overrides: Sequence[str]) -> None:
                 refuse(f"{place}augment.{key}", _NO_NODES)
             if not place:
                 refuse("view", _NO_NODES)
-    if is_taught(plan) and is_given(plan):
-        given = is_given(plan)
+    if is_taught(plan) and given_by(plan):
+        given = given_by(plan)
         refuse("teacher.train_if_missing", f"the teacher is given by {given}")
         if given == "teacher.checkpoint":
             refuse("teacher.network", "the file of teacher.checkpoint has its own network")

@@ -4,6 +4,7 @@
     arrays        `Arrays`, what a source returns; decoded images on the disk
     pixels        the form and the range of a source's images
     sources       digits and tensorflow-datasets
+    archives      `.npz` files, looked at before they are unpacked
     npz_file      `.npz` files
     folders       folders of images, as a source
     listing       what lies in such a folder
