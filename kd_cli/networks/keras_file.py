@@ -7,6 +7,7 @@ for a file, `_target_` of the recorded network for a run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -14,7 +15,7 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def load_keras(path: Path, what: str, module: str | None = None) -> keras.Model:
         raise ConfigError(f"{what}={path} is not a file; expected a .keras file")
     own = _own_classes(module, MODULE_KEYS.get(what, "module")) if module else None
     try:
-        return keras.saving.load_model(path, custom_objects=own, compile=False, safe_mode=True)
+        with _whole():
+            return keras.saving.load_model(path, custom_objects=own, compile=False, safe_mode=True)
     except Exception as error:  # of zip, JSON, HDF5 or any layer
         why, of_code = _reason(error, what, module)
         kind = OwnCodeError if of_code else ConfigError
@@ -101,13 +103,19 @@ def load_weights(model: keras.Model, path: Path, what: str, target: str) -> kera
         ConfigError: They are of another network.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Keras only warns of weights that it leaves out
+        with _whole():
             model.load_weights(path)
     except Exception as error:  # as `load_keras`
-        why = " ".join(str(error).split()[:40])
-        raise ConfigError(f"{what} holds other weights than {target} builds now ({why})") from error
+        raise ConfigError(f"{what} holds other weights than {target} builds now") from error
     return model
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """Inside the block, weights that the file lacks are an error: Keras would only warn."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Skipping nested container")
+        yield
 
 
 def refuse_unsaveable(model: keras.Model, what: str) -> None:
@@ -182,6 +190,8 @@ def _reason(error: Exception, what: str, module: str | None) -> tuple[str, bool]
         elif key:
             words += f"; name the module that defines it: {key}=MODULE (it is imported)"
         return words, True
+    if "could not be loaded" in text or "Skipping nested container" in text:
+        return "it lacks weights of its own layers", False
     if "File format not supported" in text:
         return "its name must end in .keras", False
     if isinstance(error, zipfile.BadZipFile) or "zip" in text:
