@@ -213,7 +213,8 @@ def train(sweep: Sweep, session: Session, table: bool = True) -> int:
         failed = 0
         for folder in dict.fromkeys(out.parent for out in sweep.points):
             names = {out.name for out in sweep.points if out.parent == folder}
-            own = {out.name: why for out, why in job.failed.items() if out.parent == folder}
+            there = folder.resolve()
+            own = {o.name: why for o, why in job.failed.items() if o.parent.resolve() == there}
             with messages():
                 failed += finish(folder, names, table, own)
     return 1 if failed else code

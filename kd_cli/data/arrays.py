@@ -90,7 +90,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def remove(folder: Path) -> bool:
     """Removes a folder of decoded images."""
-    discard(folder / "manifest.json")  # first: a half-removed one counts as none
+    if not folder.is_symlink():  # what a link leads to is another folder's
+        discard(folder / "manifest.json")  # first: a half-removed one counts as none
     discard(folder)
     return True
 

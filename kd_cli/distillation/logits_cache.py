@@ -285,7 +285,8 @@ def remove(folder: Path) -> bool:
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
         with lock.acquire(timeout=0):
-            discard(folder / "manifest.json")  # first: a half-removed one is none
+            if not folder.is_symlink():  # what a link leads to is another folder's
+                discard(folder / "manifest.json")  # first: a half-removed one is none
             discard(folder)
     except Timeout:
         return False

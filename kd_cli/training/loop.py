@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kd_cli.data.dataset import Split
-from kd_cli.files import append_row, read_rows, rewrite_rows
+from kd_cli.files import append_row, discard, read_rows, rewrite_rows
 from kd_cli.networks.predict import Prepare, predict_rows
 from kd_cli.networks.wrap import dead_layers
 from kd_cli.runs.quality import STEPS_TO_LEARN, chance, score
@@ -137,7 +137,7 @@ class Training:
         run, learner = self.run, self.learner
         for folder in (run.out, self.state.folder):  # what a kill left of a write
             for left in folder.glob(".tmp-*"):
-                left.unlink()
+                discard(left)
         saved = self.state.load(learner.variables)
         if saved:
             if set(saved) != set(Fit.__dataclass_fields__):

@@ -146,6 +146,16 @@ def test_a_manifest_whose_origin_means_nothing_is_a_fault_and_no_traceback(kd, w
     assert kd("cache", "prune").out == "removed 1, kept 0 in outputs/cache\n"  # no such teacher
 
 
+def test_prune_removes_a_link_and_not_what_it_leads_to(kd, work):
+    (work / "precious").mkdir()
+    (work / "precious" / "manifest.json").write_text("of another program")
+    for kind in ("logits", "data"):
+        (work / "outputs" / "cache" / kind).mkdir(parents=True)
+        (work / "outputs" / "cache" / kind / "0123").symlink_to(work / "precious")
+    assert kd("cache", "prune").out == "removed 2, kept 0 in outputs/cache\n"
+    assert (work / "precious" / "manifest.json").exists()
+
+
 def test_prune_removes_what_killed_processes_left(kd, work):
     cache = work / "outputs" / "cache"
     for place in ("data/.tmp-9-0123456789abcdef", "logits/0123456789abcdef", "logits"):

@@ -1,6 +1,8 @@
 """A sweep: checked before it starts, equal starts, failing points, repeats, its table and files."""
 
+import contextlib
 import csv
+import dataclasses
 import gc
 import json
 import os
@@ -10,11 +12,14 @@ import keras
 import numpy as np
 import pytest
 
-from kd_cli.commands import distill
+from kd_cli.commands import distill, job
 from kd_cli.commands.arguments import arrange
 from kd_cli.commands.job import prepare
 from kd_cli.commands.sweep import expand, finish, without_helpers
+from kd_cli.commands.table import COMMANDS, Request
+from kd_cli.errors import ConfigError, RunFailed
 from kd_cli.files import open_npz
+from kd_cli.runs.session import Session
 from kd_cli.training import step
 from tests.conftest import read_record
 from tests.records import content
@@ -272,3 +277,26 @@ def test_all_points_are_checked_before_the_first_starts(kd, work, small, bad):
     done = kd("--multirun", *small, bad)
     assert done.code == 2 and done.error
     assert not (work / "outputs").exists()
+
+
+def test_a_finished_point_that_fails_is_named_at_the_end(work, npz, monkeypatch, capsys):
+    """Its data are others now: nothing is recorded in its directory, and all the same it is told."""
+    words = ["dataset=npz", f"dataset.path={npz}", "sweep=s", "seed=0,1"]
+    sweep = job.prepare(Request(COMMANDS["train-student"], words, ["--multirun"]))
+    for out in sweep.points:
+        leave(out.parent, out.name)
+
+    def hand_over(request, overrides, one):
+        def refused():
+            raise ConfigError("made from other data")
+
+        out = sweep.points[1].resolve()  # as Hydra says it
+        with contextlib.suppress(RunFailed):
+            one.conclude(refused, dataclasses.replace(sweep.found[1], out=out))
+        return 0
+
+    monkeypatch.setattr(job, "hand_over", hand_over)
+    assert job.train(sweep, Session()) == 1
+    done = capsys.readouterr()
+    assert "1 points" in done.out
+    assert f"kd: failed: {sweep.points[1].name}: made from other data" in done.err

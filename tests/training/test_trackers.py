@@ -64,7 +64,8 @@ def mine(name="mine", kind="Mine", **options) -> list[str]:
 
 
 def told(run: Path, name="mine") -> list[tuple[str, dict]]:
-    lines = (run / "trackers" / name / "told.jsonl").read_text().splitlines()
+    file = run / "trackers" / name / "told.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
     return [tuple(json.loads(line)) for line in lines]
 
 
