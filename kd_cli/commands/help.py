@@ -19,8 +19,8 @@ GROUPS = (
     "debug",
 )
 _USAGE = """\
-kd trains a teacher, trains a small student from scratch, distils the teacher into the student,
-and says whether distilling was worth it.
+kd trains a teacher, distils it into a small student, trains the same student from scratch, and
+tells you whether distilling was worth it.
 
 usage: kd [COMMAND] [key=value ...] [flags]
 
@@ -36,7 +36,7 @@ examples
   kd --multirun alpha=0.1,0.5,0.9 temperature=1,4,10     a sweep, with a table at its end
   kd compare seeds=5                                     was distilling worth it?
   kd distill teacher.checkpoint=my.keras                 a teacher of your own
-  kd evaluate outputs/latest                             calibration, fidelity and cost of a run
+  kd evaluate outputs/latest                             calibration, agreement and cost of a run
 
 flags
   --multirun        sweep over comma-separated values    --cfg job --resolve  show the configuration

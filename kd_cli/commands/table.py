@@ -60,15 +60,15 @@ class Request:
 TABLE = (
     Command(
         "train-teacher",
-        ("train the teacher and keep it",),
+        ("train the teacher",),
         "job:run",
         config="train-teacher",
         trains="train:train_teacher",
-        note="train-teacher trains with the keys of teacher.training; epochs=3 sets them",
+        note="train-teacher uses the keys of teacher.training; epochs=3 sets its epochs",
     ),
     Command(
         "train-student",
-        ("train the student without a teacher: the baseline",),
+        ("train the student without a teacher: the scratch student",),
         "job:run",
         config="train-student",
         trains="train:train_student",
@@ -82,14 +82,14 @@ TABLE = (
     ),
     Command(
         "compare",
-        ("train both students with the seeds 0 to 4 (seeds=N), and say whether distilling won",),
+        ("train distilled and scratch students with seeds 0 to 4 (seeds=N), and give a verdict",),
         "compare:run",
         config="distill",
         note="compare takes the keys of distill, seeds=5 and controls=label_smoothing",
     ),
     Command(
         "self-train",
-        ("train the student on its own labels of unlabelled images, round after round",),
+        ("train the student on labels that it has given to unlabelled images, in rounds",),
         "job:run",
         config="self-train",
         trains="self_train:self_train",
@@ -118,7 +118,7 @@ TABLE = (
     ),
     Command(
         "cache",
-        ("list, verify or prune the kept teachers' outputs (kd cache list)",),
+        ("list, verify or prune the stored outputs of teachers (kd cache list)",),
         "cache:run",
         offers="cache:offers",
     ),

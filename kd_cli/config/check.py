@@ -162,8 +162,14 @@ def _unused_by_loss(cfg: DictConfig, unused: Mapping[str, str]) -> dict[str, str
     if "loss" in unused:
         return {}
     text = OmegaConf.to_yaml(cfg.loss)
-    why = f"loss={_loss_name(cfg)} does not use it"
-    return {key: why for key in VARIABLES if not re.search(r"\$\{" + key + r"\}", text)}
+    unused_keys = [key for key in VARIABLES if not re.search(r"\$\{" + key + r"\}", text)]
+    name = _loss_name(cfg)
+    return {
+        key: f"loss={name} has its own, loss.{key}"
+        if key in cfg.loss
+        else f"loss={name} does not use it"
+        for key in unused_keys
+    }
 
 
 def _refuse_below_loss(cfg: DictConfig, overrides: list[str] | tuple[str, ...]) -> None:
@@ -176,7 +182,7 @@ def _refuse_below_loss(cfg: DictConfig, overrides: list[str] | tuple[str, ...]) 
         _, equals, value = override.partition("=")
         follows_root = key in VARIABLES and cfg.get(key) is not None
         if group == "loss" and follows_root and equals:
-            if not OmegaConf.is_interpolation(cfg.loss, key):
+            if key in cfg.loss and not OmegaConf.is_interpolation(cfg.loss, key):
                 raise ConfigError(
                     f"{override}: loss={_loss_name(cfg)} takes {key} from the top level; "
                     f"type {key}={value}"
@@ -341,10 +347,11 @@ def _check_trackers(trackers: DictConfig | None) -> None:
 def _check_nodes(augment: DictConfig | None, place: str, image_shape: Sequence[int]) -> None:
     size = (augment or {}).get("size")
     if size is not None and not augment.get("train") and not augment.get("evaluate"):
+        group = "augment" if place == "augment" else f"augment@{place}"
         if view_shape(size, image_shape) != tuple(image_shape):
             raise ConfigError(
                 f"{place}.size={size}: no augmentation step resizes or crops images to this size; "
-                "choose e.g. augment=inception, or leave it out"
+                f"choose e.g. {group}=inception, or leave it out"
             )
     for part in ("train", "evaluate"):
         for number, node in enumerate((augment or {}).get(part, [])):

@@ -144,8 +144,9 @@ def explain_hydra(error: Exception, keys: Iterable[str], overrides: Sequence[str
 def _options(group: str, text: str) -> list[str]:
     """The options of a group in the folders that an error of Hydra's names as searched.
 
-    Hydra lists them itself, but not where a list of options is chosen, as in tracker=[foo].
+    Hydra lists them itself, but not where a list of options is chosen, as in tracker=[foo]. Its own
+    groups have options that are in no folder.
     """
-    folders = re.findall(r"path=file://(.*)", text)
+    folders = [] if group.startswith("hydra") else re.findall(r"path=file://(.*)", text)
     files = [file for folder in folders for file in Path(folder, group).glob("*.yaml")]
     return sorted({file.stem for file in files if not file.stem.startswith("_")})

@@ -354,7 +354,7 @@ def test_the_word_is_known(kd, monkeypatch):
     assert "temperature=4 " in shown.out
     assert "command: distill" in kd("explain", "--cfg", "job").out
     assert "did you mean 'explain'" in kd("explian").error
-    assert "leave --multirun out" in kd("explain", "--multirun", "alpha=0.1,0.2").error
+    assert "remove --multirun" in kd("explain", "--multirun", "alpha=0.1,0.2").error
     assert "alpha=7.0 must be between 0 and 1" in kd("explain", "alpha=7").error
 
     def complete(line):

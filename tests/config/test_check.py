@@ -119,6 +119,8 @@ def test_a_loss_of_the_user_may_have_a_key_of_its_own_below_it(tmp_path):
     words = ("distill", "--config-dir", str(tmp_path), "loss=mine")
     made = plan(*words, "loss.alpha=0.25")
     assert made.loss.alpha == 0.25 and "alpha" not in made
+    with pytest.raises(ConfigError, match="loss=hard has its own, loss.alpha; remove alpha=0.3"):
+        plan(*words, "alpha=0.3")
     assert plan("distill", "loss.alpha=${alpha}", "alpha=0.25").loss.alpha == 0.25
 
 
@@ -135,7 +137,7 @@ def test_a_size_needs_a_step_that_makes_it(place):
     assert plan("distill", f"{group}=none", f"{place}.size=8")  # as the digits are
     # (Whether its steps make that size is seen with the data.)
     assert plan("distill", f"{group}=flip_crop", f"{place}.size=4")
-    with pytest.raises(ConfigError, match=f"^{place}.size=4: no augmentation step"):
+    with pytest.raises(ConfigError, match=f"^{place}.size=4: no .* e.g. {group}=inception"):
         plan("distill", f"{group}=none", f"{place}.size=4")
 
 
