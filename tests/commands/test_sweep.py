@@ -280,22 +280,21 @@ def test_all_points_are_checked_before_the_first_starts(kd, work, small, bad):
 
 
 def test_a_finished_point_that_fails_is_named_at_the_end(work, npz, monkeypatch, capsys):
-    """Its data are others now: nothing is recorded in its directory, and all the same it is told."""
+    """Its data changed: nothing is recorded in its directory, and it is told all the same."""
     words = ["dataset=npz", f"dataset.path={npz}", "sweep=s", "seed=0,1"]
     sweep = job.prepare(Request(COMMANDS["train-student"], words, ["--multirun"]))
     for out in sweep.points:
         leave(out.parent, out.name)
 
-    def hand_over(request, overrides, one):
+    def multirun(request, one):
         def refused():
             raise ConfigError("made from other data")
 
         out = sweep.points[1].resolve()  # as Hydra says it
         with contextlib.suppress(RunFailed):
             one.conclude(refused, dataclasses.replace(sweep.found[1], out=out))
-        return 0
 
-    monkeypatch.setattr(job, "hand_over", hand_over)
+    monkeypatch.setattr(job, "multirun", multirun)
     assert job.train(sweep, Session()) == 1
     done = capsys.readouterr()
     assert "1 points" in done.out
