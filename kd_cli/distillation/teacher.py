@@ -166,7 +166,7 @@ def find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | None
     if plan.teacher.checkpoint is not None:
         path = Path(plan.teacher.checkpoint).expanduser()
         origin = _origin(checkpoint_file(path), plan, dataset)
-        origin |= {"input": OmegaConf.to_container(plan.teacher.input)}
+        origin["input"] = OmegaConf.to_container(plan.teacher.input)
         if is_run(path):
             record = Record.read(path)
             origin["recorded"] = recorded_network(record)

@@ -32,7 +32,7 @@ _FAR_POINTS, _FAR_ERRORS = 0.02, 3
 def refuse(teacher: Teacher, dataset: Dataset) -> None:
     """Refuses a teacher whose outputs are not of this dataset's classes in its order.
 
-    It comes before anything is kept of the teacher's answers.
+    It comes before any of the teacher's logits are stored.
 
     Args:
         teacher: With one logit per class (`networks.wrap.check_network`).

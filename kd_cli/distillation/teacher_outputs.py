@@ -129,7 +129,7 @@ def logits(
 
     Args:
         teacher: Whom to ask.
-        plan: Names the cache, and whether and how it is kept.
+        plan: Names the cache, and whether and how logits are stored in it.
         dataset: Where the rows are.
         part: `train`, `validation` or `test`.
         views: The run's augmentation; its evaluation decides what the teacher sees.

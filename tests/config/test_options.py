@@ -52,7 +52,9 @@ def test_a_network_option_has_every_key_of_its_function(name):
 def test_options_of_one_function_have_the_same_keys(role, option):
     node = OmegaConf.to_container(compose("distill", [f"{role}={option}"]))[role]
     of_teacher = (
-        {"weights", "train_if_missing", "precision", "training"} if role == "teacher" else set()
+        {"weights", "module", "train_if_missing", "precision", "training"}
+        if role == "teacher"
+        else set()
     )
     assert set(node) == {"name", "checkpoint", "input", "network"} | of_teacher
     assert node["name"] == option and set(node["input"]) == {"size", "scale", "offset"}
