@@ -83,8 +83,8 @@ def execute_together(
         try:
             if found:
                 results |= _results(found, started, session)
-        except Exception as error:
-            results = dict.fromkeys(found, error) | results
+        except Exception as error:  # in place: who holds a directory looks there
+            results |= dict.fromkeys(found.keys() - results, error)
     return [results[run.out] for run in runs]
 
 

@@ -268,7 +268,7 @@ def test_the_command_that_trains_a_missing_teacher_does(kd, small):
     typed = shlex.split(kd("explain", *small).error.split("train it with: kd ")[1])
     assert kd(*typed).code == 0
     done = kd("explain", *small)
-    assert done.code == 0 and "mlp, 2 epochs, seed 0, validation" in done.out
+    assert done.code == 0 and "mlp, 2 epochs, 144 labels, seed 0, validation" in done.out
 
 
 @pytest.mark.slow

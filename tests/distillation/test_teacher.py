@@ -27,12 +27,12 @@ def test_a_kept_teacher_is_found_and_described(kd, work, small, trained):
     done = kd("distill", *small)
     assert done.code == 0
     record = read_record(trained)
-    assert f"teacher: mlp, 2 epochs, seed 0, test {record['test']['accuracy']:.4f}" in done.err
+    assert f"teacher: mlp, 2 epochs, 144 labels, seed 0, test {record['test']['accuracy']:.4f}" in done.err
     assert "training it first" not in done.err
     _, student = only_run(work / "outputs" / "distill")
     assert student["teacher"]["weights_sha256"] == record["weights_sha256"]
     assert student["teacher"]["test_accuracy"] == record["test"]["accuracy"]
-    assert student["teacher"]["training"] == "2 epochs, seed 0"
+    assert student["teacher"]["training"] == "2 epochs, 144 labels, seed 0"
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_a_run_s_folder_gives_its_model_keras(kd, work, small, trained):
     _, record = only_run(work / "outputs" / "distill")
     assert record["teacher"]["test_accuracy"] == read_record(trained)["test"]["accuracy"]
     assert record["teacher"]["name"] == "mlp"
-    assert record["teacher"]["training"] == "2 epochs, seed 0"
+    assert record["teacher"]["training"] == "2 epochs, 144 labels, seed 0"
     again = kd(*words, f"teacher.checkpoint={trained}/model.keras")
     assert "is finished" in again.err  # the same teacher, so the same run
     done = kd(*words, f"teacher.checkpoint={trained}", "teacher.module=nets")
