@@ -74,7 +74,7 @@ def arrange(argv: list[str]) -> Request:
             (words if plain else overrides).append(word)
             continue
         if name in REFUSED:
-            raise ConfigError(f"kd has no use for {name}: {REFUSED[name]}")
+            raise ConfigError(f"kd does not take {name}: {REFUSED[name]}")
         if name not in FLAGS:
             raise ConfigError(f"unknown flag '{name}'{suggest(name, FLAGS)} (see kd --help)")
         name, takes_value = FLAGS[name]
@@ -97,7 +97,7 @@ def arrange(argv: list[str]) -> Request:
     _check_flags(flags)
     if words and words[0] in COMMANDS and not COMMANDS[words[0]].config:
         raise ConfigError(
-            f"{words[0]} has no use for keys and flags of runs, and stands first: "
+            f"{words[0]} does not take keys and flags of runs, and stands first: "
             f"kd {words[0]} --help"
         )
     if words[:1] == ["evaluate"] and len(words) > 1:

@@ -66,7 +66,7 @@ def run(request: Request) -> int:
     overrides = request.overrides
     if request.flags:
         raise ConfigError(
-            f"evaluate has no use for {request.flags[0]}: it measures one network at a time"
+            f"evaluate does not take {request.flags[0]}: it measures one network at a time"
         )
     # First, because Hydra does not know these keys in evaluate.yaml and would say no more.
     refuse_unused("evaluate", overrides, UNUSED["evaluate"])

@@ -203,9 +203,9 @@ def check_same(plan: DictConfig, record: Record, dataset: Dataset) -> None:
         then, now = getattr(record.dataset, key), getattr(dataset, key)
         if then != now:
             raise ConfigError(
-                f"{plan.what}: its data {dataset.name} are others now ({key} {then[:12]}, now "
-                f"{now[:12]}); to evaluate it on them, give its file: {plan.what}/model.keras "
-                f"dataset={dataset.name}"
+                f"{plan.what}: the data of {dataset.name} have changed since this run ({key} "
+                f"{then[:12]}, now {now[:12]}); to evaluate the network on the new data, give its "
+                f"file: {plan.what}/model.keras dataset={dataset.name}"
             )
 
 

@@ -2,7 +2,7 @@
 
     keys         the table of keys: type, default, help, range, who uses it
     row          one row of that table
-    unused       why a command has no use for a key
+    unused       why a command does not use a key
     compose      YAML and overrides become one configuration, by Hydra
     check        checks that configuration; the result is a plan, or an error in one line
     plans        the plans of the teacher and of the scratch student, from a distill plan

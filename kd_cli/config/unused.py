@@ -1,4 +1,4 @@
-"""Why a command has no use for a key: the sentences of the table in `keys`."""
+"""Why a command does not use a key: the sentences of the table in `keys`."""
 
 from __future__ import annotations
 

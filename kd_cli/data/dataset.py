@@ -201,19 +201,19 @@ def _check(arrays: Any, cfg: DictConfig) -> Arrays:
             raise ConfigError(f"{cfg.name}: the {part} split is empty")
         if tuple(images.shape[1:]) != declared:
             raise ConfigError(
-                f"{cfg.name}: the {part} images have shape {list(images.shape[1:])}, declared is "
+                f"{cfg.name}: the {part} images have shape {list(images.shape[1:])}, but "
                 f"dataset.image_shape={list(declared)}"
             )
         unlabelled = part == "train" and (labels == -1).all()
         if not unlabelled and (labels.min() < 0 or labels.max() >= cfg.num_classes):
             raise ConfigError(
                 f"{cfg.name}: the {part} labels run from {labels.min()} to {labels.max()}, "
-                f"declared is dataset.num_classes={cfg.num_classes} (labels 0 to "
+                f"but dataset.num_classes={cfg.num_classes} (labels 0 to "
                 f"{cfg.num_classes - 1})"
             )
     if arrays.class_names and len(arrays.class_names) != cfg.num_classes:
         raise ConfigError(
-            f"{cfg.name}: the data have {len(arrays.class_names)} classes, declared is "
+            f"{cfg.name}: the data have {len(arrays.class_names)} classes, but "
             f"dataset.num_classes={cfg.num_classes}"
         )
     labels = arrays.train[1]

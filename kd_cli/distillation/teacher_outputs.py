@@ -99,20 +99,20 @@ def why_live(plan: DictConfig, views: Views | None) -> str:
     """
     why = ""
     if views is not None and views.mixes:
-        why = "mixup makes pixels that the teacher has not seen"
+        why = "mixup makes new images at every step"
     elif views is not None and plan.view == "independent":
         why = "view=independent: the teacher has crops of its own"
     if plan.cache.views is not None:
         if not why and (views is None or not views.nodes):
-            why = "nothing is augmented, and the plain cache serves"
+            why = "nothing is augmented, so each image has one version"
         if not why and plan.view == "fixed_teacher":
-            why = "view=fixed_teacher: the teacher has one view, and the plain cache serves"
+            why = "view=fixed_teacher: the teacher gets one version of each image"
         if not why and plan.cache.logits == "none":
-            why = "cache.logits=none keeps nothing"
+            why = "cache.logits=none stores nothing"
         if why:
-            raise ConfigError(f"cache.views={plan.cache.views} is of no use ({why}): leave it out")
+            raise ConfigError(f"cache.views={plan.cache.views} has no effect ({why}): leave it out")
     elif not why and views is not None and views.nodes and plan.view == "consistent":
-        why = "every epoch has new views; cache.views=K keeps K of them"
+        why = "every epoch has new versions of the images; cache.views=K stores K of them"
     return why or ("cache.logits=none" if plan.cache.logits == "none" else "")
 
 

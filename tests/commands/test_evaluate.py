@@ -315,7 +315,7 @@ def test_changed_data_are_noticed(kd, npz, distilled):
     changed["x_test"][0] += 1
     np.savez(npz, **changed)
     done = kd("evaluate", str(run))
-    assert done.code == 2 and "are others now" in done.error
+    assert done.code == 2 and "have changed since this run" in done.error
     assert not (run / "evaluation.json").exists()
 
 

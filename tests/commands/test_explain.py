@@ -321,7 +321,7 @@ def test_a_live_teacher_of_mixed_crops(kd, small, given):
         "pad_and_crop(padding=1), horizontal_flip, mixup(coefficient=uniform); in evaluation none",
         "consistent: teacher and student get the same tensor, [6, 6, 1]",
         "resized to 3x3, pixels * 0.00392157 - 1 (0..255 becomes -1..0)",
-        "live (mixup makes pixels that the teacher has not seen)",
+        "live (mixup makes new images at every step)",
     ):
         assert text in done.out, text
     assert all(np.isfinite(row).all() for row in numbers(done.out).values())

@@ -102,7 +102,7 @@ MISTAKES = {
     "shape": (["distill", "dataset.image_shape=3"], ["image_shape=3", "[32,32,3]"]),
     "channels": (
         ["distill", "dataset.image_shape=[8,8,2]"],
-        ["[8, 8, 2]", "declared is dataset.image_shape=[8, 8, 2]"],
+        ["[8, 8, 2]", "but dataset.image_shape=[8, 8, 2]"],
     ),
     "useless alpha": (
         ["train-student", "alpha=0.3"],

@@ -27,7 +27,10 @@ def test_a_kept_teacher_is_found_and_described(kd, work, small, trained):
     done = kd("distill", *small)
     assert done.code == 0
     record = read_record(trained)
-    assert f"teacher: mlp, 2 epochs, 144 labels, seed 0, test {record['test']['accuracy']:.4f}" in done.err
+    assert (
+        f"teacher: mlp, 2 epochs, 144 labels, seed 0, test {record['test']['accuracy']:.4f}"
+        in done.err
+    )
     assert "training it first" not in done.err
     _, student = only_run(work / "outputs" / "distill")
     assert student["teacher"]["weights_sha256"] == record["weights_sha256"]

@@ -95,7 +95,7 @@ def entries():
 def test_kept_views_train_the_student_that_a_live_teacher_trains(made, kd, monkeypatch):
     live = trained(made(FLIP))
     assert live[0]["teacher"]["outputs"] == (
-        "live (every epoch has new views; cache.views=K keeps K of them)"
+        "live (every epoch has new versions of the images; cache.views=K stores K of them)"
     )
     kept = trained(made(FLIP, "cache.views=3"))
     assert kept[0]["teacher"]["outputs"] == "cached as float32, 3 views per image"
@@ -183,7 +183,7 @@ def test_evaluation_nodes_are_what_both_networks_get_of_the_test_split(made, kd,
 @pytest.mark.parametrize(
     ("more", "how"),
     [
-        ([MIX, "view=independent"], "live (mixup makes pixels that the teacher has not seen)"),
+        ([MIX, "view=independent"], "live (mixup makes new images at every step)"),
         pytest.param(
             [FLIP, "cache.views=2"],
             "cached as float32, 2 views per image",
@@ -297,11 +297,11 @@ def test_larger_crops_of_a_larger_resize_and_a_central_crop(made, kd):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([MIX], "(mixup makes pixels that the teacher has not seen): leave it out"),
+        ([MIX], "(mixup makes new images at every step): leave it out"),
         ([FLIP, "view=independent"], "(view=independent: the teacher has crops of its own)"),
-        ([FLIP, "view=fixed_teacher"], "the teacher has one view, and the plain cache serves"),
-        ([], "(nothing is augmented, and the plain cache serves)"),
-        ([FLIP, "cache.logits=none"], "(cache.logits=none keeps nothing)"),
+        ([FLIP, "view=fixed_teacher"], "the teacher gets one version of each image"),
+        ([], "(nothing is augmented, so each image has one version)"),
+        ([FLIP, "cache.logits=none"], "(cache.logits=none stores nothing)"),
     ],
 )
 def test_a_cache_of_views_without_use_is_one_line_and_leaves_nothing(
@@ -309,7 +309,7 @@ def test_a_cache_of_views_without_use_is_one_line_and_leaves_nothing(
 ):
     done = kd("distill", *small, *words, "cache.views=2")
     assert done.code == 2
-    assert done.error.startswith("cache.views=2 is of no use (") and expected in done.error
+    assert done.error.startswith("cache.views=2 has no effect (") and expected in done.error
     assert [path.name for path in work.iterdir()] == [npz.name]
 
 
