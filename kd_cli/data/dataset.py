@@ -78,7 +78,7 @@ class Dataset:
 
     @property
     def held_out(self) -> list[tuple[str, Split]]:
-        """The splits that are not trained on, each after the prefix of its arrays on disk."""
+        """Validation and test, each after the prefix of its keys in predictions.npz."""
         validation = [] if self.validation is None else [("validation_", self.validation)]
         return [*validation, ("", self.test)]
 

@@ -1,8 +1,8 @@
-"""Before a distillation: a teacher that can't teach is refused, a doubtful one named.
+"""Refuses unusable teachers; warns about doubtful ones.
 
-The teacher is judged by its logits through the very input path of the run: stored images, the
-evaluation's nodes, its adapter, its precision. Validation decides where there is one, because what
-is chosen by a warning must not be chosen on test.
+The teacher is judged by its logits through the input path of the run: stored images, the steps of
+evaluation, its adapter, its precision. Validation decides where there is one: you may choose by a
+warning, and nothing may be chosen on test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the teacher answers to the images of a run: its logits, from the cache or live.
+"""The teacher's logits for the images of a run: read from the cache, or computed at every step.
 
 The cache serves wherever the teacher sees pixels that can be made again: the stored images, those
 of evaluation, and the first K views of an augmentation of single images. Mixed images and the
@@ -31,7 +31,7 @@ from kd_cli.terminal import CountProgress, shown
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a training gets of its teacher.
+    """What a training gets from its teacher.
 
     Attributes:
         key: All that decides the values; equal keys give equal training steps.
@@ -58,7 +58,7 @@ def outputs(
     epochs: int,
     session: Session,
 ) -> Outputs:
-    """The teacher's answers to the training rows, by the cheapest way that gives the right ones.
+    """The teacher's logits: read from the cache if the images repeat, else computed at every step.
 
     Args:
         teacher: Whom to ask.
@@ -230,7 +230,7 @@ def _prepare(views: Views | None, view: int | None) -> Prepare | None:
 def of_origin(
     origin: dict[str, Any], dataset: Dataset, session: Session
 ) -> tuple[Teacher, Prepare | None, dict[str, str]]:
-    """The teacher of a cache's manifest, what it saw, and the hashes that its key must have."""
+    """Loads the teacher that a cache's manifest names; with its preprocessing and its hashes now."""
     teacher = load(origin["teacher"], Path(origin["teacher"]["file"]), "", "", session)
     augment = OmegaConf.create(origin["augment"])
     views = None

@@ -53,7 +53,7 @@ class FinishedRun:
 
     @property
     def pair(self) -> tuple[int, int, str]:
-        """What a run shares with its scratch student: both seeds, and the rows of the split."""
+        """What a student and its scratch student must share: both seeds, and the split."""
         return *self.seeds, str(self.record["inputs"].get("split"))
 
     def at(self, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Whose a directory is: no run is skipped, continued or overwritten that is not this very run.
+"""Checks that a directory belongs to this run before kd resumes, skips or writes it.
 
 The run id knows the settings. What it can't know, the data, the teacher's weights and the given
 files, is recorded with the run's state and result, and compared before either is used.
