@@ -230,7 +230,7 @@ def _prepare(views: Views | None, view: int | None) -> Prepare | None:
 def of_origin(
     origin: dict[str, Any], dataset: Dataset, session: Session
 ) -> tuple[Teacher, Prepare | None, dict[str, str]]:
-    """Loads the teacher that a cache's manifest names; with its preprocessing and its hashes now."""
+    """Loads the teacher that a cache's manifest names, its preprocessing and its hashes now."""
     teacher = load(origin["teacher"], Path(origin["teacher"]["file"]), "", "", session)
     augment = OmegaConf.create(origin["augment"])
     views = None
