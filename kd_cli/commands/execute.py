@@ -84,7 +84,8 @@ def execute_together(
             if found:
                 results |= _results(found, started, session)
         except Exception as error:
-            results = dict.fromkeys(found, error) | results
+            for out in found:
+                results.setdefault(out, error)  # in place: what holds the directories reads it
     return [results[run.out] for run in runs]
 
 

@@ -254,7 +254,7 @@ def test_all_points_are_checked_before_the_first_starts(kd, work, small, bad):
 
 
 def test_a_finished_point_that_fails_is_named_at_the_end(work, npz, monkeypatch, capsys):
-    """Its data are others now: nothing is recorded in its directory, and all the same it is told."""
+    """Its data are others now: nothing is recorded in its directory, and yet it is told."""
     words = ["dataset=npz", f"dataset.path={npz}", "sweep=s", "seed=0,1"]
     sweep = job.prepare(Request(COMMANDS["train-student"], words, ["--multirun"]))
     for out in sweep.points:
