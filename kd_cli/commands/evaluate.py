@@ -33,7 +33,7 @@ from kd_cli.config.row import are_names, is_name
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, RunFailed, first_line
-from kd_cli.files import write_json, write_npz
+from kd_cli.files import remove_leftovers, write_json, write_npz
 from kd_cli.report.columns import COLUMNS, PERCENT, In
 from kd_cli.runs import finished, identity, quality
 from kd_cli.runs.model_file import recorded_network, run_beside
@@ -84,6 +84,7 @@ def run(request: Request) -> int:
             out, result, arrays = _measure(
                 plan, target, own, load_dataset(plan.dataset, plan.device)
             )
+            remove_leftovers(out)
             if arrays is not None:
                 write_npz(out / "predictions.npz", arrays)
             write_json(out / "evaluation.json", result)

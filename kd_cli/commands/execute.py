@@ -83,8 +83,9 @@ def execute_together(
         try:
             if found:
                 results |= _results(found, started, session)
-        except Exception as error:  # in place: who holds a directory looks there
-            results |= dict.fromkeys(found.keys() - results, error)
+        except Exception as error:
+            for out in found:
+                results.setdefault(out, error)  # in place: what holds the directories reads it
     return [results[run.out] for run in runs]
 
 

@@ -129,7 +129,7 @@ def finish(
         if run is not None:
             runs.append(run)
         elif error is not None and own:
-            failures[name] = str(error.get("message") or "failed")
+            failures[name] = str(error.get("message", "")).strip() or "failed"
         elif error is not None:
             foreign.append(name)
     if foreign:
@@ -172,7 +172,7 @@ def finish(
             )
     for one in told:
         console.print(
-            f"kd: failed: {one['directory']}: {one['message'].strip().splitlines()[0]}",
+            f"kd: failed: {one['directory']}: {one['message'].splitlines()[0]}",
             style="red",
             markup=False,
             soft_wrap=True,

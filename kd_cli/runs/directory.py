@@ -62,7 +62,8 @@ def at_work(
             yield
             return
         fresh = {path.name for path in run.out.iterdir()} <= {".lock"}
-        remove_leftovers(run.out)
+        for folder in (run.out, run.out / ".hydra"):
+            remove_leftovers(folder)
         (run.out / "error.json").unlink(missing_ok=True)
         write_configuration(run)
         handler = log_file(run.out / "kd.log")

@@ -14,7 +14,7 @@ import numpy as np
 from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
-from kd_cli.files import save_model, temporary_of, write_npz
+from kd_cli.files import remove_leftovers, save_model, temporary_of, write_npz
 from kd_cli.runs import identity, quality
 from kd_cli.runs.asked import Run
 from kd_cli.runs.directory import write_configuration
@@ -276,6 +276,7 @@ def point_latest(out: Path, outputs: Path) -> None:
     link = outputs / "latest"
     if not outputs.is_dir():  # the run was sent elsewhere
         return
+    remove_leftovers(outputs)
     temporary = temporary_of(link)
     try:
         temporary.unlink(missing_ok=True)

@@ -77,6 +77,19 @@ def test_a_finished_run_is_only_read(run, monkeypatch):
     assert names(run.out) == ["metrics.json"]  # no lock, no log
 
 
+def test_what_concerns_all_points_is_recorded_by_each(run, work, monkeypatch):
+    def broken(*args):
+        raise ValueError("no data")
+
+    monkeypatch.setattr(execute, "load_dataset", broken)
+    monkeypatch.setattr(execute, "trackers_of", lambda *args: None)
+    other = Run(PLAN, work / "outputs" / "other", [])
+    results = execute.execute_together([run, other, run], Session())
+    assert [str(one) for one in results] == ["no data"] * 3
+    for out in (run.out, other.out):
+        assert json.loads((out / "error.json").read_text())["message"] == "no data"
+
+
 def test_a_point_that_another_process_finishes_meanwhile_is_taken_from_there(run):
     with lock(run.out):
         # In another thread, as in another process: the lock is the directory's.

@@ -95,6 +95,38 @@ def test_a_real_full_disk(work, undisturbed, size):
     assert found == expected
 
 
+READ_ONLY = """
+set -e
+mount -t tmpfs -o size=64m tmpfs disk
+cd disk
+export PYTHONPATH=$2
+"$1" -m kd_cli $3
+"$1" -m kd_cli $4
+mount -o remount,ro "$PWD"
+exec 2>&1
+echo LATER
+"$1" -m kd_cli $3 tracker=tensorboard
+"$1" -m kd_cli $4
+"$1" -m kd_cli $3 seed=7 && exit 9
+true
+"""
+
+
+@pytest.mark.skipif(not can_unshare(), reason="needs user namespaces (unshare -rm)")
+def test_finished_runs_answer_on_a_disk_that_can_only_be_read(work, npz):
+    (work / "disk").mkdir()
+    source = str(Path(__file__).parent.parent.parent)
+    one = f"train-student dataset=npz dataset.path={npz} epochs=1"
+    script = ["bash", "-c", READ_ONLY, "bash", sys.executable, source, one, f"{one} -m seed=0,1"]
+    done = subprocess.run(["unshare", "-rm", *script], cwd=work, capture_output=True, text=True)
+    later = done.stdout.split("LATER")[1]
+    assert done.returncode == 0 and "Traceback" not in later, (later, done.stderr)
+    assert later.count("is finished") == 3 and "npz: accuracy" in later
+    assert "was trained without tracker=tensorboard" in later
+    assert "2 points, sorted by validation accuracy" in later and "nothing is written to" in later
+    assert later.splitlines()[-1].startswith("kd: failed: Read-only file system: outputs/")
+
+
 def history(path: Path) -> list[dict]:
     times = ("seconds", "examples_per_second")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
