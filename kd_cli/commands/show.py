@@ -36,7 +36,7 @@ def _complete(request: Request) -> int:
     words = line.split()
     named = words[1] if len(words) > 1 and words[1] in COMMANDS else None
     typing_command = len(words) == 1 or (len(words) == 2 and not line.endswith(" "))
-    if request.overrides != ["query=bash"]:  # install, uninstall
+    if not any(override.startswith("query=") for override in request.overrides):  # install
         return hand_over(_as(request, COMMANDS[DEFAULT]), request.overrides, _nothing)
     if typing_command and "=" not in words[-1]:
         prefix = words[1] if len(words) == 2 else ""
@@ -59,7 +59,8 @@ def _complete(request: Request) -> int:
     found = io.StringIO()
     with contextlib.redirect_stdout(found):
         code = hand_over(_as(request, command), request.overrides, _nothing)
-    print(" ".join(word for word in found.getvalue().split() if not _HELPER.fullmatch(word)))
+    for written in found.getvalue().splitlines():
+        print(" ".join(word for word in written.split(" ") if not _HELPER.fullmatch(word)))
     return code
 
 

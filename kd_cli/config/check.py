@@ -5,6 +5,7 @@ Nothing here imports TensorFlow: a mistake in the configuration is told before i
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -82,6 +83,8 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     for key in VARIABLES:
         if key in resolved and resolved[key] is None:
             raise ConfigError(f"{key}=null: loss={_loss_name(cfg)} needs a value; type {key}=...")
+    if resolved.get("outputs"):
+        resolved["outputs"] = os.path.expanduser(str(resolved["outputs"]))
     _fill_partial(resolved)
     smaller(resolved, OmegaConf.to_container(cfg).get("debug"), overrides)
     plan = _typed(resolved)
