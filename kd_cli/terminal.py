@@ -27,6 +27,8 @@ epoch_log = logging.getLogger("kd.epoch")
 console = Console(stderr=True, highlight=False)
 _LONG = 5.0  # seconds without a word
 _BAR = 20  # columns of a progress bar, where there is room
+_GAP = 3  # columns between those of a table
+_PIPE = 200  # columns of a table that goes into a pipe, if they do
 _TIME = 7  # columns of the time left: 1:23:45
 
 
@@ -204,6 +206,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """A table on stdout, or where a terminal is too narrow for it, a paragraph for each row.
 
     No value is broken over lines: where stdout is no terminal, the table has the width it needs.
+
+    Args:
+        title: Above the table.
+        columns: Headings; the first column stands left, the others right.
+        rows: Of as many cells.
     """
     out = Console(highlight=False, markup=False, emoji=False)  # [8] in a cell is a value, no markup
 
@@ -211,21 +218,29 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         return encodable(text, out.encoding)
 
     columns, rows = [cell(text) for text in columns], [[cell(text) for text in row] for row in rows]
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for number, column in enumerate(columns):
-        values = [cell_len(row[number]) for row in rows]
-        # A heading may be broken between its words.
-        least = max([*values, *map(cell_len, column.split())], default=0)
-        side = "left" if number == 0 else "right"
-        table.add_column(column, justify=side, min_width=least, overflow="fold")
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+    least = []
+    for n, column in enumerate(columns):
+        values = [row[n] for row in rows]
+        # Headings and the rows' names may be broken between their words, values never.
+        whole = [*column.split(), *(values if n else " ".join(values).split())]
+        least.append(max([1, *map(cell_len, whole)]))
+    excess = sum(widths) + _GAP * len(widths) - (out.width if out.is_terminal else _PIPE)
+    for n in sorted(range(len(widths)), key=lambda n: least[n] - widths[n]):
+        spared = max(0, min(excess, widths[n] - least[n]))
+        widths[n] -= spared
+        excess -= spared
+    if out.is_terminal and excess > 0:
+        _print_paragraphs(out, title, columns, rows)
+        return
+    padding = (0, _GAP, 0, 0)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=padding)
+    for n, column in enumerate(columns):
+        table.add_column(column, justify="right" if n else "left", width=widths[n])
     for row in rows:
         table.add_row(*row)
     if not out.is_terminal:
-        wide = out.options.update(max_width=10_000)
-        out.width = max(200, out.measure(table, options=wide).maximum)
-    elif sum(column.min_width + 3 for column in table.columns) > out.width:
-        _print_paragraphs(out, title, columns, rows)
-        return
+        out.width = _PIPE + max(0, excess)
     out.print(table)
 
 

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("kd")
 
 
+# Keys that count in a sweep alone.
+_OF_SWEEPS = ("sweep", "hydra.launcher", "hydra.sweeper", "hydra.sweep.dir", "hydra.sweep.subdir")
+
+
 class Job:
     """One run, called by Hydra in its directory; in a sweep maybe in a launcher's process.
 
@@ -118,9 +122,13 @@ def run(request: Request) -> int:
     """Trains what the command names: a single run, or with --multirun every point of a sweep."""
     if is_sweep(request.flags):
         return train(prepare(request), Session())
+    overrides = request.overrides
+    for override in overrides:
+        if override_key(override) in _OF_SWEEPS:
+            raise ConfigError(f"{override} says how to sweep: add --multirun, or leave it out")
     runs = Runs(request.config_dir)
     register_resolvers(runs)
-    cfg = compose(request.command.config, request.overrides, request.config_dir)
+    cfg = compose(request.command.config, overrides, request.config_dir)
     one = runs.single(cfg)
     job = Job(runs, Session())
     start(cfg, one.out, request, job)

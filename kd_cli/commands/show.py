@@ -64,7 +64,7 @@ def _complete(request: Request) -> int:
     words = line.split()
     named = words[1] if len(words) > 1 and words[1] in COMMANDS else None
     typing_command = len(words) == 1 or (len(words) == 2 and not line.endswith(" "))
-    if request.overrides != ["query=bash"]:  # install, uninstall
+    if not any(override.startswith("query=") for override in request.overrides):  # install
         return _hand_over(_as(request, COMMANDS[DEFAULT]))
     if typing_command and "=" not in words[-1]:
         prefix = words[1] if len(words) == 2 else ""
@@ -87,7 +87,8 @@ def _complete(request: Request) -> int:
     found = io.StringIO()
     with contextlib.redirect_stdout(found):
         code = _hand_over(_as(request, command))
-    print(" ".join(word for word in found.getvalue().split() if not _HELPER.fullmatch(word)))
+    for written in found.getvalue().splitlines():
+        print(" ".join(word for word in written.split(" ") if not _HELPER.fullmatch(word)))
     return code
 
 

@@ -6,6 +6,7 @@ The result is called a plan. Nothing here imports TensorFlow, so an error appear
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -90,6 +91,8 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     for key in VARIABLES:
         if key in resolved and resolved[key] is None and key != "class_weights":
             raise ConfigError(f"{key}=null: loss={_loss_name(cfg)} needs a value; type {key}=...")
+    if resolved.get("outputs"):
+        resolved["outputs"] = os.path.expanduser(str(resolved["outputs"]))
     _fill_partial(resolved)
     smaller(resolved, OmegaConf.to_container(cfg).get("debug"), overrides)
     plan = _typed(resolved)

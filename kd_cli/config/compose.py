@@ -100,12 +100,12 @@ def compose(command: str, overrides: list[str], config_dir: str | None = None) -
     from kd_cli.config.overrides import override_key
     from kd_cli.errors import first_line
 
-    for override in overrides:
-        if override_key(override).startswith("hydra.sweeper.params"):  # Hydra fails on it
-            raise ConfigError(
-                f"{override}: type the keys that you sweep over themselves, as in: "
-                "kd distill --multirun seed=0,1"
-            )
+    params = [o for o in overrides if override_key(o).startswith("hydra.sweeper.params")]
+    if params and not any(override_key(o) == "hydra.sweeper" for o in overrides):
+        raise ConfigError(  # Hydra's own sweeper fails on them
+            f"{params[0]}: type the keys that you sweep over themselves, as in: "
+            "kd distill --multirun seed=0,1"
+        )
     try:
         with initialized(config_dir):
             cfg = hydra.compose(command, overrides, return_hydra_config=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def register_resolvers(runs: Runs | None = None) -> None:
     for name, resolver in {
         "kd.run_dir": lambda: "outputs",  # a mark: see `asked`
         "kd.run_name": run_name,
+        "kd.home": lambda path: os.path.expanduser(str(path)),
         "kd.input_shape": _input_shape,
         "kd.folder_num_classes": _folder_num_classes,
         "kd.npz_image_shape": _npz_image_shape,

@@ -29,6 +29,8 @@ MISTAKES = {
         ["-m", 'hydra.sweeper.params={seed: "0,1"}'],
         ["hydra.sweeper.params", "--multirun seed=0,1"],
     ),
+    "a sweep's name": (["distill", "sweep=x"], ["sweep=x says how to sweep: add --multirun"]),
+    "a sweep's launcher": (["distill", "hydra/launcher=joint"], ["add --multirun"]),
     "no batches": (["-m", "hydra.sweeper.max_batch_size=0"], ["max_batch_size=0", "at least 1"]),
     "no option": (["-m", "dataset=glob(zz*)"], ["glob(zz*) gives no value"]),
     "an option once more": (["distill", "+optimizer=adam"], ["optimizer=OPTION without the +"]),
