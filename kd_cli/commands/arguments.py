@@ -84,6 +84,8 @@ def arrange(argv: list[str]) -> Request:
             if not rest:
                 raise ConfigError(f"{name} needs a value")
             value = rest.pop()
+        if takes_value and not value:
+            raise ConfigError(f"{name} needs a value")
         if takes_value and (name in flags or (name == "--config-dir" and config_dir is not None)):
             raise ConfigError(f"{name} is typed twice: leave one out")
         if name == "--config-dir":

@@ -170,6 +170,7 @@ def prepare(request: Request) -> Sweep:
             that would write to one directory.
     """
     command, overrides = request.command, request.overrides
+    overrides = [o for o in overrides if o != "sweep=null"]  # its default
     runs = Runs(request.config_dir)
     register_resolvers(runs)
     if any(override_key(o) == "hydra.sweeper" for o in overrides):
@@ -185,6 +186,8 @@ def prepare(request: Request) -> Sweep:
         if sweeper.get("params"):  # of a YAML; Hydra puts them before what was typed, which wins
             params = [f"{key}={value}" for key, value in sweeper.params.items()]
             points, swept = expand([*params, *overrides], request.config_dir)
+        if "sweep" in swept:
+            raise ConfigError("sweep names the one folder of a sweep: type one value (in quotes)")
         unswept = [o for o in overrides if override_key(o) not in swept]
     if not is_typed("sweep", overrides):
         overrides = [*overrides, f"sweep={sweep_id(command.word, unswept)}"]

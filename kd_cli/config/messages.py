@@ -34,6 +34,8 @@ GLOBAL = (
     "the first line of the file must be '# @package _global_' and nothing else, so that its keys "
     "count from the root"
 )
+# Groups of which one option is chosen.
+_OF_ONE = ("dataset", "teacher", "student", "loss", "schedule", "optimizer", "augment", "debug")
 # Groups whose options go into a node of another group.
 _INSIDE = {"network": ("student", "teacher")}
 
@@ -131,10 +133,13 @@ def explain_hydra(error: Exception, keys: Iterable[str], overrides: Sequence[str
     found = re.search(r"Ambiguous value for argument '(.+)'", text)
     if found:
         place, _, values = found[1].partition("=")
-        return (
-            f"{found[1]} is a list of values: add --multirun to sweep over them, or type one list: "
-            f"{shlex.quote(f'{place}=[{values}]')}"
+        whole = shlex.quote(f"{place}=[{values}]")
+        return f"{found[1]} is a list of values: add --multirun to sweep over them" + (
+            "" if place in _OF_ONE else f", or type one list: {whole}"
         )
+    found = re.search(r"Could not delete from config. '([^']+)' does not exist", text)
+    if found and found[1] in keys:  # Hydra takes null for nothing
+        return f"~{found[1]}: it is null already; leave it out"
     if isinstance(error, OverrideParseException):
         return unreadable(error.override)
     lines = [line.strip() for line in text.splitlines() if line.strip()]

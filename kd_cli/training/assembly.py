@@ -127,8 +127,11 @@ def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
 
         path = Path(node.weights).expanduser()
         load_published(model, path, "teacher.weights", new_head=True)
-    # The rate of every step comes from the schedule; Keras refuses a whole number here.
-    optimizer = build(plan.optimizer, "optimizer", learning_rate=float(plan.learning_rate))
+    # The rate of every step comes from the schedule. Keras refuses whole numbers here and there.
+    chosen = OmegaConf.to_container(plan.optimizer)
+    if isinstance(chosen.get("momentum"), int):
+        chosen["momentum"] = float(chosen["momentum"])
+    optimizer = build(chosen, "optimizer", learning_rate=float(plan.learning_rate))
     if isinstance(optimizer, keras.optimizers.Optimizer):
         from kd_cli.training.optimizers import refuse_idle
 

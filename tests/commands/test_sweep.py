@@ -59,6 +59,7 @@ def test_parameters_of_the_sweeper_in_yaml(work):
     assert [p.name.split("_")[2][:5] for p in prepare(arrange(words)).points] == ["seed3", "seed4"]
     (point,) = prepare(arrange([*words, "seed=7"])).points
     assert "seed7" in point.name
+    assert prepare(arrange([*words, "seed=7", "sweep=null"])).points == [point]
 
 
 def leave(folder, name, **changes):
