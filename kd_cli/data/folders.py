@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,12 +94,13 @@ def image_folder(
     }
     if "validation" in files:
         key["validation"] = len(files["validation"])
-    return decoded(
+    arrays = decoded(
         Path(cache_dir),
         key,
         lambda: _decode_folder(files, key["image_folder"], image_shape, unreadable),
         f"the images of {listing.plain(root)}",
     )
+    return replace(arrays, scale=1.0)  # a file says its range itself, however dark its image
 
 
 def _check(files: Files, found: listing.Layout, unreadable: str) -> None:

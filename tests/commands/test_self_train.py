@@ -90,7 +90,7 @@ def test_the_rows_of_a_round_hold_no_hidden_label():
     lesson = self_train.with_pseudo_labels(dataset, np.array([2, 2, 6]), np.array([0, 0, 2]))
     assert lesson.train.rows.tolist() == [1, 4, 2, 2, 6]
     assert lesson.train.labels.tolist() == [-1, 1, 0, -1, 2, -1, 2, -1]
-    assert (lesson.labelled, len(lesson.train), lesson.train.labelled) == (2, 5, True)
+    assert (lesson.labelled, len(lesson.train), lesson.train.labelled) == (2, 5, 5)
     assert lesson.unlabelled is None and lesson.validation is dataset.validation
     assert (dataset.labelled, dataset.train.labels[0]) == (2, 0)  # untouched
     prints = {dataset.split_fingerprint, lesson.split_fingerprint}

@@ -298,5 +298,5 @@ def test_a_finished_point_that_fails_is_named_at_the_end(work, npz, monkeypatch,
     monkeypatch.setattr(job, "multirun", multirun)
     assert job.train(sweep, Session()) == 1
     done = capsys.readouterr()
-    assert "1 points" in done.out
+    assert "1 point, " in done.out
     assert f"kd: failed: {sweep.points[1].name}: made from other data" in done.err
