@@ -12,6 +12,7 @@ TEACHER = {
     "name": "cnn",
     "weights_sha256": "t" * 64,
     "training": "2 epochs, seed 0",
+    "labelled": 90,
     "test_accuracy": 0.95,
     "test_nll": 0.2,
     "quality": {"test": QUALITY | {"accuracy": 0.95, "nll": 0.2}},

@@ -134,7 +134,8 @@ def test_a_new_command_needs_no_entry_in_the_table_of_keys(tmp_path):
 @pytest.mark.parametrize("place", ["augment", "teacher.training.augment"])
 def test_a_size_needs_a_step_that_makes_it(place):
     group = "augment" if place == "augment" else f"augment@{place}"
-    assert plan("distill", f"{group}=none", f"{place}.size=8")  # as the digits are
+    with pytest.raises(ConfigError, match=f"^{place}.size=8 changes nothing"):
+        plan("distill", f"{group}=none", f"{place}.size=8")  # as the digits are
     # (Whether its steps make that size is seen with the data.)
     assert plan("distill", f"{group}=flip_crop", f"{place}.size=4")
     with pytest.raises(ConfigError, match=f"^{place}.size=4: no .* e.g. {group}=inception"):

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from kd_cli.data import folders
 from kd_cli.data.arrays import Arrays, decoded, fingerprint
 from kd_cli.data.dataset import load_dataset
 from kd_cli.errors import ConfigError
+from kd_cli.files import temporary_of
 from tests.data.test_dataset import labels_of, node, plan
 from tests.data.test_pictures import png_of
 
@@ -404,7 +406,7 @@ def test_a_damaged_manifest_counts_as_none(folder, caplog, content):
 def test_the_checksum_is_computed_once_per_process(folder, monkeypatch):
     first = read_folder(folder)
     monkeypatch.setattr(arrays_module, "fingerprint", refuse)
-    assert read_folder(folder) is first
+    assert read_folder(folder).train[0] is first.train[0]
 
 
 def test_a_finished_entry_is_read_without_a_lock(folder, monkeypatch):
@@ -431,7 +433,10 @@ def test_what_a_killed_process_was_decoding_is_removed(folder):
     data = folder.parent / "cache" / "data"
     (entry,) = [path for path in data.iterdir() if path.is_dir()]
     shutil.rmtree(entry)
-    (data / f".tmp-1-{entry.name}").mkdir()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    name = temporary_of(entry).name.replace(str(os.getpid()), str(gone.pid))
+    (data / name).mkdir()
     read_folder(folder)
     assert not list(data.glob(".tmp-*"))
 
