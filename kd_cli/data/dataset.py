@@ -90,7 +90,8 @@ class Dataset:
         """How many images of a split each class has; None where they have no labels."""
         if not split.labelled:
             return None
-        return np.bincount(split.labels[split.rows], minlength=self.num_classes).tolist()
+        labels = split.labels[split.rows]
+        return np.bincount(labels[labels >= 0], minlength=self.num_classes).tolist()
 
     @property
     def labelled(self) -> int:

@@ -15,12 +15,13 @@ def balanced(labels: np.ndarray, classes: int) -> np.ndarray:
     "Logistic regression in rare events data".
 
     Args:
-        labels: [n] class numbers.
+        labels: [n] class numbers; -1 of an image without a label counts for nothing.
         classes: Number of classes. k counts those that have labels; the others weigh 0.
 
     Returns:
         [classes] float64.
     """
+    labels = labels[labels >= 0]
     counts = np.bincount(labels, minlength=classes)
     weights = np.zeros(classes)
     present = counts > 0

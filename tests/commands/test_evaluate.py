@@ -338,7 +338,7 @@ MISTAKES = {
     "limit": (["x.keras", "dataset.limit=0"], ["dataset.limit=0", "at least 1"]),
     "device": (["x.keras", "device=tpu"], ["device=tpu"]),
     "size": (["x.keras", "input.size=0"], ["input.size=0"]),
-    "sweep": (["x.keras", "--multirun"], ["no use for --multirun"]),
+    "sweep": (["x.keras", "--multirun"], ["does not take --multirun"]),
 }
 
 

@@ -336,6 +336,8 @@ TABLE = {
     "dataset.num_classes": ["dataset.num_classes=7"],
     "dataset.validation_fraction": ["dataset.validation_fraction=0.3"],
     "dataset.labelled_fraction": ["dataset.labelled_fraction=0.3"],
+    "dataset.unlabelled": ["dataset.labelled_fraction=0.3", "dataset.unlabelled=use"],
+    "class_weights": ["class_weights=balanced"],
     "dataset.split_seed": ["dataset.split_seed=7"],
     "dataset.limit": ["dataset.limit=7"],
     "student.input.size": ["student.input.size=4"],
@@ -352,7 +354,7 @@ ELSEWHERE = {
     "schedule", "optimizer", "loss", "augment.train", "augment.evaluate", "augment.preview",
     "dataset.source", "student.network", "teacher.network", "command", "dataset.name",
     "student.name", "teacher.name", "student.checkpoint", "teacher.checkpoint", "teacher.weights",
-    "teacher.train_if_missing", "what",
+    "teacher.train_if_missing", "what", "teacher.module", "module",
 }  # fmt: skip
 
 
@@ -401,7 +403,7 @@ IDLE = {
         "teacher.training.schedule.decay_steps=9 decides",
     ),
     "seed of no augmentation": (["augment_seed=3"], "there is no augmentation"),
-    "size of no augmentation": (["augment.size=16"], "there is no augmentation"),
+    "size of no augmentation": (["augment.size=8"], "there is no augmentation"),
     "view of no augmentation": (["view=independent"], "there is no augmentation"),
     "key of a data set": (["+dataset.foo=3"], "dataset.foo: nothing uses this key"),
     "misspelt key": (["+dataset.limits=3"], "did you mean 'limit'?"),

@@ -509,5 +509,5 @@ def test_a_preview_of_other_channels_is_refused(tmp_path):
 def test_a_folder_of_images_has_one_channel_or_three(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
-    with pytest.raises(ConfigError, match=r"image_shape=\[4, 5, 2\].* 1 .grey. or 3 .colour."):
+    with pytest.raises(ConfigError, match=r"image_shape=\[4, 5, 2\].* 1 .grey., 3 .colour. or 4"):
         image_folder(str(tmp_path), [4, 5, 2], str(tmp_path))

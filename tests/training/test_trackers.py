@@ -162,7 +162,10 @@ def unread(monkeypatch):
 
 MISTAKES = {
     "no such option": (["tracker=tensorbord"], ["'tensorbord'", "did you mean 'tensorboard'"]),
-    "one of two": (["tracker=[tensorboard,mein]"], ["tracker/mein"]),
+    "one of two": (
+        ["tracker=[tensorboard,mein]"],
+        ["no option 'mein' in group 'tracker'", "available: none, tensorboard"],
+    ),
     "no such module": (["+tracker.mine._target_=no.such.Thing"], ["tracker.mine", "no.such.Thing"]),
     "no such name": (
         ["+tracker.mine._target_=kd_cli.training.TensorBord"],
