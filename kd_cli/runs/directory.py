@@ -48,7 +48,8 @@ def at_work(
     Args:
         run: Unfinished. When another process finishes it before the directory is held, nothing is
             written.
-        others: Runs at work at the same time, whose epochs are not in this one's log.
+        others: Runs at work at the same time: where there are any, the log has this one's epochs
+            alone.
         results: Tells at the end how the run ended, under its directory. A failure is recorded.
         alone: Whether a mistake of the user's in a new directory removes it again, as in a run by
             itself; in a sweep it is recorded too.
@@ -67,8 +68,9 @@ def at_work(
         (run.out / "error.json").unlink(missing_ok=True)
         write_configuration(run)
         handler = log_file(run.out / "kd.log")
-        apart = {os.path.abspath(other.out) for other in others} - {os.path.abspath(run.out)}
-        handler.addFilter(lambda entry: os.path.abspath(getattr(entry, "out", "")) not in apart)
+        if len({one.out for one in others} | {run.out}) > 1:
+            own = os.path.abspath(run.out)
+            handler.addFilter(lambda entry: os.path.abspath(getattr(entry, "out", own)) == own)
         logger = logging.getLogger() if log.propagate else log
         logger.addHandler(handler)
         try:
