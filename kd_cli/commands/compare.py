@@ -117,7 +117,7 @@ def conclude(folder: Path) -> None:
         log.warning("left out of the comparison: %s", left_out(found))
     every, _ = groups.grouped([*found.runs, *finished.unseen_teachers(found.runs)])
     verdicts = groups.compared(every)
-    shown_columns = columns(In.COMPARE, found.runs)
+    shown_columns = columns(In.COMPARE, [run for group in every for run in group.runs])
     rows, sentences, record = [], [], []
     for group in every:
         one = verdicts.get(group.key)
