@@ -321,8 +321,9 @@ def test_arguments_that_fit():
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_recipe_has_a_smoke_run(experiment, work):
-    (work / "images" / "a").mkdir(parents=True)
-    (work / "images" / "b").mkdir()
+    for name in ("a", "b"):
+        (work / "images" / name).mkdir(parents=True)
+        (work / "images" / name / "1.png").touch()
     words = ["debug=smoke", f"experiment={experiment}"]
     if "flowers12" in experiment:
         words.append("dataset.path=images")
