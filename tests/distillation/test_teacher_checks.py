@@ -273,8 +273,8 @@ def test_another_order_of_classes_in_a_run_s_file_is_refused(kd, work, small, np
     (work / "named_classes.py").write_text(
         "import dataclasses\n"
         "from kd_cli.data import npz\n"
-        "def source(path, scale, names):\n"
-        "    arrays = npz(path, scale)\n"
+        "def source(path, scale, offset, names):\n"
+        "    arrays = npz(path, scale, offset)\n"
         "    return dataclasses.replace(arrays, class_names=tuple(names), fingerprint='')\n"
     )
     words = [*small[:2], "dataset.source._target_=named_classes.source"]
