@@ -95,7 +95,7 @@ def test_a_limit_holds_for_the_official_validation_split(tmp_path, online):
 
 def test_tfds_images_of_other_channels_than_declared_are_refused(tmp_path, online):
     with tensorflow_datasets.testing.mock_data(num_examples=3):
-        with pytest.raises(ConfigError, match=r"shape \[28, 28, 1\], declared .*\[28, 28, 3\]"):
+        with pytest.raises(ConfigError, match=r"shape \[28, 28, 1\], but .*\[28, 28, 3\]"):
             source = tfds_source("mnist", [28, 28, 3], tmp_path)
             load_dataset(node(source, (28, 28, 3), 10))
 

@@ -251,6 +251,7 @@ def test_a_graph_of_tensorflow_1_is_loaded(tmp_path):
     """It restores its variables by operations of its own."""
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
+        v1.set_random_seed(1)
         images = v1.placeholder(tf.float32, [None, 6, 6, 1])
         kernel = v1.get_variable("kernel", [36, 4])
         outputs = tf.matmul(tf.reshape(images, [-1, 36]), kernel)
