@@ -89,7 +89,8 @@ def place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def given(typed: list[str], more: tuple[str, ...]) -> list[str]:
     """Without the keys that train the teacher, where one is given."""
     taken = any(word.startswith("teacher.checkpoint=") for word in more)
-    return [word for word in typed if not (taken and word.startswith("teacher.training"))]
+    idle = ("teacher.training", "teacher.train_if_missing")
+    return [word for word in typed if not (taken and word.startswith(idle))]
 
 
 def runs(folder: Path, alphas: tuple[float, ...], *more: str) -> list[Run]:
