@@ -64,9 +64,8 @@ def understood(override: str, sweeping: bool = False) -> str:
     exists = text and os.path.lexists(os.path.expanduser(value))
     if exists and "${" in value:
         raise ConfigError(no_reference(value))
-    try:
-        meant = _value(override)
-    except Exception:  # of Hydra's parser, or of a function that it called
+    meant = _value(override)
+    if meant is _UNREADABLE:
         if not text and _STRUCTURE.search(value):
             return override
         parts = value.split(",") if sweeping and not exists else [value]
@@ -87,10 +86,7 @@ def is_text(override: str) -> bool:
 
 def text_of(override: str) -> str:
     """The value of an override that is a path or a name, without its quotes."""
-    try:
-        meant = _value(override)
-    except Exception:
-        meant = None
+    meant = _value(override)
     return meant if isinstance(meant, str) else override.partition("=")[2]
 
 
@@ -117,11 +113,20 @@ def unreadable(override: str) -> str:
     )
 
 
+_UNREADABLE = object()
+
+
 def _value(override: str) -> Any:
-    """The value of an override as Hydra reads it: a text without its quotes, a number, or other."""
+    """The value of an override as Hydra reads it: a text without its quotes, a number, or other.
+
+    `_UNREADABLE` where its parser, or a function that the value calls, refuses it.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import QuotedString
+    from hydra.errors import HydraException
 
-    parsed = OverridesParser.create().parse_override(override)
-    value = parsed._value
+    try:
+        value = OverridesParser.create().parse_override(override)._value
+    except HydraException:
+        return _UNREADABLE
     return value.text if isinstance(value, QuotedString) else value
