@@ -16,7 +16,7 @@ from typing import IO
 
 import numpy as np
 
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, first_line
 from kd_cli.files import open_npz
 
 # What zipfile, zlib and NumPy raise for archives that are cut short, damaged or of another kind.
@@ -83,8 +83,7 @@ def npz_headers(
         with open(path, "rb") as file:
             begins = file.read(2)
         what = "is damaged or cut short" if begins == b"PK" else "is not an .npz file"
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConfigError(f"{path} {what} ({reason[0]}); np.savez writes one") from error
+        raise ConfigError(f"{path} {what} ({first_line(error)}); np.savez writes one") from error
     free = available_memory()
     if total > free:
         raise ConfigError(
@@ -104,8 +103,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         with open_npz(path) as archive:
             return {name: archive[name] for name in names}
     except (*_BROKEN, MemoryError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConfigError(f"{path} is damaged ({reason[0]}); save it again") from error
+        raise ConfigError(f"{path} is damaged ({first_line(error)}); save it again") from error
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:

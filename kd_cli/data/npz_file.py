@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,11 @@ from kd_cli.data.archives import npz_headers, read_arrays
 from kd_cli.data.arrays import Arrays, fingerprint, stamp
 from kd_cli.data.labels import count_classes
 from kd_cli.data.pixels import to_bytes
-
-# The YAML names `kd_cli.data.image_folder`, which counts in the ids of runs.
-from kd_cli.data.sources import log
 from kd_cli.errors import ConfigError
 from kd_cli.files import open_npz
 from kd_cli.terminal import brief
 
+log = logging.getLogger("kd")
 _MEMBERS = ("x_train", "y_train", "x_test", "y_test")
 _VALIDATION = ("x_validation", "y_validation")
 

@@ -22,8 +22,6 @@ import numpy as np
 
 from kd_cli.data.arrays import Arrays, decoded, stamp
 from kd_cli.data.pixels import to_bytes
-
-# The YAML names `kd_cli.data.image_folder`, which counts in the ids of runs.
 from kd_cli.device import import_tensorflow
 from kd_cli.errors import ConfigError
 from kd_cli.files import open_npz
