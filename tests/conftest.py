@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
@@ -102,6 +103,22 @@ def npz(tmp_path: Path) -> Path:
     path = tmp_path / "quarters.npz"
     np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
     return path
+
+
+class Disk:
+    """Counts flushes and renames, and refuses one of them: the disk is full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.refused = 0, None
+        for name in ("fsync", "replace"):
+            real = getattr(os, name)
+            monkeypatch.setattr(os, name, lambda *args, real=real: self.act(real, *args))
+
+    def act(self, real, *args):
+        self.count += 1
+        if self.count == self.refused:
+            raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
+        return real(*args)
 
 
 def plan_of(*words: str) -> DictConfig:

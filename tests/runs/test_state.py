@@ -1,8 +1,6 @@
 """The saved state: damaged, of others, and what a later one has replaced."""
 
-import errno
 import json
-import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 
 from kd_cli.errors import ConfigError
 from kd_cli.runs.state import State
+from tests.conftest import Disk
 
 
 class Variable(SimpleNamespace):
@@ -100,22 +99,6 @@ def test_what_a_later_state_has_replaced_is_removed(state):
     (state.folder / "best-1.npz").write_bytes(b"old")
     state.load(variables())
     assert sorted(p.name for p in state.folder.iterdir()) == ["best-2.npz", "last.npz"]
-
-
-class Disk:
-    """Counts flushes, renames and removals, and refuses one of them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count, self.refused = 0, None
-        for name in ("fsync", "replace"):
-            real = getattr(os, name)
-            monkeypatch.setattr(os, name, lambda *args, real=real: self.act(real, *args))
-
-    def act(self, real, *args):
-        self.count += 1
-        if self.count == self.refused:
-            raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
-        return real(*args)
 
 
 def of(value: float) -> list[Variable]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from kd_cli.runs.asked import Run
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
 from kd_cli.training import loop, train
-from tests.conftest import SMALL, npz
+from tests.conftest import SMALL, Disk, npz
 
 TIMES = ("seconds", "examples_per_second")
 COUNTED_TIMES = ("seconds", "train_seconds", "epoch_seconds", "learners")
@@ -104,22 +103,6 @@ def runs(folder: Path, alphas: tuple[float, ...], *more: str) -> list[Run]:
 @pytest.fixture
 def session() -> Session:
     return Session()
-
-
-class Disk:
-    """Counts flushes and renames, and refuses one of them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count, self.refused = 0, None
-        for name in ("fsync", "replace"):
-            real = getattr(os, name)
-            monkeypatch.setattr(os, name, lambda *args, real=real: self.act(real, *args))
-
-    def act(self, real, *args):
-        self.count += 1
-        if self.count == self.refused:
-            raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
-        return real(*args)
 
 
 SLOW = pytest.mark.slow
