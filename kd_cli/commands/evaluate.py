@@ -162,13 +162,13 @@ def _measure(
         )
     if record and dataset.validation and _trained_on(record, dataset):
         warnings.append(
-            "this split is not the run's: its validation images may be some that the run was "
-            "trained on, so validation, and the temperature fitted on it, say little"
+            "this split is not the run's: the run may have been trained on some of its validation "
+            "images, so the validation scores and the fitted temperature may be too good"
         )
     if record and record.command == "distill":
         why = _ask_teacher(plan, target, own, dataset, arrays, views, session)
         if why:
-            warnings.append(f"no fidelity to the teacher: {why}")
+            warnings.append(f"no agreement with the teacher: {why}")
         else:
             result["fidelity"] = quality.fidelity_of_splits(arrays, record.temperature)
             known = {key: record.teacher[key] for key in ("path", "name", "weights_sha256")}

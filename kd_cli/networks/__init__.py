@@ -1,6 +1,7 @@
 """Networks: how they are built, read from files, wrapped, evaluated and measured.
 
     simple            mlp and cnn
+    residual          ResNet-9, and the ResNets of the CIFAR tables
     bit               BiT ResNets, with their published weights
     wrap              what is put around a network: pixels in, logits out, checked
     doubts            what speaks against a network before it is trained
@@ -29,5 +30,7 @@ PUBLIC = {
     "cnn": "simple",
     "mlp": "simple",
     "bit_resnet": "bit",
+    "resnet": "residual",
+    "resnet9": "residual",
 }
 __getattr__ = public_names(__name__, PUBLIC)

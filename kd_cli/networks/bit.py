@@ -171,4 +171,4 @@ def _assign(network: keras.Model, archive: Any, what: str, new_head: bool) -> No
                 f"float32 of shape {list(expected)}; {hint}"
             )
     if new:
-        log.info("%s: its head is for other classes; this one keeps its initial values", what)
+        log.info("%s: its last layer is for other classes; yours keeps its initial values", what)

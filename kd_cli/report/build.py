@@ -123,7 +123,7 @@ HOW_TO_READ = (
     "report the luck of the choice.",
     "Verdicts: test accuracy of student minus scratch student with the same init_seed, data_seed "
     "and split; paired t interval over these differences; Holm's correction where several groups "
-    f"share one scratch group. Fewer than {MIN_SEEDS} seeds give no verdict.",
+    f"are compared with the same scratch student. Fewer than {MIN_SEEDS} seeds give no verdict.",
     "The scratch student: the plain cross-entropy run (kd train-student) with the same data, "
     "network, optimizer, schedule, epochs, batch size and augmentation; only teacher, loss, cache "
     "and view may differ.",
@@ -154,8 +154,8 @@ def left_out(found: Found) -> str:
         words.append(f"{found.unfinished:,} unfinished or failed")
     if found.unreadable:
         words.append(
-            f"{found.unreadable:,} with a metrics.json that can't be read (damaged, not of kd, or "
-            "of another version of kd)"
+            f"{found.unreadable:,} with a metrics.json that can't be read (damaged, not written by "
+            "kd, or of another version of kd)"
         )
     return ", ".join(words)
 
@@ -187,7 +187,7 @@ def _summary(
                 left = f" with {MIN_SEEDS} seeds or more, {few} with fewer" if few else ""
                 text += f" (chosen among {among}{left}, {mean})"
             sentence = comparison.sentence.removeprefix(f"{comparison.verdict}: ")
-            against = " against plain scratch on test" if comparison.baseline else ""
+            against = " against the scratch student on test" if comparison.baseline else ""
             text += f"{against}: {sentence}"
         lines.append(f"{head}: {text}.")
     if not lines:
@@ -239,7 +239,9 @@ def _notes(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> li
         )
     alone = [g for g in students if g.key in comparisons and comparisons[g.key].baseline is None]
     if alone:
-        notes.append(f"{_some(alone, students)} no plain scratch group to be compared with.")
+        notes.append(
+            f"{_some(alone, students)} no scratch student to be compared with (kd train-student)."
+        )
     for group in students:
         one = comparisons.get(group.key)
         if one is None or one.baseline is None:

@@ -127,7 +127,7 @@ def effects(
     text = "Test accuracy of each group minus that of its scratch students, by seed"
     caption = (
         f"{text}: mean and interval (95 %, wider under Holm's correction where several groups "
-        "share one scratch group). An interval that holds 0 is inconclusive."
+        "are compared with the same scratch student). An interval that holds 0 is inconclusive."
     )
     if len(rows) > MAX_POINTS:
         caption += f" Drawn are the first {MAX_POINTS} of {len(rows)}."

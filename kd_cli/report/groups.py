@@ -353,9 +353,9 @@ def _nearest(group: Group, groups: Sequence[Group]) -> str:
                 for key in keys
             ]
     if best is None:
-        return "no plain scratch run on these data was found (kd train-student)"
+        return "no scratch student on these data was found (kd train-student)"
     more = f" and {len(best) - 3} more" if len(best) > 3 else ""
-    return f"the nearest scratch group differs in {'; '.join(best[:3]) or 'its files'}{more}"
+    return f"the most similar scratch student differs in {'; '.join(best[:3]) or 'its files'}{more}"
 
 
 def _told(group: Group) -> dict[str, Any]:
@@ -368,6 +368,6 @@ def _unpaired(group: Group, baseline: Group) -> str:
         return ", ".join(str(a) if a == b else f"{a}/{b}" for a, b, _ in (r.pair for r in one.runs))
 
     return (
-        f"no pairs: seeds {seeds(group)} here, {seeds(baseline)} of the scratch group; a pair has "
-        "the same init_seed, data_seed and split"
+        f"no pairs: seeds {seeds(group)} here, {seeds(baseline)} of the scratch student; "
+        "a pair has the same init_seed, data_seed and split"
     )

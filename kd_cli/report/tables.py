@@ -24,7 +24,7 @@ def results(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> T
     """Every group with its means over seeds, and the verdict on its accuracy."""
     shown = columns(In.REPORT, [run for group in groups for run in group.runs])
     heads = ["group", "seeds", *[column.header for column in shown]]
-    heads.append("against plain scratch, test accuracy")
+    heads.append("against the scratch student, test accuracy")
     rows: list[Row] = []
     teachers = [group for group in groups if group.kind == TEACHER]
     parts = [("Teachers", teachers)] if teachers else []

@@ -113,7 +113,7 @@ def similar_teachers(plan: DictConfig) -> list[str]:
         ):
             differing = differences(spec, wanted)
             found.append(
-                f"take one that was trained in another way ({differing}): "
+                f"take one that was trained with other settings ({differing}): "
                 f"{shlex.quote(f'teacher_dir={quoted(shown(folder))}')}"
             )
     return found

@@ -227,8 +227,8 @@ class Record(Part):
         Keys that this version does not know are left out.
 
         Raises:
-            RecordError: There is a `metrics.json`, but it is damaged, or not of kd, or of another
-                version of kd.
+            RecordError: There is a `metrics.json`, but it is damaged, not written by kd, or of
+                another version of kd.
         """
         path = folder / FILE
         try:
@@ -265,8 +265,8 @@ _OF_CONFIG = {
 
 def _damaged(path: Path, why: str) -> RecordError:
     return RecordError(
-        f"{shown(path)} is damaged, or not of kd ({why}); if it is of a run of kd, remove this "
-        "file and type the run's command again: it finishes from its saved state"
+        f"{shown(path)} is damaged, or not written by kd ({why}); if it belongs to a run of kd, "
+        "remove this file and type the run's command again: it finishes from its saved state"
     )
 
 

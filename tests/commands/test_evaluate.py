@@ -226,7 +226,7 @@ def test_other_data_asks_the_teacher_again(kd, work, npz, distilled):
     # Without the teacher the rest is measured all the same, and the line says so.
     shutil.rmtree(teacher.parent)
     done = kd("evaluate", str(run), "dataset=npz", f"dataset.path={work}/other.npz")
-    assert done.code == 0 and "no fidelity to the teacher" in done.err and "is gone" in done.err
+    assert done.code == 0 and "no agreement with the teacher" in done.err and "is gone" in done.err
     assert "fidelity" not in read(folder)
     # Its own data do not need it.
     assert kd("evaluate", str(run)).err == "" and "fidelity" in read(run)
@@ -389,8 +389,13 @@ def _vectors(there):
 LATE_MISTAKES = {
     "no archive": ("a.keras", _text, [], ["a.keras is not a .keras file"]),
     "unfinished": ("run", _unfinished, [], ["run is not a finished run", "continues it"]),
-    "broken metrics": ("run", _no_json, [], ["run/metrics.json is damaged, or not of kd (Expect"]),
-    "metrics of another program": ("run", _foreign, [], ["not of kd (no schema_version)"]),
+    "broken metrics": (
+        "run",
+        _no_json,
+        [],
+        ["run/metrics.json is damaged, or not written by kd ("],
+    ),
+    "metrics of another program": ("run", _foreign, [], ["not written by kd (no schema_version)"]),
     "a sweep's folder": ("sweep", _points, [], ["holds some, such as sweep/point"]),
     "classes": ("a.keras", lambda p: plain(p, layers.Dense(4), size=8), [], ["4 outputs", "10"]),
     "shape": ("a.keras", plain, [], ["[6, 6, 1]", "[8, 8, 1]", "input.size"]),

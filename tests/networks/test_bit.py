@@ -299,7 +299,7 @@ def test_a_head_of_other_classes_keeps_its_values_in_a_warm_start(source, arrays
     head = model.get_layer("head.conv2d").get_weights()
     with caplog.at_level(logging.INFO, logger="kd"):
         load(model, tmp_path / "bit.npz", new_head=True)
-    assert "its head is for other classes" in caplog.text
+    assert "its last layer is for other classes" in caplog.text
     for now, then in zip(model.get_layer("head.conv2d").get_weights(), head, strict=True):
         np.testing.assert_array_equal(now, then)
     for now, theirs in zip(model.get_weights()[:-2], source.get_weights()[:-2], strict=True):
@@ -521,7 +521,7 @@ def test_published_weights_are_fine_tuned_with_a_new_head(kd, work, npz, short, 
     assert done.code == 2 and "kd train-teacher teacher.weights=" in done.error
     tune = ["train-teacher", *words, f"teacher.weights={weights}", "learning_rate=1e-30"]
     done = kd(*tune)
-    assert done.code == 0 and "its head is for other classes" in done.err
+    assert done.code == 0 and "its last layer is for other classes" in done.err
     run, record = only_run(work / "outputs" / "teachers")
     assert set(record["inputs"]) == {"data", "split", "teacher.weights"}
     model = load_keras(run / "model.keras", "teacher.checkpoint")

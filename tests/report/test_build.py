@@ -240,7 +240,7 @@ def test_too_few_seeds_is_no_verdict():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"epochs": 6}, "the nearest scratch group differs in epochs 6, here 5"),
+        ({"epochs": 6}, "the most similar scratch student differs in epochs 6, here 5"),
         ({"optimizer": {"_target_": "keras.optimizers.SGD"}}, "optimizer keras.optimizers.SGD"),
         ({"augment": {"train": [{"_target_": "a.flip"}]}}, "augment.train [flip], here none"),
     ],
@@ -256,7 +256,7 @@ def test_other_data_are_no_baseline():
     for run in scratch:
         run.record["inputs"]["data"] = "e" * 64
     (one,) = groups.compared(groups.grouped([*runs("distill", BETTER_TEST), *scratch])[0]).values()
-    assert one.verdict == "no baseline" and "no plain scratch run on these data" in one.sentence
+    assert one.verdict == "no baseline" and "no scratch student on these data" in one.sentence
 
 
 def test_a_smoothed_scratch_student_is_no_baseline():
@@ -449,7 +449,7 @@ def test_without_validation_the_last_epoch_is_said(kd, work):
     text = (work / "runs" / "report" / "report.md").read_text()
     assert "All groups have no validation split: their numbers are of the last epoch" in text
     assert "- Nothing chosen: pets mlp epochs=5: 2 groups without validation; on test 2 no" in text
-    assert "no plain scratch group to be compared with" in text
+    assert "no scratch student to be compared with" in text
     assert "training accuracy by epoch" in text
 
 
@@ -462,7 +462,7 @@ def test_what_can_not_be_read_is_counted(kd, work):
     assert kd("report", "runs").out.startswith("3 runs")
     text = (work / "runs" / "report" / "report.md").read_text()
     assert "3 finished runs in 1 groups of students" in text
-    assert "Left out: 3 with a metrics.json that can't be read (damaged, not of kd, or of" in text
+    assert "Left out: 3 with a metrics.json that can't be read (damaged, not written by kd," in text
 
 
 def test_files_beside_the_record_may_be_gone(kd, work):

@@ -154,7 +154,7 @@ def test_two_recipes_are_two_teachers_whatever_was_typed_before(kd, work, small)
     assert first.code == 0
     assert len(list((work / "outputs" / "teachers").iterdir())) == 2
     (line,) = [one for one in first.err.splitlines() if "teacher_dir=" in one]
-    assert "epochs 2, now 3" in line and "take one that was trained in another way" in line
+    assert "epochs 2, now 3" in line and "take one that was trained with other settings" in line
     results = {p.parent.name: p.read_text() for p in work.glob("outputs/distill/*/*/metrics.json")}
     assert len(results) == 2
     (work / "outputs").rename(work / "before")

@@ -212,7 +212,7 @@ def test_damage_is_one_line_that_says_what_to_type(work, text, why):
     with pytest.raises(ConfigError) as caught:
         Record.read(work / "run")
     line = str(caught.value)
-    assert line.startswith("run/metrics.json is damaged, or not of kd (") and why in line
+    assert line.startswith("run/metrics.json is damaged, or not written by kd (") and why in line
     assert "remove this file and type the run's command again" in line and "\n" not in line
 
 
@@ -253,7 +253,7 @@ def test_a_damaged_run_is_finished_again_after_the_file_is_removed(kd, work, sma
     history = (file.parent / "history.jsonl").read_text()
     file.write_text(file.read_text()[:100])
     done = kd(*words)
-    assert done.code == 2 and "is damaged, or not of kd" in done.error
+    assert done.code == 2 and "is damaged, or not written by kd" in done.error
     assert (file.parent / "model.keras").exists() and file.exists()
     file.unlink()
     assert kd(*words).code == 0
