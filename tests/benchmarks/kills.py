@@ -250,17 +250,14 @@ class Kind:
 
 def kind_of(name: str, folder: Path) -> Kind:
     """The commands of a kind, on data that are written into `folder`."""
-    from kd_cli.config.compose import conf_dir
-
     data = _quarters(folder / "quarters.npz", *((12000, 28) if name == "cache" else (3200, 8)))
     shared = ["dataset=npz", f"dataset.path={data}"]
     student = "student.network.dropout=0.3 optimizer=adamw schedule=cosine".split()
-    # State in the middle of an epoch, where the installed kd knows the key.
-    if re.search(r"^checkpoint:", (conf_dir() / "base.yaml").read_text(), re.M):
-        student.append("checkpoint.minutes=0.0005")
+    student.append("checkpoint.minutes=0.0005")  # state in the middle of an epoch
     if name == "cache":
-        words = [*shared, "teacher=cnn", *student, "batch_size=256", "epochs=2"]
-        before = ["train-teacher", *shared, "teacher=cnn", "steps=4"]
+        shared += ["teacher=cnn", "teacher.training.steps=4"]
+        words = [*shared, *student, "batch_size=256", "epochs=2"]
+        before = ["train-teacher", *shared]
         return Kind(["distill", *words], before, (*Kind.hit, "partial.npy"))
     shared += ["teacher=mlp", "teacher.network.units=[16]", "teacher.training.epochs=6"]
     words = [*shared, *student, "epochs=8", "early_stopping.patience=2"]
