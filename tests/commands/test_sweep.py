@@ -174,7 +174,7 @@ def test_points_of_one_seed_start_from_the_same_weights(kd, work, small):
     """After one step of no length each student is where it began."""
     words = ["steps=1", "learning_rate=1e-30", "optimizer=sgd"]
     small = [word for word in small if word != "epochs=2"]
-    done = kd("--multirun", *small, *words, "alpha=0.1,0.5,0.9", "seed=0,1")
+    done = kd("--multirun", *small, *words, "alpha=0.1,0.9", "seed=0,1")
     assert done.code == 0, done.err
     weights = {0: [], 1: []}
     for point in points(work):
@@ -183,7 +183,7 @@ def test_points_of_one_seed_start_from_the_same_weights(kd, work, small):
             np.concatenate([w.ravel() for w in model.get_weights()])
         )
     for seed in (0, 1):
-        assert len(weights[seed]) == 3
+        assert len(weights[seed]) == 2
         for other in weights[seed][1:]:
             np.testing.assert_allclose(other, weights[seed][0], rtol=0, atol=1e-20)
     assert np.abs(weights[0][0] - weights[1][0]).max() > 0.1
@@ -202,22 +202,20 @@ def test_a_point_equals_the_single_run(kd, work, small):
 
 @pytest.mark.slow
 def test_a_failing_point_does_not_stop_the_others_and_a_repeat_only_runs_it(kd, work, small):
-    words = ("--multirun", *small, "optimizer=sgd", "learning_rate=0.1,1e30,0.2")
+    words = ("--multirun", *small, "optimizer=sgd", "learning_rate=1e30,0.2")
     done = kd(*words)
     assert done.code == 1
     (failed,) = [line for line in done.err.splitlines() if line.startswith("kd: failed: ")]
     assert "not finite" in failed
     finished = points(work)
-    assert len(finished) == 2
+    assert len(finished) == 1
     (folder,) = (work / "outputs" / "sweeps").iterdir()
     (failure,) = json.loads((folder / "sweep.json").read_text())["failures"]
     assert (folder / failure["directory"] / "error.json").exists()
     before = [(point / "metrics.json").stat().st_mtime_ns for point in finished]
     again = kd(*words)
-    assert again.code == 1 and again.err.count("is finished") == 2
-    good = kd(
-        "--multirun", *small, "optimizer=sgd", f"sweep={folder.name}", "learning_rate=0.3,0.4"
-    )
+    assert again.code == 1 and again.err.count("is finished") == 1
+    good = kd("--multirun", *small, "optimizer=sgd", f"sweep={folder.name}", "learning_rate=0.3")
     assert good.code == 0  # the old failure is not this command's
     assert [(point / "metrics.json").stat().st_mtime_ns for point in finished] == before
 

@@ -114,7 +114,7 @@ def session() -> Session:
     ("alphas", "offset", "step"),
     [
         pytest.param((0.3,), 1, 4, id="one"),
-        pytest.param((0.2, 0.7), 1, 17, id="joint"),  # the same writes, twice
+        pytest.param((0.2, 0.7), 1, 29, id="joint"),  # the same writes, twice
     ],
 )
 def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset, step, session):
