@@ -180,7 +180,8 @@ def _recorded(spec: dict[str, Any], plan: DictConfig, typed: list[str], run: Pat
             old = then.get(key)
             of_then = isinstance(old, str) and "$" not in old and key not in typed
             source[key] = old if of_then else plan[key]
-    return {"labelled_fraction": 1.0, "unlabelled": "leave_out", **spec, "source": source}
+    whole = {"labelled_fraction": 1.0, "unlabelled": "leave_out"}
+    return {**whole, "labelled_seed": spec["split_seed"], **spec, "source": source}
 
 
 def _configuration(path: Path) -> dict[str, Any]:

@@ -88,6 +88,8 @@ def refuse_idle(plan: DictConfig, overrides: Sequence[str]) -> None:
             if is_typed(key, [override]):
                 raise ConfigError(f"{override} changes nothing: {why}")
 
+    if plan.dataset.labelled_fraction == 1:
+        refuse("dataset.labelled_seed", "all labels are used; type dataset.labelled_fraction=0.1")
     for place in _TRAININGS:
         training = OmegaConf.select(plan, place.rstrip(".")) if place else plan
         if training is None or training.get("epochs") is None:

@@ -198,7 +198,10 @@ class Dataset:
         one_of("leave_out", "use"),
         unused=FROM_LABELS,
     )
-    split_seed: int = key(0, "seed that draws validation, labelled images and limit", SEED)
+    split_seed: int = key(0, "seed that draws validation and limit", SEED)
+    labelled_seed: int = key(
+        II(".split_seed"), "seed that draws the images whose labels are used", SEED
+    )
     limit: int | None = key(None, "most images of each split; null: all", at_least(1, ", or null"))
     source: Any = key(MISSING, "the function that reads it")
 

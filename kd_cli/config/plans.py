@@ -71,7 +71,13 @@ def teacher_plan(plan: DictConfig) -> DictConfig:
 def _from_labels(dataset: dict[str, Any], fraction: float | None = None) -> dict[str, Any]:
     """The dataset of a network that learns from labels alone: from this fraction of them."""
     fraction = dataset["labelled_fraction"] if fraction is None else fraction
-    return {**dataset, "labelled_fraction": fraction, "unlabelled": "leave_out"}
+    draw = "split_seed" if fraction == 1 else "labelled_seed"  # of all labels there is one draw
+    return {
+        **dataset,
+        "labelled_fraction": fraction,
+        "labelled_seed": dataset[draw],
+        "unlabelled": "leave_out",
+    }
 
 
 def teacher_augment_follows(plan: DictConfig) -> bool:

@@ -139,7 +139,7 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
                 f"dataset.labelled_fraction={fraction}: the training images have no labels; "
                 "leave it out"
             )
-        kept = rows[labelled(pool[1][rows], fraction, cfg.split_seed)]
+        kept = rows[labelled(pool[1][rows], fraction, cfg.labelled_seed)]
         rows, hidden = kept, np.setdiff1d(rows, kept)
     train = Split(*pool, rows)
     if cfg.unlabelled == "use" and not len(hidden) and pool[1].min() >= 0:

@@ -52,7 +52,7 @@ def resnet(
     stem: int = 16,
     widths: tuple[int, ...] | list[int] = (16, 32, 64),
 ) -> keras.Model:
-    """A ResNet of `depth` = 6n + 2 layers: three stages of n blocks, then the mean and a dense layer.
+    """A ResNet of `depth` = 6n + 2 layers: three stages of n blocks, the mean and a dense layer.
 
     Args:
         image_shape: [H, W, C].

@@ -28,8 +28,10 @@ TEACHER, PLAIN, SCRATCH, DISTILLED, SELF = (
     "distilled",
     "self-trained",
 )
-# What makes a seed; augment.seed follows data_seed, and split_seed may (see `FinishedRun.seeds`).
-_SEEDS = ("init_seed", "data_seed", "augment.seed", "dataset.split_seed")
+# What makes a seed; augment.seed follows data_seed, and the dataset's seeds may follow too.
+_SEEDS = (
+    "init_seed", "data_seed", "augment.seed", "dataset.split_seed", "dataset.labelled_seed",
+)  # fmt: skip
 # What a scratch student has not: equal without these is equal training.
 _NOT_SCRATCH = {*UNUSED["train-student"], "command", "label_smoothing", "round"}
 

@@ -66,9 +66,11 @@ def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
     """
     spec = OmegaConf.to_container(dataset)
     if spec.get("labelled_fraction") == 1:
-        del spec["labelled_fraction"], spec["unlabelled"]
+        del spec["labelled_fraction"], spec["labelled_seed"], spec["unlabelled"]
     elif spec.get("unlabelled") == "leave_out":
         del spec["unlabelled"]
+    if spec.get("labelled_seed") == spec["split_seed"]:
+        del spec["labelled_seed"]
     source = spec["source"]
     before = _AS_BEFORE.get(source["_target_"], {})
     spec["source"] = {

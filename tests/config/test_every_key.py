@@ -337,6 +337,7 @@ TABLE = {
     "dataset.validation_fraction": ["dataset.validation_fraction=0.3"],
     "dataset.labelled_fraction": ["dataset.labelled_fraction=0.3"],
     "dataset.unlabelled": ["dataset.labelled_fraction=0.3", "dataset.unlabelled=use"],
+    "dataset.labelled_seed": ["dataset.labelled_fraction=0.3", "dataset.labelled_seed=7"],
     "class_weights": ["class_weights=balanced"],
     "dataset.split_seed": ["dataset.split_seed=7"],
     "dataset.limit": ["dataset.limit=7"],

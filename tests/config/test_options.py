@@ -109,7 +109,7 @@ def test_every_dataset_has_the_common_keys(option):
         words = [f"dataset={option}", *(["what=x"] if command == "evaluate" else [])]
         node = OmegaConf.to_container(compose(command, words))["dataset"]
         common = {"name", "image_shape", "num_classes", "validation_fraction", "source"}
-        more = {"labelled_fraction", "unlabelled", "split_seed", "limit"}
+        more = {"labelled_fraction", "labelled_seed", "unlabelled", "split_seed", "limit"}
         assert common | more == set(node) - {"path"}
 
 

@@ -38,6 +38,7 @@ def node(source: dict, shape: tuple[int, ...], classes: int, **changes):
             "labelled_fraction": 1.0,
             "unlabelled": "leave_out",
             "split_seed": 0,
+            "labelled_seed": "${.split_seed}",
             "limit": None,
             "source": source,
             **changes,
@@ -122,6 +123,17 @@ def test_the_split_seed_moves_validation_images_only():
     assert first.split_fingerprint != second.split_fingerprint
     assert set(first.validation.rows) != set(second.validation.rows)
     np.testing.assert_array_equal(first.test.rows, second.test.rows)
+
+
+def test_the_labelled_seed_draws_labelled_images_only():
+    first, second = (digits(labelled_fraction=0.05, labelled_seed=seed) for seed in (0, 1))
+    np.testing.assert_array_equal(first.validation.rows, second.validation.rows)
+    np.testing.assert_array_equal(first.test.rows, second.test.rows)
+    assert first.held_out_fingerprint == second.held_out_fingerprint
+    assert len(first.train.rows) == len(second.train.rows) == 61
+    assert set(first.train.rows) != set(second.train.rows)
+    # By itself it is the split's.
+    np.testing.assert_array_equal(digits(labelled_fraction=0.05).train.rows, first.train.rows)
 
 
 def test_the_fingerprint_covers_images_labels_and_names():
