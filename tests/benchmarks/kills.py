@@ -267,8 +267,9 @@ def kind_of(name: str, folder: Path) -> Kind:
         words = ["distill", *words, "student=cnn", "batch_size=4"]
         return Kind(words, before if name == "run" else None)
     words = ["--multirun", *words, "batch_size=8", "learning_rate=0.01"]
-    words += ["alpha=0.1,0.9", "temperature=1,4"]
-    return Kind([*words, "hydra/launcher=joint"] if name == "joint" else words, before)
+    if name == "joint":
+        return Kind([*words, "alpha=0.1,0.9", "hydra/launcher=joint"], before)
+    return Kind([*words, "alpha=0.1,0.9", "temperature=1,4"], before)
 
 
 def _quarters(path: Path, count: int, side: int) -> Path:

@@ -130,7 +130,7 @@ def test_the_labelled_seed_draws_labelled_images_only():
     np.testing.assert_array_equal(first.validation.rows, second.validation.rows)
     np.testing.assert_array_equal(first.test.rows, second.test.rows)
     assert first.held_out_fingerprint == second.held_out_fingerprint
-    assert len(first.train.rows) == len(second.train.rows) == 61
+    assert len(first.train.rows) == len(second.train.rows) == 53
     assert set(first.train.rows) != set(second.train.rows)
     # By itself it is the split's.
     np.testing.assert_array_equal(digits(labelled_fraction=0.05).train.rows, first.train.rows)

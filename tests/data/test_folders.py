@@ -131,8 +131,9 @@ def test_split_seeds_share_the_test_split_and_the_data(flat):
     assert first.fingerprint == second.fingerprint
     assert first.validation.rows.tolist() != second.validation.rows.tolist()
     plain = [OmegaConf.to_container(cfg) for cfg in cfgs]
-    assert [one.pop("split_seed") for one in plain] == [0, 1]
-    assert plain[0] == plain[1]  # the report leaves split_seed out of what a group shares
+    for key in ("split_seed", "labelled_seed"):
+        assert [one.pop(key) for one in plain] == [0, 1]
+    assert plain[0] == plain[1]  # the report leaves the seeds out of what a group shares
 
 
 def test_grey_images_stay_as_they_are(tmp_path):

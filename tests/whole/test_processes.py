@@ -24,7 +24,7 @@ def start(work: Path, *words: str) -> subprocess.Popen:
 
 
 def test_of_two_that_need_a_teacher_one_trains_it_and_the_other_waits(work, npz):
-    data = ["dataset=npz", f"dataset.path={npz}", "teacher=mlp", "teacher.training.epochs=400"]
+    data = ["dataset=npz", f"dataset.path={npz}", "teacher=mlp", "teacher.training.epochs=200"]
     processes = [start(work, "distill", *data, "epochs=2", f"alpha=0.{n}") for n in (2, 8)]
     texts = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts
