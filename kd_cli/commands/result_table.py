@@ -11,7 +11,7 @@ from kd_cli.config.quoting import command_line, quoted
 from kd_cli.report.columns import In, columns
 from kd_cli.runs import identity
 from kd_cli.runs.asked import Run
-from kd_cli.runs.finished import FinishedRun
+from kd_cli.runs.finished import FinishedRun, test_accuracy
 from kd_cli.runs.record import Record, RecordError, RoundRecord
 from kd_cli.terminal import print_table, shown
 
@@ -49,10 +49,24 @@ def print_result(record: Record, run: Run) -> None:
         rows.append(["scratch student", missing, *[""] * (len(measured) - 1)])
     heads = ["", *[column.header for column in measured]]
     print_table(f"{record.dataset.name}: accuracy", heads, rows)
+    if "distilled student" in runs:
+        print(_distance(runs))
     if record.validation is None:
         print(f"epoch:             {record.selection}")
     for name, where in files.items():
         print(f"{name + ':':<19}{where}")
+
+
+def _distance(runs: dict[str, FinishedRun]) -> str:
+    """How far the distilled student is from teacher and scratch student, in test accuracy."""
+    own = test_accuracy(runs["distilled student"])
+    parts = []
+    for name in ("scratch student", "teacher"):
+        if name in runs:
+            points = 100 * (own - test_accuracy(runs[name]))
+            where = "above" if points >= 0 else "below"
+            parts.append(f"{abs(points):.2f} points {where} the {name}")
+    return f"on test:           {', '.join(parts)} (one seed; kd compare gives a verdict)"
 
 
 def _teacher(run: FinishedRun) -> FinishedRun:

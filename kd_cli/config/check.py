@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kd_cli.config.debug import WHERE_PRESENT, smaller
-from kd_cli.config.idle import refuse_idle, refuse_unread
+from kd_cli.config.idle import count_typed_epochs, refuse_idle, refuse_unread
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import UNUSED, VARIABLES, Config, walk
 from kd_cli.config.messages import GLOBAL, explain, unknown_key
@@ -106,8 +106,10 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
             f"{one}: the teacher is given by {given_by(plan)} and not trained; leave one of the "
             "two out"
         )
+    count_typed_epochs(plan, overrides)
     refuse_idle(plan, overrides)
-    if not is_taught(plan):
+    every = plan.dataset.labelled_fraction == 1 and not is_typed("dataset.unlabelled", overrides)
+    if every or not is_taught(plan):
         plan.dataset.unlabelled = "leave_out"
     if trains_teacher(plan):
         _refuse_ignored_augment(plan, overrides)

@@ -71,6 +71,14 @@ def _unknown(cfg: DictConfig, used: Sequence[str]) -> Iterator[tuple[str, list[s
                 yield f"{place}.{key}", known
 
 
+def count_typed_epochs(plan: DictConfig, overrides: Sequence[str]) -> None:
+    """Lets `epochs` that the user typed win over `steps` that an option or a recipe sets."""
+    for place in _TRAININGS:
+        training = OmegaConf.select(plan, place.rstrip(".")) if place else plan
+        if is_typed(f"{place}epochs", overrides) and not is_typed(f"{place}steps", overrides):
+            training.steps = None
+
+
 def refuse_idle(plan: DictConfig, overrides: Sequence[str]) -> None:
     """Refuses what was typed and would change nothing, because another key decides.
 

@@ -252,6 +252,12 @@ def _notes(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> li
                 f"{group.name} was trained on {ours['train']:,} images, {ours['labelled']:,} of "
                 f"them with a label; its scratch student on the {theirs['train']:,} that have one."
             )
+            steps = [run["steps_done"] for run in (group.record, one.baseline.record)]
+            if steps[0] != steps[1]:
+                notes.append(
+                    f"{group.name} took {steps[0]:,} optimizer steps, its scratch student "
+                    f"{steps[1]:,}: steps=N makes them equal."
+                )
         labels = (group.record.get("teacher") or {}).get("labelled")
         if labels is not None and labels != ours["labelled"]:
             notes.append(

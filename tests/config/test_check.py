@@ -168,10 +168,18 @@ def test_what_can_change_the_result_counts(override):
 
 
 def test_all_labels_make_the_same_run_and_teacher_as_before_there_was_a_choice():
-    for made in (plan("distill"), plan("distill", "dataset.labelled_fraction=1")):
+    digits = plan("distill", "dataset=digits")
+    for made in (digits, plan("distill", "dataset=digits", "dataset.labelled_fraction=1")):
         assert "labelled_fraction" not in run_spec(made)["dataset"]
-    few = plan("distill", "dataset.labelled_fraction=0.1")
+    few = plan("distill", "dataset=digits", "dataset.labelled_fraction=0.1")
     assert teacher_dir(few) != teacher_dir(made)
+
+
+def test_all_labels_that_are_typed_leave_no_images_without():
+    made = plan("distill", "dataset=digits_few_labels", "dataset.labelled_fraction=1")
+    assert made.dataset.unlabelled == "leave_out"
+    assert plan("distill", "dataset=digits_few_labels").dataset.unlabelled == "use"
+    assert teacher_dir(made) == teacher_dir(plan("distill", "dataset=digits"))
 
 
 def test_keys_that_a_command_does_not_use_do_not_count():
@@ -188,7 +196,7 @@ def test_seeds_do_not_move_the_split_or_the_teacher():
 
 def test_directories_are_readable():
     made = plan("distill", "alpha=0.5", "temperature=10.0", "seed=3")
-    assert run_name(made).startswith("mlp_hinton_alpha0.5_temperature10_epochs40_seed3-")
+    assert run_name(made).startswith("mlp_hinton_alpha0.5_temperature10_steps400_seed3-")
     assert run_dir(made).parts[:3] == ("outputs", "distill", "digits")
 
 

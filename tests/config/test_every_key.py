@@ -336,7 +336,11 @@ TABLE = {
     "dataset.num_classes": ["dataset.num_classes=7"],
     "dataset.validation_fraction": ["dataset.validation_fraction=0.3"],
     "dataset.labelled_fraction": ["dataset.labelled_fraction=0.3"],
-    "dataset.unlabelled": ["dataset.labelled_fraction=0.3", "dataset.unlabelled=use"],
+    "dataset.unlabelled": [
+        "dataset=digits",
+        "dataset.labelled_fraction=0.3",
+        "dataset.unlabelled=use",
+    ],
     "dataset.labelled_seed": ["dataset.labelled_fraction=0.3", "dataset.labelled_seed=7"],
     "class_weights": ["class_weights=balanced"],
     "dataset.split_seed": ["dataset.split_seed=7"],
@@ -384,10 +388,6 @@ def test_every_key_of_the_table_that_counts_is_in_the_run_id(name):
 
 IDLE = {
     "epochs beside steps": (["steps=9", "epochs=3"], "epochs=3 changes nothing: steps=9 decides"),
-    "a recipe's steps": (
-        ["experiment=fashion_mnist_self_training", "epochs=3"],
-        "type steps=null with it",
-    ),
     "the teacher's epochs": (
         ["teacher.training.steps=9", "teacher.training.epochs=3"],
         "teacher.training.steps=9 decides",
@@ -420,6 +420,22 @@ def test_a_key_that_another_one_decides_is_refused(name):
     with pytest.raises(ConfigError) as refused:
         plan_of("distill", *words)
     assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=fashion_mnist_self_training", "dataset.labelled_fraction=0.1"],
+        ["dataset=digits_few_labels"],
+    ],
+)
+def test_epochs_that_are_typed_win_over_steps_of_an_option(words):
+    command = "self-train" if len(words) > 1 else "distill"
+    assert plan_of(command, *words).steps is not None
+    plan = plan_of(command, *words, "epochs=3")
+    assert plan.epochs == 3 and plan.steps is None
+    plan = plan_of("distill", "dataset=digits", "teacher.training.steps=9", "epochs=3")
+    assert plan.teacher.training.steps == 9
 
 
 def test_keys_that_others_refer_to_are_allowed():

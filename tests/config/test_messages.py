@@ -143,7 +143,7 @@ MISTAKES = {
         ["alpha=0.1,0.2 is a list", "add --multirun"],
     ),
     "warm-up as long as the training": (
-        ["distill", "schedule=warmup_cosine", "schedule.warmup_epochs=40"],
+        ["distill", "dataset=digits", "schedule=warmup_cosine", "schedule.warmup_epochs=40"],
         ["schedule.warmup_epochs=40", "below epochs=40"],
     ),
     "warm-up of as many steps as the training": (
@@ -151,7 +151,13 @@ MISTAKES = {
         ["schedule.warmup_steps=1992", "below steps=1992"],
     ),
     "warm-up of more steps than the epochs have": (
-        ["train-student", "schedule=warmup_cosine", "schedule.warmup_steps=1500", "epochs=30"],
+        [
+            "train-student",
+            "dataset=digits",
+            "schedule=warmup_cosine",
+            "schedule.warmup_steps=1500",
+            "epochs=30",
+        ],
         ["warm-up of 1500 steps", "below the training's 1170 steps"],  # 39 batches of 32
     ),
     "negative weight decay": (

@@ -60,7 +60,7 @@ def plan(*overrides: str):
 
 
 def test_digits_as_configured():
-    dataset = load_dataset(plan().dataset)
+    dataset = load_dataset(plan("dataset=digits").dataset)
     test = DIGITS // 5
     validation = np.round(0.15 * (DIGITS - test)).astype(int)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (1225, 217, 355)
