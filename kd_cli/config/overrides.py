@@ -7,7 +7,9 @@ import re
 from kd_cli.config.keys import TRAINING, UNUSED
 
 # Root keys that say how the teacher is made, beside all of `teacher`.
-_TEACHER_KEYS = ("dataset", "experiment", "augment", "data_dir", "cache_dir", "outputs", "device")
+_TEACHER_KEYS = (
+    *("dataset", "experiment", "debug", "augment", "data_dir", "cache_dir", "outputs", "device"),
+)
 
 
 def override_key(override: str) -> str:

@@ -48,6 +48,9 @@ def npz_headers(
         with zipfile.ZipFile(path) as archive:
             entries = archive.namelist()
             known = [entry.removesuffix(".npy") for entry in entries if entry.endswith(".npy")]
+            twice = [name for name in dict.fromkeys(known) if known.count(name) > 1]
+            if twice:
+                raise ConfigError(f"{path} holds {', '.join(twice)} twice; save it again")
             missing = [name for name in names if name not in known]
             if missing:
                 raise ConfigError(
@@ -101,7 +104,8 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """
     try:
         with open_npz(path) as archive:
-            return {name: archive[name] for name in names}
+            # (Without the ending a member of the bare name would come first.)
+            return {name: archive[f"{name}.npy"] for name in names}
     except (*_BROKEN, MemoryError) as error:
         raise ConfigError(f"{path} is damaged ({first_line(error)}); save it again") from error
 

@@ -142,8 +142,6 @@ def decoded(
                             parent.rmdir()
                     raise
                 arrays = _read(folder)
-    if arrays.notice:
-        log.warning("%s", arrays.notice)
     return arrays
 
 

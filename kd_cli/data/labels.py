@@ -44,7 +44,7 @@ def count_classes(labels: dict[str, np.ndarray], where: str) -> int:
         ConfigError: They are no class numbers, or no training image has one of them.
     """
     for name, part in labels.items():
-        if not np.issubdtype(part.dtype, np.integer):
+        if part.dtype.kind not in "iu":
             raise ConfigError(f"{where}: {name} is {part.dtype}; expected whole class numbers")
         if part.shape not in ((part.size,), (part.size, 1)):
             raise ConfigError(

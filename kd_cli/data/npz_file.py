@@ -49,7 +49,7 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
                 f"{path}: x_{part} has shape {images} and y_{part} {labels}; expected [N, H, W] or "
                 "[N, H, W, C], and [N]"
             )
-        if not np.issubdtype(dtype, np.integer):
+        if dtype.kind not in "iu":
             raise ConfigError(f"{path}: y_{part} is {dtype}; expected whole class numbers")
     return found
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import re
 import warnings
 from pathlib import Path
 
@@ -30,6 +31,7 @@ RAW = frozenset(".dng .nef .nrw .cr2 .arw .orf .pef .rw2 .srw .3fr .iiq".split()
 MOST_PIXELS = 89_478_485
 MOST_BYTES = 2**30
 _ORIENTATION = 0x0112  # the EXIF tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # of TIFF
 
 # What is lost of an image that is read, for a notice.
 FRAMES = "only the first of several frames is used"
@@ -109,8 +111,7 @@ def _decoded(image: Image.Image, data: bytes, channels: int) -> tuple[np.ndarray
     if image.format != "MPO" and getattr(image, "is_animated", False):
         image.seek(0)
         remarks.add(FRAMES)
-    deep_png = image.format == "PNG" and data[24] == 16  # the bit depth in its header
-    if deep_png or _is_deep(image):
+    if _is_deep(image) or 8 < _depth(image, data) <= 16:
         remarks.add(DEEP)
     plain_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
     if not plain_jpeg and channels < 4 and _is_transparent(image):
@@ -126,6 +127,18 @@ def _decoded(image: Image.Image, data: bytes, channels: int) -> tuple[np.ndarray
 def _is_deep(image: Image.Image) -> bool:
     """Whether a grey image has the values 0..65535; to those Pillow brings any deep PGM."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
+def _depth(image: Image.Image, data: bytes) -> int:
+    """Bits per channel that the file says it has, where Pillow halves them in silence; else 8."""
+    if image.format == "PNG":
+        return data[24]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (8,)))
+    if image.format == "PPM" and image.mode == "RGB":
+        words = re.sub(rb"#[^\n]*", b"", data[:1000]).split(maxsplit=4)
+        return int(words[3]).bit_length()  # after P6, width and height: the largest value
+    return 8
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -180,9 +193,12 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
     """Pixels [H, W] of a grey image with more than 8 bits."""
     values = np.asarray(image)
     if _is_deep(image):
-        return (values >> 8).astype(np.uint8)
+        # Pillow turns a TIFF whose 0 is white only where it has 8 bits.
+        white = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0
+        return ((65535 - values if white else values) >> 8).astype(np.uint8)
     kept = values.astype(np.uint8)
-    if not np.array_equal(kept, values):
+    # (In floating point 0 and 1 may be black and white.)
+    if not np.array_equal(kept, values) or (image.mode == "F" and values.max() == 1):
         raise Unreadable(
             f"has 32-bit pixels from {values.min():g} to {values.max():g}; expected whole numbers "
             "from 0 to 255"

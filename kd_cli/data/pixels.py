@@ -54,7 +54,7 @@ def formed(arrays: Arrays, name: str) -> Arrays:
                 f"{name}: the {part} images have shape {images.shape} and their labels "
                 f"{labels.shape}; expected [N, H, W] or [N, H, W, C], and [N]"
             )
-        if not np.issubdtype(labels.dtype, np.integer):
+        if labels.dtype.kind not in "iu":
             raise ConfigError(
                 f"{name}: the {part} labels are {labels.dtype}; expected whole class numbers"
             )
@@ -146,8 +146,9 @@ def _splits(arrays: Arrays, name: str) -> dict[str, tuple[np.ndarray, np.ndarray
 
 def _kind(dtype: np.dtype) -> str:
     """bool, uint8, uint16, integer or float; empty for what is no number."""
+    dtype = dtype.newbyteorder("=")
     if dtype in (np.bool_, np.uint8, np.uint16):
-        return dtype.newbyteorder("=").name
+        return dtype.name
     return {"i": "integer", "u": "integer", "f": "float"}.get(dtype.kind, "")
 
 
@@ -177,16 +178,18 @@ def _judge(kind: str, extents: Mapping[str, Extent], name: str, keys: bool) -> t
     high = max(extent[1] for extent in extents.values())
     told = f"{name}: {kind} pixels run from {low:g} to {high:g}"
     factor, shift, divisor, doubt = 1.0, 0.0, 1.0, ""
-    if kind == "bool":
-        log.info("%s: pixels are true or false, which became 255 and 0", name)
-        return (255.0, 0.0, 1.0), ""
-    _refuse_apart(extents, name)
     if low == high:
         doubt = f"{name}: every pixel is {low:g}"
+    if kind == "bool":
+        log.info("%s: pixels are true or false, which became 255 and 0", name)
+        return (255.0, 0.0, 1.0), doubt
+    _refuse_apart(extents, name)
     if kind == "float" and -OVERSHOOT <= low and 0 < high <= 1 + OVERSHOOT:
         inside = low >= 0 and high <= 1
         log.info("%s, multiplied by 255", f"{name}: pixels lie in 0..1" if inside else told)
         factor = 255.0
+        if high * factor < DARK and not doubt:
+            doubt = f"{told}, multiplied by 255: very dark; {_remedy(low, high, keys)}"
     elif kind == "float" and -1 - OVERSHOOT <= low <= -0.9 and 0 < high <= 1 + OVERSHOOT:
         if max(extent[0] for extent in extents.values()) > -0.5:
             raise ConfigError(_different(extents, name))

@@ -42,6 +42,15 @@ def _is_whole(path: Path, size: int, changed: int) -> bool:
         return False
 
 
+def has_input(path: Path) -> bool:
+    """Whether a `.keras` file takes raw pixels: kd puts scale and offset into what it writes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return b'"kd_input"' in archive.read("config.json")  # the layer's name
+    except (OSError, KeyError, zipfile.BadZipFile):  # told where the file is read
+        return False
+
+
 def checkpoint_file(given: str | Path) -> Path:
     """What a `checkpoint` key means: a file or SavedModel as it is, of a run's folder its network.
 

@@ -24,7 +24,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import files_of
 from kd_cli.runs import identity
-from kd_cli.runs.model_file import checkpoint_file, is_run
+from kd_cli.runs.model_file import checkpoint_file, has_input, is_run
 from kd_cli.runs.record import Record, RecordError
 from kd_cli.runs.state import State
 from kd_cli.terminal import brief, shown
@@ -79,6 +79,13 @@ def check_before_start(
     given = given_by(plan)
     if given == "teacher_dir":
         _refuse_another_network(plan, identity.given_teacher(plan), typed)
+    elif given == "teacher.checkpoint":
+        shaped = [o for o in typed if is_typed("teacher.input", [o])]
+        if shaped and has_input(checkpoint_file(plan.teacher.checkpoint)):
+            raise ConfigError(
+                f"{shaped[0]} changes nothing: {plan.teacher.checkpoint} takes raw pixels, its "
+                "scale is inside; leave it out"
+            )
     elif not given:
         directory = identity.teacher_dir(plan)
         _refuse_files_of_others(directory)

@@ -217,6 +217,10 @@ MISTAKES = {
         ["distill", "teacher.train_if_missing=false"],
         ["no finished teacher in outputs/teachers/digits-cnn-", "train it with: kd train-teacher"],
     ),
+    "missing teacher of a smoke run": (
+        ["distill", "debug=smoke", "teacher.train_if_missing=false"],
+        ["outputs/debug/teachers/", "train it with: kd train-teacher debug=smoke"],
+    ),
     "interval": (
         ["--multirun", "alpha=interval(0,1)"],
         ["alpha=interval(0,1) is a range", "alpha=a,b,c"],

@@ -146,6 +146,30 @@ def test_colour_of_16_bits(tmp_path):
     assert image.tolist() == [[[15, 128, 255]]] and remarks == {DEEP}
 
 
+def test_colour_of_16_bits_that_pillow_halves_is_told(tmp_path):
+    path = tmp_path / "deep.ppm"
+    path.write_bytes(b"P6 # a comment\n1 1\n65535\n" + bytes([15, 15, 128, 128, 255, 255]))
+    image, remarks = read(path, 3)
+    assert image.tolist() == [[[15, 128, 255]]] and remarks == {DEEP}
+    path.write_bytes(b"P6 1 1 255\n" + bytes([15, 128, 255]))
+    image, remarks = read(path, 3)
+    assert image.tolist() == [[[15, 128, 255]]] and remarks == set()
+
+
+def test_a_deep_tiff_whose_0_is_white_is_turned(tmp_path):
+    values = np.array([[0, 4095, 65535]], dtype=np.uint16)
+    path = tmp_path / "white.tif"
+    Image.fromarray(values).save(path, tiffinfo={262: 0})
+    image, remarks = read(path, 1)
+    assert image[..., 0].tolist() == [[255, 240, 0]] and remarks == {DEEP}
+
+
+def test_32_bits_of_0_and_1_are_refused(tmp_path):
+    path = saved(tmp_path, Image.fromarray(np.eye(2, dtype=np.float32)), "TIFF")
+    with pytest.raises(Unreadable, match="has 32-bit pixels from 0 to 1; expected whole"):
+        read(path, 1)
+
+
 def test_32_bits_are_read_where_they_are_0_to_255(tmp_path):
     values = np.array([[0, 7], [100, 255]])
     for dtype in (np.int32, np.float32):

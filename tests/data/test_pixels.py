@@ -87,6 +87,8 @@ def test_what_can_not_be_known_is_refused_with_its_range(given, told):
         (X // 16, X // 16, "uint8 pixels run from 0 to 15, taken as 0..255.*scale=17 "),
         (X.astype(np.uint16) * 16, X * (16 / 257), "0 to 4080, divided by 257.*scale=0.0625"),
         (np.zeros_like(X), np.zeros_like(X), "toy: every pixel is 0"),
+        (np.zeros(X.shape, bool), np.zeros_like(X), "toy: every pixel is 0"),
+        (X / 255**2, X / 255, "float pixels run from 0 to 0.0039.*by 255: very dark.*scale=65025"),
     ],
 )
 def test_what_is_doubtful_is_told_with_its_range(given, expected, told):

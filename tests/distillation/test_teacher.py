@@ -154,6 +154,13 @@ def test_a_model_that_kd_wrote_can_teach_from_its_file(kd, work, small, trained)
     assert record["teacher"]["test_accuracy"] == read_record(trained)["test"]["accuracy"]
 
 
+def test_an_input_beside_a_file_that_has_its_own_is_refused(kd, work, small, trained):
+    (teacher,) = work.glob("outputs/teachers/*")
+    for given in (teacher, teacher / "model.keras"):
+        done = kd("distill", *small[:2], f"teacher.checkpoint={given}", "teacher.input.scale=1")
+        assert done.code == 2 and "teacher.input.scale=1 changes nothing" in done.error
+
+
 def test_a_run_s_folder_gives_its_model_keras(kd, work, small, trained):
     words = ["distill", *small[:2], "epochs=1"]
     assert kd(*words, f"teacher.checkpoint={trained}").code == 0

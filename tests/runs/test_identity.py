@@ -72,27 +72,29 @@ def test_root_keys_of_train_teacher_are_those_of_the_teacher_s_training(root, tr
      "teacher.network.units=[3]", "dataset.split_seed=1", "augment=flip_crop"],
 )  # fmt: skip
 def test_another_way_of_training_is_another_teacher_and_another_student(typed):
-    base, other = plan_of("distill"), plan_of("distill", typed)
+    base, other = (plan_of("distill", "dataset=digits", *more) for more in ((), (typed,)))
     assert teacher_dir(base) != teacher_dir(other)
     assert run_id(base) != run_id(other)
 
 
 def test_a_teacher_may_know_more_labels_than_the_student():
-    few = "dataset.labelled_fraction=0.05"
-    same, more = plan_of("distill", few), plan_of("distill", few, "teacher.training." + few[8:])
+    few = ("dataset=digits", "dataset.labelled_fraction=0.05")
+    same = plan_of("distill", *few)
+    more = plan_of("distill", *few, "teacher.training.labelled_fraction=0.05")
     assert run_id(same) == run_id(more)
-    all_labels = plan_of("distill", few, "teacher.training.labelled_fraction=1")
-    assert teacher_dir(all_labels) == teacher_dir(plan_of("train-teacher"))
+    all_labels = plan_of("distill", *few, "teacher.training.labelled_fraction=1")
+    assert teacher_dir(all_labels) == teacher_dir(plan_of("train-teacher", "dataset=digits"))
     assert teacher_dir(all_labels) != teacher_dir(same) and run_id(all_labels) != run_id(same)
-    assert run_id(all_labels) != run_id(plan_of("distill"))
+    assert run_id(all_labels) != run_id(plan_of("distill", "dataset=digits"))
 
 
 def test_what_is_done_with_unlabelled_images_is_the_student_s():
-    few, use = "dataset.labelled_fraction=0.05", "dataset.unlabelled=use"
-    used = plan_of("distill", few, use)
-    assert run_id(used) != run_id(plan_of("distill", few))
-    assert teacher_dir(used) == teacher_dir(plan_of("distill", few))
-    assert run_id(scratch_plan(used)) == run_id(plan_of("train-student", few))
+    few = ("dataset=digits", "dataset.labelled_fraction=0.05")
+    use = "dataset.unlabelled=use"
+    used = plan_of("distill", *few, use)
+    assert run_id(used) != run_id(plan_of("distill", *few))
+    assert teacher_dir(used) == teacher_dir(plan_of("distill", *few))
+    assert run_id(scratch_plan(used)) == run_id(plan_of("train-student", *few))
 
 
 def test_the_teacher_s_seed_follows_only_when_told_to():
