@@ -32,6 +32,16 @@ def failure_line(error: BaseException) -> str:
     return first_line(error)
 
 
+def was_interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C made an error: C++ code turns the interrupt into one of its own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest known word, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

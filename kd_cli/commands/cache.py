@@ -51,6 +51,7 @@ def run(request: Request) -> int:
             f"unknown action '{action}'{suggest(action, ACTIONS)} (kd cache {'|'.join(ACTIONS)})"
         )
     values = {"cache_dir": "", "outputs": "outputs", **ACTIONS[action][0]}
+    typed: set[str] = set()
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or key not in values:
@@ -58,6 +59,11 @@ def run(request: Request) -> int:
                 f"kd cache {action} takes {', '.join(f'{key}=...' for key in values)}; "
                 f"received '{option}'"
             )
+        if key in typed:
+            raise ConfigError(f"{key} is typed twice: leave one out")
+        if not value:
+            raise ConfigError(f"{option} needs a value")
+        typed.add(key)
         values[key] = value
     beside = os.environ.get("KD_CACHE_DIR") or f"{values['outputs']}/cache"
     root = Path(values["cache_dir"] or beside).expanduser()

@@ -68,6 +68,9 @@ def run(request: Request) -> int:
         raise ConfigError(
             f"evaluate does not take {request.flags[0]}: it measures one network at a time"
         )
+    for override in overrides:
+        if is_typed("hydra.run", [override]) or is_typed("hydra.sweep", [override]):
+            raise ConfigError(f"{override}: evaluate writes into the run's folder; leave it out")
     # First, because Hydra does not know these keys in evaluate.yaml and would say no more.
     refuse_unused("evaluate", overrides, UNUSED["evaluate"])
     if not is_typed("what", overrides):

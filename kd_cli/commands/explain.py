@@ -301,7 +301,8 @@ def _data_path(
 
     total, per_epoch = assembly.length(plan, dataset)
     held = f"{len(dataset.validation):,} validation" if dataset.validation else "no validation"
-    bare = "" if dataset.train.labelled else " (without labels)"
+    labelled = dataset.train.labelled
+    bare = f" ({labelled:,} with a label)" if labelled < len(dataset.train) else ""
     images = dataset.train.images
     where = "in memory" if isinstance(engine.source, InMemory) else "streamed from the disk"
     lines = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kd_cli.commands.table import TABLE, Request
 from kd_cli.config.compose import conf_dir
+from kd_cli.errors import ConfigError
 
 GROUPS = (
     "dataset",
@@ -47,7 +48,14 @@ flags
 
 
 def run(request: Request) -> int:
-    """Prints the page."""
+    """Prints the page.
+
+    Raises:
+        ConfigError: For a word: each command has a page of its own.
+    """
+    words = [word for word in request.words if word not in ("--help", "-h")]
+    if words:
+        raise ConfigError(f"help takes no '{words[0]}'; type: kd {words[0]} --help")
     print(page(), end="")
     return 0
 

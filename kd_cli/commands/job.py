@@ -17,8 +17,8 @@ from kd_cli.commands.table import Request
 from kd_cli.config.compose import compose, initialized, known_keys
 from kd_cli.config.messages import explain, explain_hydra
 from kd_cli.config.overrides import is_typed, override_key
-from kd_cli.errors import ConfigError, RunFailed, failure_line, first_line
-from kd_cli.runs.asked import Run, Runs
+from kd_cli.errors import ConfigError, RunFailed, failure_line, first_line, was_interrupted
+from kd_cli.runs.asked import Run, Runs, typed_for
 from kd_cli.runs.identity import sweep_id
 from kd_cli.runs.ownership import Busy
 from kd_cli.runs.resolvers import register_resolvers
@@ -67,7 +67,7 @@ class Job:
         from kd_cli.commands.execute import execute
 
         settings = HydraConfig.get()
-        out, typed = Path(settings.runtime.output_dir), list(settings.overrides.task)
+        out, typed = Path(settings.runtime.output_dir), typed_for(settings)
         alone = settings.mode != RunMode.MULTIRUN
         configuration = {
             "config.yaml": cfg,
@@ -95,6 +95,8 @@ class Job:
         except ConfigError as error:
             failure = error if alone else RunFailed(str(error))
         except Exception as error:
+            if was_interrupted(error):
+                raise KeyboardInterrupt from error
             text = failure_line(error)
             if (run.out / "error.json").exists():  # else the disk takes nothing
                 text += f" (traceback: {os.path.relpath(run.out)}/kd.log)"
@@ -179,7 +181,12 @@ def prepare(request: Request) -> Sweep:
     else:
         overrides = without_helpers(overrides, request.config_dir)
         points, swept = expand(overrides, request.config_dir)
-        sweeper = compose(command.config, points[0], request.config_dir).hydra.sweeper
+        hydra = compose(command.config, points[0], request.config_dir).hydra
+        sweeper, most = hydra.sweeper, hydra.launcher.get("max_points", 1)
+        if not isinstance(most, int) or most < 1:
+            raise ConfigError(
+                f"hydra.launcher.max_points={most} must be a whole number, at least 1"
+            )
         batch = sweeper.get("max_batch_size")
         if batch is not None and batch < 1:
             raise ConfigError(f"hydra.sweeper.max_batch_size={batch} must be at least 1, or null")
@@ -264,14 +271,21 @@ def start(cfg: DictConfig, out: Path, request: Request, job: Callable[..., Any])
     with read_write(cfg.hydra):
         cfg.hydra.mode = RunMode.RUN
         cfg.hydra.run.dir = str(out)
-    configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose)
     with initialized(request.config_dir) as hydra:
         callbacks = _Callbacks(cfg.hydra.callbacks)
         name = request.command.config
         callbacks.on_run_start(config=cfg, config_name=name)
-        done = run_job(
-            job, cfg, "hydra.run.dir", None, HydraContext(hydra.config_loader, callbacks)
-        )
+        try:
+            configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose)
+            done = run_job(
+                job, cfg, "hydra.run.dir", None, HydraContext(hydra.config_loader, callbacks)
+            )
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            # The job's own errors do not come this way: this is of logging's configuration.
+            with contextlib.suppress(OSError):  # Hydra has made the run's folder
+                for folder in (out, *([] if out.is_absolute() else out.parents)):
+                    folder.rmdir()  # until one is not empty
+            raise ConfigError(f"Hydra can't do this: {first_line(error)}") from error
         callbacks.on_run_end(config=cfg, config_name=name, job_return=done)
         _ = done.return_value  # raises what the job raised
 
@@ -286,7 +300,9 @@ def multirun(request: Request, job: Callable[..., Any]) -> None:
         with initialized(request.config_dir) as hydra:
             hydra.multirun(config, job, overrides)
     except HydraException as error:
-        raise ConfigError(explain_hydra(error, known_keys(config, overrides), overrides)) from error
+        raise ConfigError(
+            explain_hydra(error, known_keys(config, overrides), overrides, config)
+        ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kd_cli.commands.execute import execute_together
 from kd_cli.commands.job import Job
 from kd_cli.config.plans import has_rounds
-from kd_cli.errors import ConfigError
 from kd_cli.runs.asked import Run
 from kd_cli.runs.directory import finished
 from kd_cli.runs.identity import digest, run_id, run_spec
@@ -48,13 +47,7 @@ def launch(
     max_points: int,
     job: Job,
 ) -> list[JobReturn]:
-    """Trains all points, group by group; returns what Hydra expects of a launcher, in order.
-
-    Raises:
-        ConfigError: When `max_points` is no number above 0.
-    """
-    if not isinstance(max_points, int) or max_points < 1:
-        raise ConfigError(f"hydra.launcher.max_points={max_points} must be at least 1")
+    """Trains all points, group by group; returns what Hydra expects of a launcher, in order."""
     setup_globals()
     points = [
         _point(context, config, overrides, first + number, job)

@@ -62,10 +62,17 @@ def folders_of(words: Sequence[str]) -> tuple[list[Path], Path]:
         if flag == "--out":
             if not equals and not rest:
                 raise ConfigError("--out needs a value: the folder to write to")
-            out = Path(value if equals else rest.pop(0)).expanduser()
+            value = value if equals else rest.pop(0)
+            if out is not None:
+                raise ConfigError("--out is typed twice: leave one out")
+            if not value:
+                raise ConfigError("--out needs a value: the folder to write to")
+            out = Path(value).expanduser()
         elif word.startswith("-"):
             known = suggest(flag, ("--out", "--help"))
             raise ConfigError(f"unknown flag '{flag}'{known} (kd report DIR [--out FOLDER])")
+        elif not word:
+            raise ConfigError("'' names no folder; expected a folder with runs, such as outputs")
         else:
             folders.append(Path(word).expanduser())
     if not folders:

@@ -45,7 +45,9 @@ def _hand_over(request: Request) -> int:
         )(_nothing)()
         return 0
     except HydraException as error:
-        raise ConfigError(explain_hydra(error, known_keys(config, overrides), overrides)) from error
+        raise ConfigError(
+            explain_hydra(error, known_keys(config, overrides), overrides, config)
+        ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     except SystemExit as stop:
@@ -58,8 +60,20 @@ def _nothing(cfg: object) -> None:
     """The job of a command that only shows something."""
 
 
+_COMPLETION, _SHELLS = ("install", "uninstall", "query"), ("bash", "fish", "zsh")
+
+
 def _complete(request: Request) -> int:
     """Shell completion: Hydra's, for the command that the line names."""
+    asked = [override.partition("=") for override in request.overrides]
+    if [(a in _COMPLETION, s in _SHELLS) for a, _, s in asked] != [(True, True)]:
+        typed = " ".join(["-sc", *request.overrides])
+        raise ConfigError(
+            f"{typed}: expected one of {', '.join(_COMPLETION)} with one of the shells "
+            f"{', '.join(_SHELLS)}, as in: kd -sc install=bash"
+        )
+    if asked[0][0] == "query" and "COMP_LINE" not in os.environ:
+        raise ConfigError("-sc query=... is what a shell asks; type: kd -sc install=bash")
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     named = words[1] if len(words) > 1 and words[1] in COMMANDS else None

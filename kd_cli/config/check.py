@@ -76,7 +76,7 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     for key in cfg:
         if key not in Config.__dataclass_fields__ and key != "hydra":
             known = [name for name in Config.__dataclass_fields__ if name not in unused]
-            raise ConfigError(unknown_key(str(key), known))
+            raise ConfigError(unknown_key(str(key), known, command=command))
     keys = [key for key in cfg if key not in unused and key not in ("hydra", *RECIPES)]
     refuse_unread(cfg, keys, overrides)
     plain = OmegaConf.to_container(cfg)

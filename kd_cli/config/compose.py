@@ -93,6 +93,7 @@ def compose(command: str, overrides: list[str], config_dir: str | None = None) -
         ConfigError: For an unknown key or option, or a value of the wrong type.
     """
     import hydra
+    from hydra.conf import HydraConf
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -111,12 +112,19 @@ def compose(command: str, overrides: list[str], config_dir: str | None = None) -
             cfg = hydra.compose(command, overrides, return_hydra_config=True)
     except HydraException as error:
         raise ConfigError(
-            explain_hydra(error, known_keys(command, overrides), overrides)
+            explain_hydra(error, known_keys(command, overrides), overrides, command)
         ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(first_line(error)) from error  # Hydra's own, for student=null
+    for override in overrides:
+        place = override_key(override).split(".")
+        if override.startswith("+") and place[0] == "hydra" and "/" not in override.split("=")[0]:
+            if place[1:] and place[1] not in HydraConf.__dataclass_fields__:
+                raise ConfigError(
+                    f"{override}: nothing uses the key hydra.{place[1]}; leave it out"
+                )
     for group, option in cfg.hydra.runtime.choices.items():
         if str(option).startswith("_"):
             raise ConfigError(

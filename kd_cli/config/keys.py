@@ -23,6 +23,7 @@ from kd_cli.config.row import (
     MOST_CLASSES,
     NAME,
     NAMES,
+    PLACE,
     SEED,
     SHARE,
     above,
@@ -296,21 +297,22 @@ class Keys(Training):
         unused=TRAINS_NOTHING,
         place=True,
     )
-    device: str = key(
-        "auto",
-        "auto, cpu, gpu or gpu:N",
-        DEVICE,
-        place=True,
-    )
-    outputs: str = key("outputs", "the folder that kd writes to", place=True)
+    device: str = key("auto", "auto, cpu, gpu or gpu:N", DEVICE, place=True)
+    outputs: str = key("outputs", "the folder that kd writes to", PLACE, place=True)
     rerun: bool = key(
         False, "true: a new run next to a finished one", unused=TRAINS_NOTHING, place=True
     )
     data_dir: str | None = key(
-        "${oc.env:TFDS_DATA_DIR,null}", "where tensorflow-datasets stores its data", place=True
+        "${oc.env:TFDS_DATA_DIR,null}",
+        "where tensorflow-datasets stores its data",
+        PLACE,
+        place=True,
     )
     cache_dir: str = key(
-        "${oc.env:KD_CACHE_DIR,${outputs}/cache}", "decoded images, teachers' logits", place=True
+        "${oc.env:KD_CACHE_DIR,${outputs}/cache}",
+        "decoded images, teachers' logits",
+        PLACE,
+        place=True,
     )
     teacher_dir: str | None = key(
         None,

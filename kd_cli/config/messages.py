@@ -71,7 +71,9 @@ def explain(error: OmegaConfBaseException, known: Iterable[str] = ()) -> str:
     return f"{key}: {text}" if key else text
 
 
-def unknown_key(key: str, known: Iterable[str], overrides: Sequence[str] = ()) -> str:
+def unknown_key(
+    key: str, known: Iterable[str], overrides: Sequence[str] = (), command: str = "distill"
+) -> str:
     """Says which key is not known, and what there is instead; with a + where one may be added."""
     if key.startswith("teacher.training.augment."):
         return (
@@ -89,16 +91,19 @@ def unknown_key(key: str, known: Iterable[str], overrides: Sequence[str] = ()) -
         typed = next((o for o in overrides if place_of(o) == key and "=" in o), f"{key}=...")
         typed = shlex.quote(f"+{typed.lstrip('+')}")
         near += f"{' If' if near else '; if'} the function takes it, type {typed}"
-    return f"unknown key '{key}'{near} (all keys: kd distill --help)"
+    return f"unknown key '{key}'{near} (all keys: kd {command} --help)"
 
 
-def explain_hydra(error: Exception, keys: Iterable[str], overrides: Sequence[str] = ()) -> str:
+def explain_hydra(
+    error: Exception, keys: Iterable[str], overrides: Sequence[str] = (), command: str = "distill"
+) -> str:
     """A Hydra error while composing, in one line of the user's words.
 
     Args:
         error: From Hydra.
         keys: All dotted keys that exist, to suggest one.
         overrides: What the user typed.
+        command: The word, whose page lists the keys.
     """
     text = str(error)
     if isinstance(error.__cause__, ValidationError):
@@ -111,7 +116,7 @@ def explain_hydra(error: Exception, keys: Iterable[str], overrides: Sequence[str
         detail = str(error.__cause__ or "").splitlines()
         if detail and "not in struct" not in detail[0] and "not in '" not in detail[0]:
             return f"{found[1]}: {detail[0]}"
-        return unknown_key(found[1], keys, overrides)
+        return unknown_key(found[1], keys, overrides, command)
     found = re.search(r"(?:Could not find|Could not load) '([^']+)'", text)
     if found:
         group, _, option = found[1].rpartition("/")
@@ -126,7 +131,7 @@ def explain_hydra(error: Exception, keys: Iterable[str], overrides: Sequence[str
         return f"no config '{found[1]}'{suggest(found[1], available)}"
     found = re.search(r"Could not override '?([^'\s]+)'?\. No match in the defaults list", text)
     if found:
-        return unknown_key(found[1], keys, overrides)
+        return unknown_key(found[1], keys, overrides, command)
     found = re.search(r"^(\S+) appears more than once in the final defaults list", text)
     if found:
         return f"{found[1]} is chosen already: type {found[1]}=OPTION without the +"

@@ -82,6 +82,10 @@ NAME_BYTES = 80
 _RULE = f"1 to {NAME_BYTES} printable bytes that do not begin with a dot"
 NAME: Range = (is_name, f"a name for a folder: {_RULE}, without / and \\")
 NAMES: Range = (are_names, f"a name for a folder: {_RULE}, without \\; or several with / between")
+PLACE: Range = (
+    lambda value: value.strip() != "",
+    "a folder, and not empty (leave it out for the default)",
+)
 DEVICE: Range = (
     lambda value: re.fullmatch(r"auto|cpu|gpu(:\d+)?", value) is not None,
     "auto, cpu, gpu or gpu:N",

@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kd_cli.config.check import check
+from kd_cli.config.quoting import no_reference
 from kd_cli.errors import ConfigError
 from kd_cli.runs.identity import beside, run_dir, run_name
 from kd_cli.runs.ownership import check_before_start, check_given_files
@@ -81,9 +82,10 @@ class Runs:
         _refuse_chdir(cfg)
         if cfg.hydra.mode == RunMode.MULTIRUN:
             raise ConfigError("hydra.mode=MULTIRUN: leave it out, and type --multirun for a sweep")
-        typed = list(cfg.hydra.overrides.task)
+        typed = typed_for(cfg.hydra)
         plan = self.plan(cfg, typed)
         chosen = OmegaConf.to_container(cfg.hydra.run)["dir"] != _OURS
+        _refuse_empty(cfg, "run.dir" if chosen else "")
         out = Path(cfg.hydra.run.dir) if chosen else run_dir(plan)
         return _checked(Run(plan, out, typed, self.config_dir))
 
@@ -94,8 +96,9 @@ class Runs:
             ConfigError: As `single`.
         """
         _refuse_chdir(cfg)
-        typed = list(cfg.hydra.overrides.task)
+        typed = typed_for(cfg.hydra)
         plan = self.plan(cfg, typed)
+        _refuse_empty(cfg, "sweep.dir", "sweep.subdir")
         with open_dict(cfg):
             cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
         out = Path(cfg.hydra.sweep.dir) / str(cfg.hydra.sweep.subdir)
@@ -103,7 +106,7 @@ class Runs:
 
     def name(self, cfg: DictConfig) -> str:
         """The name of a point's directory, for `hydra.sweep.subdir`."""
-        typed = tuple(cfg.hydra.overrides.task)
+        typed = tuple(typed_for(cfg.hydra))
         if typed not in self.names:
             plan = self.plan(cfg, typed)
             folder = Path(cfg.hydra.sweep.dir) / run_name(plan)
@@ -111,9 +114,22 @@ class Runs:
         return self.names[typed]
 
 
+def typed_for(hydra: DictConfig) -> list[str]:
+    """The overrides of a run as they were typed: a reference in one of them is its own text."""
+    return OmegaConf.to_container(hydra.overrides.task, resolve=False)
+
+
 def _checked(run: Run) -> Run:
+    if "${" in str(run.out.absolute()):  # Hydra records the path, and reads it again
+        raise ConfigError(no_reference(run.out.absolute()))
     check_before_start(run.plan, run.out, run.typed, run.config_dir)
     return run
+
+
+def _refuse_empty(cfg: DictConfig, *places: str) -> None:
+    for place in filter(None, places):
+        if not str(OmegaConf.select(cfg.hydra, place, throw_on_resolution_failure=False)).strip():
+            raise ConfigError(f"hydra.{place}= is empty; name a folder, or leave it out")
 
 
 def _refuse_chdir(cfg: DictConfig) -> None:

@@ -1,10 +1,11 @@
-"""How sure the first command's verdict is: draws its seeds, and judges groups of three of them.
+"""How sure the first command's verdict is: draws its seeds, and judges groups of a few of them.
 
     kd compare seeds=40 controls=label_smoothing sweep=first
     python tests/benchmarks/first_minute.py outputs/sweeps/first --png FILE
 
 The seeds 0 to 9 were looked at while the scenario was chosen; the other thirty are fresh. Prints
-the verdict of each ten groups of three fresh seeds, and that of all thirty.
+how often `kd compare`, without controls, says "better" of ten groups of three fresh seeds and of
+six groups of five, and the verdicts of all thirty.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from kd_cli.report.groups import DISTILLED, PLAIN, SCRATCH
 from kd_cli.runs import finished
 from kd_cli.runs.finished import test_accuracy
 
-FIRST, SIZE = 10, 3  # the first fresh seed; seeds of a group
+FIRST = 10  # the first fresh seed
+SIZES = 3, 5  # seeds of a group; five are what kd compare takes
 NAMES = {PLAIN: "scratch student", SCRATCH: "with label smoothing", DISTILLED: "distilled student"}
 COLOURS = {PLAIN: "#0072B2", SCRATCH: "#A4457E", DISTILLED: "#D55E00"}
 
@@ -46,7 +48,7 @@ def judge(found: dict[str, dict[int, float]], seeds: list[int]) -> dict[str, sta
 
 def draw(found: dict[str, dict[int, float]], teacher: float, seeds: list[int], png: Path) -> None:
     """A dot for each seed; the line is the mean."""
-    figure = Figure(figsize=(6.4, 2.3), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(6.4, 2.7), layout="constrained", facecolor="white")
     ax = figure.subplots()
     jitter = np.random.default_rng(0).uniform(-0.22, 0.22, len(seeds))
     kinds = [kind for kind in (DISTILLED, SCRATCH, PLAIN) if kind in found]
@@ -54,8 +56,8 @@ def draw(found: dict[str, dict[int, float]], teacher: float, seeds: list[int], p
         values = [100 * found[kind][seed] for seed in seeds]
         ax.plot(values, row + jitter, "o", color=COLOURS[kind], markersize=5, alpha=0.65)
         mean = float(np.mean(values))
-        ax.plot([mean, mean], [row - 0.36, row + 0.36], color="black", linewidth=2)
-        ax.text(mean, row + 0.4, f"{mean:.1f} %", ha="center", va="bottom", fontsize=11)
+        ax.plot([mean, mean], [row - 0.28, row + 0.28], color="black", linewidth=2)
+        ax.text(mean, row + 0.3, f"{mean:.1f} %", ha="center", va="bottom", fontsize=11)
     teacher *= 100
     ax.axvline(teacher, color="black", linestyle="--", linewidth=1.2)
     ax.text(teacher + 0.25, -0.45, "teacher", fontsize=11, rotation=90, va="bottom")
@@ -73,13 +75,14 @@ def main() -> int:
     arguments = parser.parse_args()
     found, teacher = accuracies(arguments.folder)
     seeds = [seed for seed in sorted(found[DISTILLED]) if seed >= FIRST]
-    better = 0
-    for first in range(0, len(seeds) - SIZE + 1, SIZE):
-        own = seeds[first : first + SIZE]
-        verdict = judge(found, own)[DISTILLED]
-        better += verdict.verdict == "better"
-        print(f"seeds {own[0]} to {own[-1]}: {statistics.in_words(verdict)}")
-    print(f"better in {better} of {len(seeds) // SIZE} groups of {SIZE} seeds")
+    alone = {kind: found[kind] for kind in (PLAIN, DISTILLED)}
+    for size in SIZES:
+        groups_of = [seeds[at : at + size] for at in range(0, len(seeds) - size + 1, size)]
+        verdicts = [judge(alone, own)[DISTILLED] for own in groups_of]
+        for own, verdict in zip(groups_of, verdicts, strict=True):
+            print(f"seeds {own[0]} to {own[-1]}: {statistics.in_words(verdict)}")
+        better = sum(verdict.verdict == "better" for verdict in verdicts)
+        print(f"better in {better} of {len(verdicts)} groups of {size} seeds")
     for kind, verdict in judge(found, seeds).items():
         print(f"{NAMES[kind]}, all {len(seeds)}: {statistics.in_words(verdict)}")
     if arguments.png:

@@ -221,6 +221,41 @@ MISTAKES = {
         ["distill", "debug=smoke", "teacher.train_if_missing=false"],
         ["outputs/debug/teachers/", "train it with: kd train-teacher debug=smoke"],
     ),
+    "reference to nothing": (["distill", "alpha=${nope}"], ["nope"]),
+    "no folder for outputs": (["train-student", "outputs="], ["outputs= must be a folder"]),
+    "no folder for the cache": (["distill", "cache_dir="], ["cache_dir= must be a folder"]),
+    "no folder for a run": (["distill", "hydra.run.dir="], ["hydra.run.dir= is empty"]),
+    "no folder for a point": (
+        ["--multirun", "seed=0,1", "hydra.sweep.subdir="],
+        ["hydra.sweep.subdir= is empty"],
+    ),
+    "no points for the launcher": (
+        ["-m", "alpha=0.1,0.2", "hydra/launcher=joint", "hydra.launcher.max_points=2.5"],
+        ["hydra.launcher.max_points=2.5 must be a whole number, at least 1"],
+    ),
+    "a logging of no version": (
+        ["train-student", "hydra.job_logging.version=7"],
+        ["Hydra can't do this"],
+    ),
+    "a key of Hydra that is none": (
+        ["distill", "+hydra.lancher=joint"],
+        ["nothing uses the key hydra.lancher"],
+    ),
+    "a page for help": (["help", "distill"], ["type: kd distill --help"]),
+    "a report to two folders": (["report", "x", "--out", "a", "--out", "b"], ["typed twice"]),
+    "a report of nothing": (["report", ""], ["names no folder"]),
+    "two caches": (["cache", "list", "outputs=a", "outputs=b"], ["outputs is typed twice"]),
+    "a cache in the root": (["cache", "prune", "outputs=", "all=true"], ["outputs= needs a value"]),
+    "completion of nothing": (["-sc", "foo=bar"], ["expected one of install, uninstall, query"]),
+    "completion by hand": (["-sc", "query=bash"], ["type: kd -sc install=bash"]),
+    "an unknown key of evaluate": (
+        ["evaluate", "x", "splt=test"],
+        ["unknown key 'splt'", "kd evaluate --help"],
+    ),
+    "a place for an evaluation": (
+        ["evaluate", "x", "hydra.run.dir=e"],
+        ["evaluate writes into the run's folder"],
+    ),
     "interval": (
         ["--multirun", "alpha=interval(0,1)"],
         ["alpha=interval(0,1) is a range", "alpha=a,b,c"],

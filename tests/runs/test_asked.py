@@ -85,3 +85,18 @@ def test_an_option_of_the_user_s_wins_over_ours(kd, work, words):
 def test_a_name_of_an_older_version_is_named_anew(kd, work, words):
     done = kd(*words[:-1], "student.network._target_=kd_cli.models.mlp")
     assert done.code == 2 and "did you mean kd_cli.networks.mlp?" in done.error
+
+
+def test_a_reference_that_is_typed_is_resolved(kd, work, words):
+    done = kd(*words, "seed=4", "init_seed=${.seed}")
+    assert done.code == 0, done.err
+    out, record = only_run(work / "outputs" / "train-student")
+    assert record["config"]["init_seed"] == 4
+    assert "init_seed=${.seed}" in (out / ".hydra" / "overrides.yaml").read_text()
+
+
+def test_a_working_folder_that_looks_like_a_reference_is_refused(kd, work, words, monkeypatch):
+    (work / "${x}").mkdir()
+    monkeypatch.chdir(work / "${x}")
+    assert_refused(kd, work / "${x}", words, "${ as a reference")
+    assert_refused(kd, work / "${x}", [*words, "-m", "seed=0,1"], "${ as a reference")
