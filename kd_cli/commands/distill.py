@@ -64,6 +64,7 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
         "quality": prepared.quality,
         "parameters": teacher.model.count_params(),
         "outputs": outputs.how,
+        "on_training": teacher_outputs.on_training(teacher, outputs, dataset, views, plan),
         "precision": teacher.precision,
     }
     taught = Taught(outputs, outputs.seconds, {"teacher": record}, prepared.arrays, doubts)

@@ -118,6 +118,7 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         engine = assembly.engine_for([plan], dataset, "student", outputs, session)
         (learner,) = engine.learners
         found = balance(learner, *engine.first_batch())
+        said = teacher_outputs.on_training(teacher, outputs, dataset, views, plan)
         warnings = [*prepared.warnings(plan), *doubts(learner.model, "student")]
     for head, text in [
         ("loss", loss_line(plan)),
@@ -128,6 +129,7 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         ("teacher", _teacher_line(prepared)),
         ("", _network(teacher.model)),
         ("its logits", _answers_line(outputs, views)),
+        ("", _certainty_line(said, dataset.num_classes)),
         ("first batch", f"{found.examples} images; initial weights of init_seed {plan.init_seed}"),
     ]:
         print(f"{head:<12}{text}")
@@ -340,6 +342,17 @@ def _teacher_line(prepared: Prepared) -> str:
     training = f", {teacher.training}" if teacher.training else ""
     accuracy = f"{part} {prepared.quality[part]['accuracy']:.4f}"
     return f"{teacher.name}{training}, {accuracy} ({shown(teacher.path)})"
+
+
+def _certainty_line(said: Mapping[str, Any], classes: int) -> str:
+    """How much the teacher says beyond the labels."""
+    right = "" if said["accuracy"] is None else f"right on {100 * said['accuracy']:.2f} %, "
+    at = said["entropy_at_temperature"]
+    more = "" if at is None else f", {at:.3f} at the temperature of the loss"
+    return (
+        f"on {said['images']:,} training images {right}mean entropy {said['entropy']:.3f} "
+        f"nats{more} (at most {math.log(classes):.3f})"
+    )
 
 
 def _answers_line(outputs: Outputs, views: Views | None) -> str:

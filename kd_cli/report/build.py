@@ -27,6 +27,7 @@ from kd_cli.report.groups import (
     grouped,
 )
 from kd_cli.report.page import Bullets, Heading, Picture, Table, Text, to_html, to_markdown
+from kd_cli.report.reasons import reasons
 from kd_cli.report.statistics import MIN_SEEDS
 from kd_cli.report.tables import differences, results
 from kd_cli.runs.finished import Found, unseen_teachers
@@ -89,6 +90,11 @@ def build_report(found: Found, folders: Sequence[str]) -> list[Block]:
             blocks += figures.trade_offs(section.groups, f"data-{place}")
         own = families([group for group in section.groups if group.kind != TEACHER])
         kept = [family for family in own if family[0].family in {one[0].family for one in drawn}]
+        for family in own:
+            best = chosen(family)
+            why = reasons(best, comparisons[best.key]) if best and best.kind == DISTILLED else []
+            if why:
+                blocks += [Heading(3, f"Why? {best.family_name}: {best.name}"), Bullets(why)]
         for family in kept:
             number += 1
             example = figures.example(family, comparisons)

@@ -204,6 +204,39 @@ def fidelity(
     }
 
 
+def certainty(
+    logits: np.ndarray, labels: np.ndarray, temperature: float | None = None
+) -> dict[str, float | int | None]:
+    """How much a teacher says beyond the labels: on images that a student is trained on.
+
+    Args:
+        logits: [n, K].
+        labels: [n] class numbers, -1 where none is known.
+        temperature: T of the training; None where the loss has none.
+
+    Returns:
+        images: n;
+        accuracy: share of right images among those with a label; None where none has one;
+        entropy: mean entropy of its probabilities, in nats;
+        entropy_at_temperature: the same of logits / T; None without T.
+    """
+    known = labels >= 0
+    right = logits[known].argmax(axis=1) == labels[known]
+    return {
+        "images": len(labels),
+        "accuracy": float(right.mean()) if known.any() else None,
+        "entropy": _entropy(logits),
+        "entropy_at_temperature": (
+            None if temperature is None else _entropy(logits / _positive(temperature))
+        ),
+    }
+
+
+def _entropy(logits: np.ndarray) -> float:
+    log_p = log_softmax(logits)
+    return float(-(np.exp(log_p) * log_p).sum(axis=1).mean())
+
+
 def of_splits(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, dict[str, Any]]:
     """Quality of one network on `validation` (where there is one) and `test`.
 

@@ -117,6 +117,14 @@ class DatasetRecord(Part):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class OnTraining(Part):
+    images: int = _says("training images that it was asked about")
+    accuracy: float | None = _says("share of right ones among those with a label")
+    entropy: float = _says("mean entropy of its probabilities, in nats")
+    entropy_at_temperature: float | None = _says("the same at the temperature of the loss")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TeacherRecord(Part):
     path: str = _says("its directory or file")
     name: str = _says("name of its network")
@@ -128,6 +136,7 @@ class TeacherRecord(Part):
     quality: BySplit = _says("its quality through the input path of this run: quality.quality")
     parameters: int = _says("its parameters")
     outputs: str = _says("cached as float32 or float16, or live and why")
+    on_training: OnTraining | None = _may_say("what it says of training images")
     precision: str = _says("Keras dtype policy of its forward pass")
 
 

@@ -83,6 +83,7 @@ def test_finished_neighbours_stand_beside_a_student(capsys, work, typed):
     assert rows(out)["teacher"] == ["cnn", "1,000", "–", "99.00", "85.00", "12.5"]
     assert rows(out)["scratch student"] == ["mlp", "1,000", "–", "70.00", "85.00", "12.5"]
     assert f"scratch student:   {scratch}" in out
+    assert "20.00 points above the scratch student, 9.00 points below the teacher (one seed" in out
     # Another split is another experiment.
     other = content(dataset={"split_fingerprint": "other"})
     (scratch / "metrics.json").write_text(json.dumps(other))

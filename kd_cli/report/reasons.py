@@ -1,0 +1,147 @@
+"""Why distilling helped, or did not: sentences from what the runs have recorded.
+
+Each sentence has a number and, where something can be done, what to try. To add one: write a
+function `(Case) -> sentence or ''` and put it into RULES; give it a case of its own in the tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kd_cli.report.groups import Comparison, Group
+from kd_cli.runs.finished import test_accuracy
+
+# Percentage points: with all labels of MNIST and Fashion-MNIST (0.5 and 1.5) nothing was gained.
+FAR_AHEAD = 2.0
+SURE = 0.05  # of the largest entropy there can be: outputs that are nearly the labels
+RIGHT = 0.99
+
+
+@dataclass(frozen=True)
+class Case:
+    """A distilled group beside its scratch students, as means over the seeds.
+
+    Attributes:
+        group: The distilled runs.
+        comparison: With the scratch group.
+    """
+
+    group: Group
+    comparison: Comparison
+
+    def mean(self, path: str, group: Group | None = None) -> float | None:
+        """Mean of what the records say under a dotted key; None where one does not say."""
+        values = [run.at(path) for run in (group or self.group).runs]
+        return None if None in values else sum(values) / len(values)
+
+    @property
+    def lead(self) -> float | None:
+        """The teacher's test accuracy minus the scratch students', in points."""
+        own, baseline = self.mean("teacher.test_accuracy"), self.comparison.baseline
+        if own is None or baseline is None:
+            return None
+        return 100 * (own - sum(map(test_accuracy, baseline.runs)) / len(baseline.runs))
+
+
+def _labelled(record: Any) -> int:
+    return record["dataset"]["labelled"]
+
+
+def _lead(case: Case) -> str:
+    if case.lead is None:
+        return ""
+    if case.lead < 0:
+        return (
+            f"The teacher is {-case.lead:.1f} points below the scratch student on test: train it "
+            "better, or take another one."
+        )
+    if case.lead < FAR_AHEAD:
+        return (
+            f"The teacher is only {case.lead:.1f} points above the scratch student on test: it "
+            "knows little that the labels do not tell; try a stronger one, or one that knows more "
+            "labels or more images."
+        )
+    return f"The teacher is {case.lead:.1f} points above the scratch student on test."
+
+
+def _more_labels(case: Case) -> str:
+    theirs, ours = case.group.record["teacher"].get("labelled"), _labelled(case.group.record)
+    if theirs is None or theirs <= ours:
+        return ""
+    return (
+        f"The teacher learned from {theirs:,} labels, the student has {ours:,}: its outputs stand "
+        "in for labels that the student does not have."
+    )
+
+
+def _sure(case: Case) -> str:
+    """Says nothing where the outputs stand in for labels: then they may be as sure as labels."""
+    right, images = case.mean("teacher.on_training.accuracy"), case.group.record["dataset"]["train"]
+    temperature = case.group.record.get("temperature")
+    at = "entropy" if temperature is None else "entropy_at_temperature"
+    entropy = case.mean(f"teacher.on_training.{at}")
+    if right is None or entropy is None or right < RIGHT or _labelled(case.group.record) < images:
+        return ""
+    if entropy > SURE * math.log(len(case.group.record["dataset"]["class_names"])):
+        return ""
+    where = "" if temperature is None else f" at T {temperature:g}"
+    return (
+        f"The teacher is right on {100 * right:.1f} % of the training images, and its mean "
+        f"entropy{where} is {entropy:.2f} nats: its outputs are nearly the labels; try "
+        "augmentation, a teacher that was not trained on these images, or a higher temperature."
+    )
+
+
+def _follows(case: Case) -> str:
+    same, scratch = case.mean("fidelity.test.agreement"), case.comparison.baseline
+    teacher = case.mean("teacher.test_accuracy")
+    if same is None or teacher is None or scratch is None:
+        return ""
+    if same >= teacher - 0.05:
+        return f"The student decides as its teacher on {100 * same:.1f} % of the test images."
+    return (
+        f"The student decides as its teacher on only {100 * same:.1f} % of the test images, and "
+        f"the teacher is right on {100 * teacher:.1f} %: it does not reproduce its teacher; try "
+        "more steps, a higher learning rate or a larger student."
+    )
+
+
+def _ends_early(case: Case) -> str:
+    last = [
+        run.at("validation.best.epoch") == run.at("epochs_done") and run.at("epochs_done") > 1
+        for run in case.group.runs
+    ]
+    if not all(last):
+        return ""
+    return "Every run was best at its last epoch: it may not have ended learning; try more steps."
+
+
+def _calibration(case: Case) -> str:
+    own, baseline = case.mean("quality.test.ece"), case.comparison.baseline
+    teacher = case.mean("teacher.quality.test.ece")
+    scratch = case.mean("quality.test.ece", baseline) if baseline else None
+    if own is None or teacher is None or scratch is None:
+        return ""
+    return (
+        f"Expected calibration error on test, in points: teacher {100 * teacher:.1f}, student "
+        f"{100 * own:.1f}, scratch student {100 * scratch:.1f}."
+    )
+
+
+RULES: tuple[Callable[[Case], str], ...] = (
+    _lead, _more_labels, _sure, _follows, _ends_early, _calibration,
+)  # fmt: skip
+
+
+def reasons(group: Group, comparison: Comparison) -> list[str]:
+    """What speaks for and against distilling in one group, a sentence each.
+
+    Args:
+        group: Distilled runs.
+        comparison: Of the group, as `groups.compared` found it.
+    """
+    case = Case(group, comparison)
+    return [sentence for rule in RULES if (sentence := rule(case))]
