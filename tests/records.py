@@ -18,6 +18,12 @@ TEACHER = {
     "quality": {"test": QUALITY | {"accuracy": 0.95, "nll": 0.2}},
     "parameters": 9000,
     "outputs": "cached as float32",
+    "on_training": {
+        "images": 144,
+        "accuracy": 0.98,
+        "entropy": 0.1,
+        "entropy_at_temperature": 0.6,
+    },
     "precision": "float32",
 }
 PSEUDO_LABELS = {

@@ -235,6 +235,20 @@ def test_agreement_where_the_teacher_is_wrong_by_hand():
     assert (result["kl_at_temperature"], result["temperature"]) == (None, None)
 
 
+def test_certainty_by_hand():
+    # Probabilities 1/2, 1/4, 1/4 and three thirds: entropies 1.5 ln 2 and ln 3.
+    logits = np.array([[math.log(2), 0, 0], [0, 0, 0]])
+    found = quality.certainty(logits, np.array([0, -1]))
+    assert found["images"] == 2 and found["accuracy"] == 1  # the second has no label
+    assert found["entropy"] == pytest.approx((1.5 * math.log(2) + math.log(3)) / 2)
+    assert found["entropy_at_temperature"] is None
+    # At T 2 the first has exp(ln 2 / 2) = sqrt 2 against 1 and 1.
+    p = np.array([math.sqrt(2), 1, 1]) / (2 + math.sqrt(2))
+    at = quality.certainty(logits[:1], np.array([-1]), 2.0)
+    assert at["entropy_at_temperature"] == pytest.approx(-(p * np.log(p)).sum())
+    assert at["accuracy"] is None
+
+
 def test_fidelity_of_the_teacher_to_itself():
     result = quality.fidelity(LOGITS, LOGITS, LABELS, 4.0)
     assert (result["agreement"], result["agreement_teacher_wrong"]) == (1.0, 1.0)

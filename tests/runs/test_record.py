@@ -86,7 +86,7 @@ def changed(path, act):
     return values
 
 
-OPTIONAL = {("pseudo_labels", "accuracy"), ("teacher", "labelled")}
+OPTIONAL = {("pseudo_labels", "accuracy"), ("teacher", "labelled"), ("teacher", "on_training")}
 OPTIONAL |= {("dataset", "train_per_class"), ("dataset", "test_per_class")}
 OPTIONAL |= {
     (key,)
