@@ -93,8 +93,8 @@ def test_warmup_cosine_of_the_flowers_recipe(step, rate):
 
 def test_the_flowers_recipe_s_steps_on_the_command_line():
     register_resolvers()
-    words = ["schedule=warmup_cosine", "schedule.warmup_steps=1500", "learning_rate=0.003"]
-    words += ["steps=1992", "batch_size=100"]
+    words = ["dataset=digits", "schedule=warmup_cosine", "schedule.warmup_steps=1500"]
+    words += ["learning_rate=0.003", "steps=1992", "batch_size=100"]
     plan = check(compose("train-student", words), words)
     total_steps, steps_per_epoch = assembly.length(plan, load_dataset(plan.dataset))
     assert (total_steps, steps_per_epoch) == (1992, 13)  # 1,225 images; 153 epochs and 3 steps
