@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from kd_cli.commands.table import COMMANDS, DEFAULT, Request
@@ -115,6 +116,7 @@ def arrange(argv: list[str]) -> Request:
             f"unknown command '{word}'{suggest(word, COMMANDS)} "
             f"(commands: {', '.join(COMMANDS)}; kd --help)"
         )
+    _tell_twice(overrides)
     sweeping = "--multirun" in flags or word == "compare"
     overrides = [
         _without_link(understood(_of_splits(override), sweeping)) for override in overrides
@@ -124,6 +126,20 @@ def arrange(argv: list[str]) -> Request:
 
         overrides = for_teacher(overrides)
     return Request(COMMANDS[word], overrides, flags, config_dir, argv)
+
+
+def _tell_twice(overrides: list[str]) -> None:
+    """Tells of a key with two values, of which Hydra takes the last and says nothing."""
+    typed: dict[str, str] = {}
+    for override in overrides:
+        if override.startswith("~"):  # taking a key away, to add another one of that name
+            continue
+        key = override.lstrip("+").partition("=")[0]
+        first = typed.get(key, override)
+        if first != override:
+            told = f"kd: warning: {first} does not count, because {override} is typed after it"
+            print(told, file=sys.stderr)
+        typed[key] = override
 
 
 def _check_flags(flags: list[str]) -> None:

@@ -73,6 +73,12 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     unused |= _unused_by_loss(cfg, unused)
     if "loss" not in unused:
         _refuse_below_loss(cfg, overrides)
+    for override in overrides:
+        key = override_key(override)
+        if override.startswith("~") and key in Config.__dataclass_fields__ and key not in RECIPES:
+            raise ConfigError(
+                f"{override}: {command} needs this key; leave it out, or type a value"
+            )
     for key in cfg:
         if key not in Config.__dataclass_fields__ and key != "hydra":
             known = [name for name in Config.__dataclass_fields__ if name not in unused]

@@ -221,6 +221,7 @@ MISTAKES = {
         ["distill", "debug=smoke", "teacher.train_if_missing=false"],
         ["outputs/debug/teachers/", "train it with: kd train-teacher debug=smoke"],
     ),
+    "a key taken away": (["distill", "~epochs"], ["~epochs: distill needs this key"]),
     "reference to nothing": (["distill", "alpha=${nope}"], ["nope"]),
     "no folder for outputs": (["train-student", "outputs="], ["outputs= must be a folder"]),
     "no folder for the cache": (["distill", "cache_dir="], ["cache_dir= must be a folder"]),

@@ -121,3 +121,12 @@ def test_what_evaluate_measures_may_look_like_anything(work):
     for name in ("a=b", "~x", "+y=1", "l'été"):
         (work / name).mkdir()
         assert plan_of("evaluate", name).what == name
+
+
+def test_of_a_key_that_is_typed_twice_the_last_counts_and_the_other_is_told(capsys):
+    words = ["distill", "epochs=1", "loss=hard", "epochs=2"]
+    arrange(words)
+    told = "kd: warning: epochs=1 does not count, because epochs=2 is typed after it"
+    assert capsys.readouterr().err == f"{told}\n"
+    arrange(["distill", "~epochs", "+epochs=2", "loss=hard", "loss.alpha=1"])
+    assert capsys.readouterr().err == ""
