@@ -64,10 +64,11 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
         "quality": prepared.quality,
         "parameters": teacher.model.count_params(),
         "outputs": outputs.how,
-        "on_training": teacher_outputs.on_training(teacher, outputs, dataset, views, plan),
         "precision": teacher.precision,
     }
-    taught = Taught(outputs, outputs.seconds, {"teacher": record}, prepared.arrays, doubts)
+    said = teacher_outputs.on_training(teacher, outputs, dataset, views)
+    record = {"teacher": record}
+    taught = Taught(outputs, outputs.seconds, record, prepared.arrays, doubts, said)
     return train(runs, dataset, started, "student", session, taught)
 
 

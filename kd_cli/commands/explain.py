@@ -25,6 +25,7 @@ from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, RunFailed, first_line
 from kd_cli.runs.asked import Runs
 from kd_cli.runs.identity import teacher_dir
+from kd_cli.runs.quality import certainty
 from kd_cli.runs.record import Record
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
@@ -118,7 +119,8 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         engine = assembly.engine_for([plan], dataset, "student", outputs, session)
         (learner,) = engine.learners
         found = balance(learner, *engine.first_batch())
-        said = teacher_outputs.on_training(teacher, outputs, dataset, views, plan)
+        asked = teacher_outputs.on_training(teacher, outputs, dataset, views)
+        said = certainty(*asked, plan.get("temperature"))
         warnings = [*prepared.warnings(plan), *doubts(learner.model, "student")]
     for head, text in [
         ("loss", loss_line(plan)),

@@ -25,7 +25,6 @@ from kd_cli.distillation.logits_cache import Request, obtain
 from kd_cli.distillation.teacher import Teacher, load
 from kd_cli.errors import ConfigError
 from kd_cli.networks.predict import LiveTeacher, Prepare, predict_batches
-from kd_cli.runs.quality import certainty
 from kd_cli.runs.session import Session
 from kd_cli.terminal import CountProgress, shown
 
@@ -93,23 +92,22 @@ def outputs(
 
 
 def on_training(
-    teacher: Teacher, found: Outputs, dataset: Dataset, views: Views | None, plan: DictConfig
-) -> dict[str, float | int | None]:
-    """What the teacher says of training images: `quality.certainty`.
+    teacher: Teacher, found: Outputs, dataset: Dataset, views: Views | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [n, K] and labels [n] (-1: none) of training images, for `quality.certainty`.
 
     Of stored logits these are the first view's, of at most 10,000 rows; a live teacher is asked
     about 256 rows as in evaluation, because a large one is slow.
     """
-    split, temperature = dataset.train, plan.get("temperature")
+    split = dataset.train
     most = 10_000 if found.logits else 256
     places = np.unique(np.linspace(0, len(split) - 1, most).astype(np.int64))
     rows = split.rows[places]
     if found.logits:
-        logits_ = np.asarray(found.logits[0][places], np.float32)
-    else:
-        part = Split(split.images, split.labels, rows)
-        logits_ = np.concatenate([*predict_batches(teacher.predict, part, _prepare(views, None))])
-    return certainty(logits_, split.labels[rows], temperature)
+        return np.asarray(found.logits[0][places], np.float32), split.labels[rows]
+    part = Split(split.images, split.labels, rows)
+    batches = predict_batches(teacher.predict, part, _prepare(views, None))
+    return np.concatenate([*batches]), split.labels[rows]
 
 
 def why_live(plan: DictConfig, views: Views | None) -> str:

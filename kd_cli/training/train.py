@@ -58,6 +58,7 @@ class Taught:
         record: Fields of the run's `Record`.
         arrays: For `predictions.npz`.
         warnings: For the `Record`, by the run's directory.
+        said: The teacher's logits [n, K] of training images, and their labels [n].
     """
 
     outputs: Outputs | None
@@ -65,6 +66,7 @@ class Taught:
     record: dict[str, Any]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     warnings: dict[Path, list[str]] = field(default_factory=dict)
+    said: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def train_inside(
@@ -204,6 +206,10 @@ def _finish(
             best=EpochScore(epoch=ended.best_epoch, **ended.best),
             last=EpochScore(epoch=ended.epoch, **ended.last),
         )
+    told = dict(taught.record) if taught else {}
+    if taught and taught.said:  # at the run's own temperature: a joint sweep has several
+        said = quality.certainty(*taught.said, plan.get("temperature"))
+        told["teacher"] = {**told["teacher"], "on_training": said}
     fidelity = None
     if taught and "teacher_logits" in arrays:
         fidelity = quality.fidelity_of_splits(arrays, plan.get("temperature"))
@@ -264,7 +270,7 @@ def _finish(
             examples_per_second=ended.examples / max(ended.train_seconds, 1e-9),
             teacher_forward_seconds=taught.seconds if taught else 0.0,
         ),
-        **(taught.record if taught else {}),
+        **told,
     )
     record.write(out)
     point_latest(out, Path(plan.outputs))

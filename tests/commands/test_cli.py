@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from kd_cli import __version__
+from kd_cli.commands import execute
 from tests.conftest import only_run
 
 
@@ -158,3 +159,17 @@ def test_help_imports_neither_hydra_nor_numpy(work):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=work)
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
+
+
+def test_an_interrupt_that_became_another_error_is_an_interrupt(kd, small, monkeypatch):
+    """C++ code, such as that which TensorFlow's import runs, raises an error of its own."""
+
+    def interrupted(*_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr(execute, "load_dataset", interrupted)
+    done = kd("train-student", *small[:2], "epochs=1")
+    assert done.code == 130 and "interrupted; the same command continues" in done.err

@@ -163,6 +163,13 @@ def test_max_points_is_checked(kd, work, small, value):
 def test_two_points_that_are_the_same_run_are_trained_once(kd, work, small):
     done = kd(*JOINT, *small, "temperature=4,4.0,2", "sweep=s")
     assert done.code == 0 and "2 points train together" in done.err
-    assert len(points(work / "outputs/sweeps/s")) == 2
+    found = points(work / "outputs/sweeps/s")
+    assert len(found) == 2
+    # The entropy of a softened distribution rises with its temperature; each has its own.
+    said = {
+        record["temperature"]: record["teacher"]["on_training"] for record, *_ in found.values()
+    }
+    entropies = [said[2]["entropy"], *(said[t]["entropy_at_temperature"] for t in (2, 4))]
+    assert entropies == sorted(entropies) and len(set(entropies)) == 3
     again = kd(*JOINT, *small, "temperature=4,4.0,2", "sweep=s")
     assert again.code == 0 and not list(work.rglob("error.json"))
