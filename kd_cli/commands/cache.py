@@ -46,6 +46,7 @@ def run(request: Request) -> int:
             print(f"kd cache {action:<8}{text}\n{' ' * 17}{keys}")
         return 0
     action, *options = request.words or ["list"]
+    config_dir = _config_dir(options) if action == "verify" else None
     if action not in ACTIONS:
         raise ConfigError(
             f"unknown action '{action}'{suggest(action, ACTIONS)} (kd cache {'|'.join(ACTIONS)})"
@@ -68,12 +69,26 @@ def run(request: Request) -> int:
     beside = os.environ.get("KD_CACHE_DIR") or f"{values['outputs']}/cache"
     root = Path(values["cache_dir"] or beside).expanduser()
     if action == "verify":
+        main_dir(config_dir)  # for modules of the user's own
         return _verify(root, _number(values, "rows", 1), _number(values, "seed"))
     if action == "prune":
         if values["all"] not in ("true", "false"):
             raise ConfigError(f"all={values['all']} must be true or false")
         return _prune(root, _number(values, "days") if values["days"] else None, values["all"])
     return _list(root)
+
+
+def _config_dir(options: list[str]) -> str | None:
+    """Takes `--config-dir FOLDER` out of the words; None where it is not there."""
+    for place, word in enumerate(options):
+        flag, equals, value = word.partition("=")
+        if flag == "--config-dir":
+            rest = [value] if equals else options[place + 1 : place + 2]
+            if not rest or not rest[0]:
+                raise ConfigError("--config-dir needs a value")
+            del options[place : place + (1 if equals else 2)]
+            return rest[0]
+    return None
 
 
 def offers(words: list[str]) -> list[str]:
@@ -134,7 +149,6 @@ def _size(folder: Path) -> str:
 def _verify(root: Path, count: int, seed: int) -> int:
     """Checksums first; then `count` random rows of each entry against the teacher's answer now."""
     faults, session = 0, Session()
-    main_dir(None)  # modules of the user's own in the working directory
     for folder in logits_cache.entries(root):
         record = logits_cache.read_manifest(folder)
         if record is None and _is_damaged(folder):

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -205,3 +207,25 @@ def test_the_teacher_s_precision_is_its_own(kd, work, small, kept):
     difference = np.abs(tables[None] - tables["mixed_bfloat16"]).max()
     assert 0 < difference < 0.05 * np.abs(tables[None]).max()
     assert kd("cache", "verify").code == 0
+
+
+@pytest.mark.slow
+def test_verify_finds_modules_of_the_user_s(kd, work, npz, small):
+    """The source of the data lies beside the YAML, not in the working directory."""
+    (work / "conf" / "dataset").mkdir(parents=True)
+    (work / "conf" / "own_data.py").write_text(
+        f"from kd_cli.data import npz\n\n\ndef source():\n    return npz({str(npz)!r})\n"
+    )
+    (work / "conf" / "dataset" / "own.yaml").write_text(
+        "name: own\nimage_shape: [6, 6, 1]\nnum_classes: 4\nsource: {_target_: own_data.source}\n"
+    )
+    words = ["--config-dir", "conf", "dataset=own", *small[2:]]
+    assert kd("distill", *words).code == 0
+    python = [sys.executable, "-m", "kd_cli", "cache", "verify"]  # a process that has no such path
+    lost = subprocess.run(python, capture_output=True, text=True)
+    assert lost.returncode == 1 and "No module named 'own_data'" in lost.stdout
+    for flag in (["--config-dir", "conf"], ["--config-dir=conf"]):
+        found = subprocess.run([*python, *flag], capture_output=True, text=True)
+        assert found.returncode == 0 and found.stdout.count("right (") == 3
+    done = kd("cache", "verify", "--config-dir")
+    assert done.code == 2 and "--config-dir needs a value" in done.error
