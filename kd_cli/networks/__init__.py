@@ -2,11 +2,13 @@
 
     simple            mlp and cnn
     residual          ResNet-9, and the ResNets of the CIFAR tables
+    efficientnet      EfficientNet-Lite0, with ImageNet weights out of a package
     bit               BiT ResNets, with their published weights
     wrap              what is put around a network: pixels in, logits out, checked
     doubts            what speaks against a network before it is trained
     logits            teachers that end in a softmax, or in one output, brought to logits
     keras_file        `.keras` files
+    torch_file        tensors of an old PyTorch file
     saved_model       SavedModel directories
     saved_model_graph the operations that a SavedModel may hold
     predict           logits of a network in inference mode
@@ -30,6 +32,7 @@ PUBLIC = {
     "cnn": "simple",
     "mlp": "simple",
     "bit_resnet": "bit",
+    "efficientnet_lite0": "efficientnet",
     "resnet": "residual",
     "resnet9": "residual",
 }

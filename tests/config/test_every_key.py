@@ -226,6 +226,7 @@ AUGMENT = {
     "size": ["augment.size=24"],
     "centre": ["augment.centre=0.5"],
     "padding": ["augment.padding=2"],
+    "area": ["augment.area=[0.5,1.0]"],
     "train": ["augment.train=[]"],
     "evaluate": [
         "augment.evaluate=[{_target_: kd_cli.data.central_crop, fraction: 0.5, size: 32}]"
