@@ -43,6 +43,11 @@ class Split:
         """How many of its images have a label."""
         return int((self.labels[self.rows] >= 0).sum())
 
+    @property
+    def sha256(self) -> str:
+        """Of its rows."""
+        return _hash([self.rows])
+
     def with_labels(self) -> Split:
         """Its images that have a label."""
         return Split(self.images, self.labels, self.rows[self.labels[self.rows] >= 0])
@@ -67,8 +72,7 @@ class Dataset:
         fingerprint: SHA-256 of the source's images, labels and class names, but unlabelled_path's.
         split_fingerprint: SHA-256 of the rows of all splits, and of those whose labels are hidden.
         held_out_fingerprint: SHA-256 of the rows of validation and test.
-        unlabelled_fingerprint: SHA-256 of the images of unlabelled_path and of those chosen by
-            dataset.limit; empty without it.
+        unlabelled_fingerprint: SHA-256 of the images of unlabelled_path; empty where none is used.
     """
 
     name: str
@@ -174,7 +178,6 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
     held_out = [validation.rows if validation else test_rows[:0], test_rows]
     parts = [rows, *held_out, hidden] if len(hidden) else [rows, *held_out]
     unlabelled = np.concatenate([hidden, beside])
-    sha = arrays.unlabelled_fingerprint or unlabelled_fingerprint(arrays)
     return Dataset(
         cfg.name,
         tuple(cfg.image_shape),
@@ -186,12 +189,14 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
         _hash(parts),
         Split(*pool, unlabelled) if len(unlabelled) else None,
         held_out_fingerprint=_hash(held_out),
-        unlabelled_fingerprint=_hash([beside - len(own)], sha) if len(beside) else "",
+        unlabelled_fingerprint=(
+            (arrays.unlabelled_fingerprint or unlabelled_fingerprint(arrays)) if len(beside) else ""
+        ),
     )
 
 
-def _hash(parts: list[np.ndarray], more: str = "") -> str:
-    sha = hashlib.sha256(more.encode())
+def _hash(parts: list[np.ndarray]) -> str:
+    sha = hashlib.sha256()
     for rows in parts:
         sha.update(np.ascontiguousarray(rows, dtype=np.int64).data)
         sha.update(b"|")

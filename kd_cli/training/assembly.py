@@ -197,7 +197,7 @@ def engine_for(
         {
             "learners": [[_graph(plan, role), length(plan, dataset)] for plan in plans],
             "batch_size": first.batch_size,
-            "data": [*_data(dataset), len(dataset.train)],
+            "data": [*_data(dataset), dataset.train.sha256],
             "teacher": outputs.key if outputs else "",
             "views": _views_spec(first),
             "memory": first.memory_gib,
