@@ -96,7 +96,7 @@ def run(request: Request) -> int:
     except Exception as error:
         hint = "HYDRA_FULL_ERROR=1 shows the traceback"
         raise RunFailed(f"{first_line(error)} ({hint})") from error
-    _print(result, out)
+    _print(result, out, target.record)
     return 0
 
 
@@ -332,7 +332,7 @@ def _folder(result: dict[str, Any], outputs: Path) -> Path:
     return folder.with_name(f"{folder.name}-{identity.digest([result[key] for key in data_of], 8)}")
 
 
-def _print(result: dict[str, Any], out: Path) -> None:
+def _print(result: dict[str, Any], out: Path, record: Record | None) -> None:
     """The table of `kd evaluate`."""
     splits, rows = list(result["quality"]), []
     for column in COLUMNS:
@@ -345,6 +345,9 @@ def _print(result: dict[str, Any], out: Path) -> None:
     print_table(f"{result['network']} on {result['dataset']['name']}", ["", *sizes], rows)
     operations = result["flops"]
     print(f"network            {result['what']}")
+    if record and record.dataset.labelled < record.dataset.train:
+        sizes = f"{record.dataset.train:,} images, {record.dataset.labelled:,} of them with a label"
+        print(f"trained on         {sizes}")
     print(f"parameters         {result['parameters']:,}")
     print(f"FLOPs per image    {'not counted' if operations is None else f'{operations:,}'}")
     print(f"file               {result['file_bytes']:,} bytes")

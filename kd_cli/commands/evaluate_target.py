@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from kd_cli.config.instantiate import build
 from kd_cli.config.overrides import override_key
-from kd_cli.config.plans import view_shape
+from kd_cli.config.plans import unlabelled_left_out, view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.runs import identity
@@ -129,6 +129,8 @@ def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictC
     plan = OmegaConf.create(plain)
     spec = identity.dataset_spec(plan.dataset)
     own = not other_pixels and identity.digest(spec) == identity.digest(recorded["dataset"])
+    for node in (plan.dataset, plan.dataset.source):  # nothing is measured on these images
+        node.update(unlabelled_left_out(node))
     known = target.record.dataset
     if len(known.class_names) != plan.dataset.num_classes:
         raise ConfigError(

@@ -44,6 +44,8 @@ def self_train(runs: list[Run], dataset: Dataset, started: float, session: Sessi
 
     A finished round is not trained again, so more `rounds` continue where fewer ended.
     """
+    # Those without a label are learned from with pseudo-labels alone.
+    dataset = dataclasses.replace(dataset, train=dataset.train.with_labels())
     return {run.out: _rounds(run, dataset, session) for run in runs}
 
 
@@ -201,10 +203,11 @@ def _training_set(
         "per_class": np.bincount(labels[chosen], minlength=dataset.num_classes).tolist(),
     }
     hidden = unlabelled.labels[unlabelled.rows]
-    known = ""
-    if hidden.min() >= 0:  # the only use of labels that were hidden
-        report["accuracy"] = float((labels == hidden)[distinct].mean())
-        known = f", {report['accuracy']:.4f} right (known because the labels were only hidden)"
+    known, right = "", distinct[hidden[distinct] >= 0]
+    if len(right):  # the only use of labels that were hidden
+        report["accuracy"] = float((labels == hidden)[right].mean())
+        of = "" if len(right) == len(distinct) else f" of {len(right):,}"
+        known = f", {report['accuracy']:.4f}{of} right (known because the labels were only hidden)"
     log.info(
         "round %d: round %d's network labelled %s images; %s with confidence above %g; %s chosen "
         "(%s training rows with repeats)%s",

@@ -23,10 +23,12 @@ from kd_cli.config.overrides import is_typed, override_key, place_of
 from kd_cli.config.plans import (
     cross_entropy,
     given_by,
+    has_rounds,
     is_taught,
     teacher_augment_follows,
     teacher_plan,
     trains_teacher,
+    unlabelled_left_out,
     view_shape,
 )
 from kd_cli.config.row import NAME, flat
@@ -117,6 +119,8 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     every = plan.dataset.labelled_fraction == 1 and not is_typed("dataset.unlabelled", overrides)
     if every or not is_taught(plan):
         plan.dataset.unlabelled = "leave_out"
+    if not is_taught(plan) and not has_rounds(plan):
+        plan.dataset.update(unlabelled_left_out(plan.dataset))
     if trains_teacher(plan):
         _refuse_ignored_augment(plan, overrides)
         plan = teacher_plan(plan)

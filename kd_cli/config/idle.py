@@ -98,6 +98,10 @@ def refuse_idle(plan: DictConfig, overrides: Sequence[str]) -> None:
 
     if plan.dataset.labelled_fraction == 1:
         refuse("dataset.labelled_seed", "all labels are used; type dataset.labelled_fraction=0.1")
+        beside = plan.dataset.get("unlabelled_path")
+        if beside is not None and plan.dataset.unlabelled == "leave_out":
+            why = "it is about labels that dataset.labelled_fraction hides, and none is hidden"
+            refuse("dataset.unlabelled", f"{why}; leave out dataset.unlabelled_path={beside}")
     for place in _TRAININGS:
         training = OmegaConf.select(plan, place.rstrip(".")) if place else plan
         if training is None or training.get("epochs") is None:

@@ -200,9 +200,7 @@ class Dataset:
         unused=FROM_LABELS,
     )
     split_seed: int = key(0, "seed that draws validation and limit", SEED)
-    labelled_seed: int = key(
-        II(".split_seed"), "seed that draws the images whose labels are used", SEED
-    )
+    labelled_seed: int = key(II(".split_seed"), "draws the images whose labels are used", SEED)
     limit: int | None = key(None, "most images of each split; null: all", at_least(1, ", or null"))
     source: Any = key(MISSING, "the function that reads it")
 
@@ -398,3 +396,4 @@ for _name, _field in walk():
     for _command, _why in _field.metadata["unused"].items():
         if not _name.startswith("teacher.training."):
             UNUSED[_command][_name] = _why
+UNUSED["evaluate"]["dataset.unlabelled_path"] = TRAINS_NOTHING["evaluate"]  # no row: an option's

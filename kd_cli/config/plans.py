@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -77,7 +77,16 @@ def _from_labels(dataset: dict[str, Any], fraction: float | None = None) -> dict
         "labelled_fraction": fraction,
         "labelled_seed": dataset[draw],
         "unlabelled": "leave_out",
+        **unlabelled_left_out(dataset),
     }
+
+
+def unlabelled_left_out(dataset: Mapping[str, Any]) -> dict[str, None]:
+    """What of a dataset's node changes so that images of its unlabelled_path are not used.
+
+    Its source still has the path, so that all networks of an experiment share decoded images.
+    """
+    return dict.fromkeys({"unlabelled_path"} & dataset.keys())
 
 
 def teacher_augment_follows(plan: DictConfig) -> bool:

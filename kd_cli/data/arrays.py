@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,13 @@ class Arrays:
         test: The same of the test split, with labels.
         validation: The official validation split, where there is one.
         class_names: One name per label, in order.
-        fingerprint: SHA-256 of all the above; computed when absent.
+        fingerprint: SHA-256 of all the above but `unlabelled`; computed when absent.
         notice: What to warn about each time, such as images that were left out.
         scale, offset: Pixels become scale * pixel + offset; 1 and 0 take them as they are. None for
             the scale: their type and range decide.
+        unlabelled: So many training images, the last ones, lie beside those of the labelled data
+            and have the label -1. They are used where dataset.unlabelled_path is not null.
+        unlabelled_fingerprint: SHA-256 of these images; computed when absent.
     """
 
     train: tuple[np.ndarray, np.ndarray]
@@ -54,17 +57,41 @@ class Arrays:
     notice: str = ""
     scale: float | None = None
     offset: float = 0.0
+    unlabelled: int = 0
+    unlabelled_fingerprint: str = ""
+
+    @property
+    def known(self) -> int:
+        """How many training images are not `unlabelled`."""
+        return len(self.train[1]) - self.unlabelled
 
 
 def fingerprint(arrays: Arrays) -> str:
-    """SHA-256 over the images, labels and class names of all splits."""
+    """SHA-256 over the images, labels and class names of all splits, `unlabelled` ones left out.
+
+    So a network that learns from labels alone has the same data with and without them.
+    """
     sha = hashlib.sha256()
-    for split in (arrays.train, arrays.test, arrays.validation):
+    train = [array[: arrays.known] for array in arrays.train]
+    for split in (train, arrays.test, arrays.validation):
         for array in split or ():
-            sha.update(f"{array.dtype.str}{array.shape}".encode())
-            sha.update(np.ascontiguousarray(array).data)
+            _add(sha, array)
     sha.update(json.dumps(arrays.class_names).encode())
     return sha.hexdigest()
+
+
+def unlabelled_fingerprint(arrays: Arrays) -> str:
+    """SHA-256 over the `unlabelled` images; empty where there are none."""
+    if not arrays.unlabelled:
+        return ""
+    sha = hashlib.sha256()
+    _add(sha, arrays.train[0][arrays.known :])
+    return sha.hexdigest()
+
+
+def _add(sha: hashlib._Hash, array: np.ndarray) -> None:
+    sha.update(f"{array.dtype.str}{array.shape}".encode())
+    sha.update(np.ascontiguousarray(array).data)
 
 
 def stamp(files: list[Path], root: Path) -> str:
@@ -162,6 +189,7 @@ def _write(folder: Path, key: dict[str, Any], arrays: Arrays) -> None:
                 "class_names": list(arrays.class_names),
                 "fingerprint": fingerprint(arrays),
                 "notice": arrays.notice,
+                "unlabelled": [arrays.unlabelled, unlabelled_fingerprint(arrays)],
                 "sizes": {p.name: p.stat().st_size for p in temporary.glob("*.npy")},
             },
         )
@@ -213,7 +241,9 @@ def _checked(folder: Path, changed: str) -> Arrays:
         arrays = Arrays(
             *splits, tuple(record["class_names"]), record["fingerprint"], record["notice"]
         )
-        right = fingerprint(arrays) == arrays.fingerprint
+        count, sha = record.get("unlabelled", (0, ""))
+        arrays = replace(arrays, unlabelled=count, unlabelled_fingerprint=sha)
+        right = fingerprint(arrays) == arrays.fingerprint and unlabelled_fingerprint(arrays) == sha
     except OSError:
         raise
     except Exception as error:  # NumPy raises anything on a header that is none

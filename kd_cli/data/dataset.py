@@ -11,7 +11,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from kd_cli.config.instantiate import build
-from kd_cli.data.arrays import Arrays, fingerprint
+from kd_cli.data.arrays import Arrays, fingerprint, unlabelled_fingerprint
 from kd_cli.data.labels import without_images
 from kd_cli.data.pixels import formed, to_bytes
 from kd_cli.data.splits import labelled, limited, stratified
@@ -43,6 +43,15 @@ class Split:
         """How many of its images have a label."""
         return int((self.labels[self.rows] >= 0).sum())
 
+    @property
+    def sha256(self) -> str:
+        """Of its rows."""
+        return _hash([self.rows])
+
+    def with_labels(self) -> Split:
+        """Its images that have a label."""
+        return Split(self.images, self.labels, self.rows[self.labels[self.rows] >= 0])
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -55,13 +64,15 @@ class Dataset:
         train: Images to be trained on, with all labels, some or none.
         validation, test: The other splits; validation is None with validation_fraction=0, and where
             nothing can be held out because the training images have no labels.
-        unlabelled: Training images whose labels labelled_fraction hides, None where it is 1. Here
-            their labels are in the arrays all the same, and never to be trained on; `train` may
-            have the same images without labels.
+        unlabelled: Training images whose labels labelled_fraction hides, then those of the source's
+            unlabelled_path; None without either. Here the hidden labels are in the arrays all the
+            same, and never to be trained on. `train` has the latter, and may have the former,
+            without labels.
         pseudo_labelled: Training rows, the last ones, whose labels are a network's.
-        fingerprint: SHA-256 of the source's images, labels and class names.
+        fingerprint: SHA-256 of the source's images, labels and class names, but unlabelled_path's.
         split_fingerprint: SHA-256 of the rows of all splits, and of those whose labels are hidden.
         held_out_fingerprint: SHA-256 of the rows of validation and test.
+        unlabelled_fingerprint: SHA-256 of the images of unlabelled_path; empty where none is used.
     """
 
     name: str
@@ -75,6 +86,7 @@ class Dataset:
     unlabelled: Split | None = None
     pseudo_labelled: int = 0
     held_out_fingerprint: str = ""
+    unlabelled_fingerprint: str = ""
 
     @property
     def held_out(self) -> list[tuple[str, Split]]:
@@ -114,51 +126,58 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
     arrays = _check(arrays, cfg)
     names = tuple(arrays.class_names) or tuple(str(n) for n in range(cfg.num_classes))
     pool, test = arrays.train, arrays.test
-    rows = np.arange(len(pool[1]))
-    if cfg.limit is not None and cfg.limit < len(rows):
-        rows = limited(pool[1], cfg.limit, cfg.split_seed)
-    test_rows = np.arange(len(test[1]))
-    if cfg.limit is not None and cfg.limit < len(test_rows):
-        test_rows = limited(test[1], cfg.limit, cfg.split_seed)
+    if arrays.unlabelled and cfg.get("unlabelled_path") is None:
+        log.info(
+            "%s: a network that learns from labels alone is trained without the %s images that "
+            "have none",
+            *(cfg.name, f"{arrays.unlabelled:,}"),
+        )
+        pool = tuple(array[: arrays.known] for array in pool)
+
+    def rows_of(labels: np.ndarray) -> np.ndarray:
+        if cfg.limit is None or cfg.limit >= len(labels):
+            return np.arange(len(labels))
+        return limited(labels, cfg.limit, cfg.split_seed)
+
+    own = pool[1][: arrays.known]  # without the images that lie beside the labelled data
+    rows, test_rows = rows_of(own), rows_of(test[1])
+    beside = len(own) + rows_of(pool[1][len(own) :])
     validation = None
     if arrays.validation is not None:
-        official = arrays.validation
-        validation_rows = np.arange(len(official[1]))
-        if cfg.limit is not None and cfg.limit < len(validation_rows):
-            validation_rows = limited(official[1], cfg.limit, cfg.split_seed)
-        validation = Split(*official, validation_rows)
-    elif cfg.validation_fraction > 0 and pool[1].min() >= 0:
+        validation = Split(*arrays.validation, rows_of(arrays.validation[1]))
+    elif cfg.validation_fraction > 0 and own.min() >= 0:
         kept_back = rows[stratified(pool[1][rows], cfg.validation_fraction, cfg.split_seed)]
         rows = np.setdiff1d(rows, kept_back)
         validation = Split(*pool, kept_back)
     hidden = rows[:0]
     fraction = cfg.labelled_fraction
     if fraction < 1:
-        if pool[1].min() < 0:
+        if own.min() < 0:
             raise ConfigError(
                 f"dataset.labelled_fraction={fraction}: the training images have no labels; "
                 "leave it out"
             )
         kept = rows[labelled(pool[1][rows], fraction, cfg.labelled_seed)]
         rows, hidden = kept, np.setdiff1d(rows, kept)
-    train = Split(*pool, rows)
     if cfg.unlabelled == "use" and not len(hidden) and pool[1].min() >= 0:
         raise ConfigError(
             "dataset.unlabelled=use: all training images have labels; leave it out, or type "
             "dataset.labelled_fraction=0.1 to use the labels of a tenth alone"
         )
+    train = Split(*pool, np.concatenate([rows, beside]))
     if len(hidden) and cfg.unlabelled == "use":
         known = np.full_like(pool[1], -1)
         known[rows] = pool[1][rows]
-        train = Split(pool[0], known, np.union1d(rows, hidden))
-    if not len(train) or (validation is not None and not len(validation)):
+        train = Split(pool[0], known, np.concatenate([np.union1d(rows, hidden), beside]))
+    if not len(rows) or (validation is not None and not len(validation)):
         raise ConfigError(
             f"dataset.limit={cfg.limit} with dataset.validation_fraction="
-            f"{cfg.validation_fraction} leaves {len(train)} training and "
+            f"{cfg.validation_fraction} leaves {len(rows)} training and "
             f"{len(validation) if validation else 0} validation images; raise one of them"
         )
     held_out = [validation.rows if validation else test_rows[:0], test_rows]
     parts = [rows, *held_out, hidden] if len(hidden) else [rows, *held_out]
+    unlabelled = np.concatenate([hidden, beside])
     return Dataset(
         cfg.name,
         tuple(cfg.image_shape),
@@ -168,8 +187,11 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
         Split(*test, test_rows),
         arrays.fingerprint or fingerprint(arrays),
         _hash(parts),
-        Split(*pool, hidden) if len(hidden) else None,
+        Split(*pool, unlabelled) if len(unlabelled) else None,
         held_out_fingerprint=_hash(held_out),
+        unlabelled_fingerprint=(
+            (arrays.unlabelled_fingerprint or unlabelled_fingerprint(arrays)) if len(beside) else ""
+        ),
     )
 
 
@@ -198,7 +220,14 @@ def _check(arrays: Any, cfg: DictConfig) -> Arrays:
         if split is None:
             continue
         images, labels = split
-        if len(images) == 0:
+        bare = labels[arrays.known :] if part == "train" else labels[:0]
+        if (bare != -1).any():
+            raise ConfigError(
+                f"{cfg.name}: the source says that the last {len(bare)} training images have no "
+                "label; theirs must be -1"
+            )
+        labels = labels[: len(labels) - len(bare)]
+        if len(labels) == 0:
             raise ConfigError(f"{cfg.name}: the {part} split is empty")
         if tuple(images.shape[1:]) != declared:
             raise ConfigError(

@@ -1,10 +1,12 @@
 """Folders of images as a source: one folder per class, decoded once and resized.
 
-The training images may lie in train/ without class folders: they have no labels then.
+The training images may lie in train/ without class folders: they have no labels then. Or images
+without labels lie beside the labelled ones, in a folder of their own.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import defaultdict
@@ -18,6 +20,7 @@ from kd_cli.data.arrays import Arrays, decoded, stamp
 from kd_cli.data.splits import stratified
 from kd_cli.device import import_tensorflow
 from kd_cli.errors import ConfigError
+from kd_cli.files import file_hash
 from kd_cli.terminal import CountProgress
 
 log = logging.getLogger("kd")
@@ -44,6 +47,7 @@ def image_folder(
     test_fraction: float = 0.2,
     test_seed: int = 0,
     unreadable: str = "error",
+    unlabelled_path: str | None = None,
 ) -> Arrays:
     """Images in one folder per class, under train/ and test/ or under one folder that is split.
 
@@ -60,9 +64,11 @@ def image_folder(
         test_seed: Draws that split. Nothing else moves it, so no seed of a run brings test images
             into the training split of another.
         unreadable: `error` names a file that can't be decoded, `skip` leaves such files out.
+        unlabelled_path: A folder whose images, at any depth, are training images without labels.
 
     Raises:
-        ConfigError: For a missing folder, differing classes, or an unreadable file.
+        ConfigError: For a missing folder, differing classes, an unreadable file, or a folder of
+            unlabelled images that shares images with the labelled ones.
     """
     if unreadable not in ("error", "skip"):
         raise ConfigError(f"dataset.source.unreadable={unreadable} must be error or skip")
@@ -80,10 +86,18 @@ def image_folder(
             files["train"] = [(file, -1) for file in images]
     else:
         files = _split_files(listing.class_files(root, found), test_fraction, test_seed)
-    _check(files, found, unreadable)
-    for notice in filter(None, (listing.doubt(found), found.left.notice())):
+    lefts = [found.left]
+    if unlabelled_path is not None:
+        heap = _unlabelled_folder(unlabelled_path)
+        listing.refuse_overlap(heap, found)
+        found.left.without(heap)
+        lefts.append(listing.Left(heap))
+        files["unlabelled"] = [(file, -1) for file in listing.images_in(heap, lefts[1])]
+    _check(files, found, unreadable, lefts)
+    for notice in filter(None, (listing.doubt(found), *(left.notice() for left in lefts))):
         log.warning("%s", notice)
-    everything = [file for part in files.values() for file, _ in part]
+    beside = [file for file, _ in files.get("unlabelled", ())]
+    everything = [file for name, part in files.items() if name != "unlabelled" for file, _ in part]
     key = {
         "image_folder": [listing.plain(name) for name in found.classes],
         "shape": list(image_shape),
@@ -94,6 +108,8 @@ def image_folder(
     }
     if "validation" in files:
         key["validation"] = len(files["validation"])
+    if beside:
+        key["unlabelled"] = stamp(beside, heap)
     arrays = decoded(
         Path(cache_dir),
         key,
@@ -103,10 +119,20 @@ def image_folder(
     return replace(arrays, scale=1.0)  # a file says its range itself, however dark its image
 
 
-def _check(files: Files, found: listing.Layout, unreadable: str) -> None:
+def _unlabelled_folder(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if not path or not folder.is_dir():
+        raise ConfigError(
+            f"dataset.unlabelled_path={listing.plain(path)} is not a folder; expected a folder of "
+            "images without labels, or leave it out"
+        )
+    return folder
+
+
+def _check(files: Files, found: listing.Layout, unreadable: str, lefts: list[listing.Left]) -> None:
     """Refuses splits without images, the same images twice, and what only looks like an image."""
-    for kind in listing.BROKEN:
-        if unreadable == "error" and (paths := found.left.paths.get(kind)):
+    for left, kind in itertools.product(lefts, listing.BROKEN):
+        if unreadable == "error" and (paths := left.paths.get(kind)):
             raise ConfigError(
                 f"{listing.plain(min(paths))} is a{'n' * (kind[0][0] in 'aei')} {kind[0]}; remove "
                 "it, or leave such files out with dataset.source.unreadable=skip"
@@ -114,6 +140,11 @@ def _check(files: Files, found: listing.Layout, unreadable: str) -> None:
     for part, listed in files.items():
         if listed:
             continue
+        if part == "unlabelled":
+            raise ConfigError(
+                f"dataset.unlabelled_path={listing.plain(lefts[1].root)} holds no images; choose "
+                "another folder, or leave it out"
+            )
         where = listing.plain(found.parts.get(part, found.root))
         stray = found.left.paths.get(listing.STRAY, ())
         if part in found.parts and any(p.parent == found.parts[part] for p in stray):
@@ -161,30 +192,37 @@ def _decode_folder(
             image = tf.cast(image, tf.uint8).numpy()
         return image
 
-    def read(part: str) -> tuple[np.ndarray, np.ndarray]:
+    def read(*parts: str) -> tuple[np.ndarray, np.ndarray]:
         nonlocal done
-        images = np.empty((len(files[part]), *image_shape), np.uint8)
-        labels = []
-        for file, label in files[part]:
-            try:
-                images[len(labels)] = pixels_of(file)
-                labels.append(label)
-            except pictures.Unreadable as error:
-                if unreadable == "error":
-                    raise ConfigError(
-                        f"{listing.plain(file)} {error}; remove it, or leave such files out "
-                        "with dataset.source.unreadable=skip"
-                    ) from error
-                skipped.append(file)
-            done += 1
-            progress.done(done)
-        if not labels:
-            raise ConfigError(f"no readable image in the {part} split")
+        images = np.empty((sum(len(files[part]) for part in parts), *image_shape), np.uint8)
+        labels: list[int] = []
+        for part in parts:
+            before = len(labels)
+            for file, label in files[part]:
+                try:
+                    images[len(labels)] = pixels_of(file)
+                    labels.append(label)
+                except pictures.Unreadable as error:
+                    if unreadable == "error":
+                        raise ConfigError(
+                            f"{listing.plain(file)} {error}; remove it, or leave such files out "
+                            "with dataset.source.unreadable=skip"
+                        ) from error
+                    skipped.append(file)
+                done += 1
+                progress.done(done)
+            kept[part] = len(labels) - before
+            if not kept[part]:
+                where = "unlabelled_path" if part == "unlabelled" else f"the {part} split"
+                raise ConfigError(f"no readable image in {where}")
         return images[: len(labels)], np.array(labels, dtype=np.int64)
 
+    kept: dict[str, int] = {}
     with CountProgress("decoding images", sum(map(len, files.values())), slow=True) as progress:
-        splits = {part: read(part) for part in files}
-    notices = []
+        of_split = {part: [part] for part in files if part != "unlabelled"}
+        of_split["train"] += ["unlabelled"] if "unlabelled" in files else []
+        splits = {split: read(*parts) for split, parts in of_split.items()}
+    notices = _copies(files)
     if skipped:
         several = "s" * (len(skipped) > 1)
         notices.append(
@@ -195,4 +233,33 @@ def _decode_folder(
         more = f", and the largest pixel is {brightest}" if remark == pictures.DEEP else ""
         some = listing.shortened([f"{file.parent.name}/{file.name}" for file in those])
         notices.append(f"{remark}{more}: {len(those)} image{'s' * (len(those) > 1)} ({some})")
-    return Arrays(**splits, class_names=tuple(classes), notice="; ".join(notices))
+    return Arrays(
+        **splits,
+        class_names=tuple(classes),
+        notice="; ".join(notices),
+        unlabelled=kept.get("unlabelled", 0),
+    )
+
+
+def _copies(files: Files) -> list[str]:
+    """Says which unlabelled images are files of a split, too, byte for byte; a line each split."""
+    beside: dict[int, list[Path]] = defaultdict(list)
+    for file, _ in files.get("unlabelled", ()):
+        beside[file.stat().st_size].append(file)
+    notices = []
+    for part in ("test", "validation", "train") if beside else ():
+        found = []
+        theirs: dict[int, set[str]] = defaultdict(set)
+        for file, _ in files.get(part, ()):
+            if (size := file.stat().st_size) in beside:  # most files need not be read
+                theirs[size].add(file_hash(file))
+        for size, hashes in theirs.items():
+            found += [file for file in beside[size] if file_hash(file) in hashes]
+        if found:
+            names = listing.shortened([str(file) for file in sorted(found)])
+            why = "" if part == "train" else ", because what is measured on must not be trained on"
+            notices.append(
+                f"images in unlabelled_path that are in the {part} split, too: {len(found)} "
+                f"({names}); take them out of one of the two{why}"
+            )
+    return notices

@@ -62,6 +62,13 @@ class Left:
     def add(self, kind: Kind, path: Path) -> None:
         self.paths.setdefault(kind, set()).add(path)
 
+    def without(self, folder: Path) -> None:
+        """Takes out a folder that is read after all, and those that it lies in."""
+        for kind in (ASIDE, HIDDEN):
+            paths = self.paths.pop(kind, set())
+            if stay := {path for path in paths if not _holds(path, folder)}:
+                self.paths[kind] = stay
+
     def notice(self) -> str:
         """All of it in a line, with a few names of each kind; empty where nothing is left out."""
         counted = []
@@ -135,6 +142,30 @@ def doubt(found: Layout) -> str:
         f"the classes are {shortened(found.classes)}, each with the folders {shortened(first)} "
         "in it; if those are the classes, name the folders above them train and test"
     )
+
+
+def refuse_overlap(folder: Path, found: Layout) -> None:
+    """Refuses a folder of unlabelled images whose images are those of a split or class, too.
+
+    Raises:
+        ConfigError: It is a folder of the layout, or one lies in the other.
+    """
+    parts = list(found.parts.values())
+    classes = [part / name for part in parts or [found.root] for name in found.classes]
+    for other in [*parts, *classes]:
+        inside, around = _holds(other, folder), _holds(folder, other)
+        if inside or around:
+            how = "is" if inside and around else "lies inside" if inside else "contains"
+            every = "" if parts else " (without train/ and test/ every folder there is a class)"
+            raise ConfigError(
+                f"dataset.unlabelled_path={plain(folder)} {how} {plain(other)}, whose images are "
+                f"used already{every}; choose a folder outside it with unlabelled images alone"
+            )
+
+
+def _holds(folder: Path, inner: Path) -> bool:
+    """Whether a folder is another, or above it; links are followed."""
+    return Path(os.path.realpath(inner)).is_relative_to(os.path.realpath(folder))
 
 
 def _splits(root: Path, names: list[str]) -> dict[str, Path]:

@@ -174,7 +174,7 @@ def logits(
                 progress.done(done)
 
     if plan.cache.logits == "none":
-        key = f"{teacher.key} {dataset.fingerprint} {dataset.split_fingerprint} {rows} {pixels}"
+        key = f"{teacher.key} {_data(dataset, part)} {rows} {pixels}"
         if key not in session.logits:
             found = np.concatenate(list(compute()))
             if not np.isfinite(found).all():
@@ -188,8 +188,7 @@ def logits(
         key={
             "weights": teacher.weights_sha256,
             "network": teacher.network_sha256,
-            "data": dataset.fingerprint,
-            "split": dataset.split_fingerprint,
+            **_data(dataset, part),
             "part": rows,
             # Another device or version rounds differently.
             "device": set_up(plan.device),
@@ -212,6 +211,15 @@ def logits(
         return obtain(Path(plan.cache_dir), wanted, compute, name, session.checked)
     except FloatingPointError as error:
         raise ConfigError(f"the teacher {shown(teacher.path)} can't teach: {error}") from error
+
+
+def _data(dataset: Dataset, part: str) -> dict[str, str]:
+    """Hashes of what decides the images of a split; those that nobody labelled may be some."""
+    found = {"data": dataset.fingerprint, "split": dataset.split_fingerprint}
+    if part in ("train", "unlabelled") and dataset.unlabelled_fingerprint:
+        rows = getattr(dataset, part).sha256  # not all, with a limit
+        found["images of unlabelled_path"] = f"{dataset.unlabelled_fingerprint} {rows}"
+    return found
 
 
 def held_out(
@@ -263,7 +271,6 @@ def of_origin(
         {
             "weights": teacher.weights_sha256,
             "network": teacher.network_sha256,
-            "data": dataset.fingerprint,
-            "split": dataset.split_fingerprint,
+            **_data(dataset, origin["part"]),
         },
     )

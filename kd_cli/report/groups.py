@@ -33,7 +33,9 @@ _SEEDS = (
     "init_seed", "data_seed", "augment.seed", "dataset.split_seed", "dataset.labelled_seed",
 )  # fmt: skip
 # What a scratch student has not: equal without these is equal training.
-_NOT_SCRATCH = {*UNUSED["train-student"], "command", "label_smoothing", "round"}
+_NOT_SCRATCH = {
+    *UNUSED["train-student"], "command", "label_smoothing", "round", "dataset.unlabelled_path",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ def chosen(family: Sequence[Group]) -> Group | None:
 def _without_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = {key: value for key, value in flat(config).items() if key not in _SEEDS}
     settings.pop("teacher_dir", None)  # the teacher's weights are known by their hash
+    settings.pop("dataset.source.unlabelled_path", None)  # it is dataset.unlabelled_path
     return settings
 
 
@@ -216,7 +219,7 @@ def _shared(record: Mapping[str, Any]) -> list[Any]:
     """What a run has in common with its scratch student."""
     return [
         {k: v for k, v in _without_seeds(record["config"]).items() if not _is_taught(k)},
-        {k: v for k, v in record["inputs"].items() if k not in ("split", "teacher")},
+        {k: v for k, v in record["inputs"].items() if k not in ("split", "teacher", "unlabelled")},
     ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,14 @@ def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
         for key, value in source.items()
         if key not in ("data_dir", "cache_dir") and not (key in before and value == before[key])
     }
-    for place in (spec, spec["source"]):
-        if place.get("path"):
-            path = Path(place["path"]).expanduser().resolve()
-            here = Path.cwd().resolve()
-            place["path"] = str(path.relative_to(here) if path.is_relative_to(here) else path)
+    if spec.get("unlabelled_path") is None:
+        for place in (spec, spec["source"]):
+            place.pop("unlabelled_path", None)
+    here = Path.cwd().resolve()
+    for place, key in itertools.product((spec, spec["source"]), ("path", "unlabelled_path")):
+        if place.get(key):
+            path = Path(place[key]).expanduser().resolve()
+            place[key] = str(path.relative_to(here) if path.is_relative_to(here) else path)
     return spec
 
 

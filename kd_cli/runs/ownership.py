@@ -238,6 +238,9 @@ def lock(out: Path, wait: bool = False) -> Iterator[None]:
 def inputs(plan: DictConfig, dataset: Dataset) -> dict[str, str]:
     """What a run is made from besides its settings: hashes of data, teacher and given files."""
     found = {"data": dataset.fingerprint, "split": dataset.split_fingerprint}
+    # (The first round of self-training, with the same data, does not use them.)
+    if dataset.unlabelled_fingerprint and plan.dataset.get("unlabelled_path") is not None:
+        found["unlabelled"] = dataset.unlabelled_fingerprint
     if is_taught(plan):
         if given_by(plan) in ("", "teacher_dir"):
             teacher = Record.read(identity.teacher_dir(plan))
@@ -255,6 +258,7 @@ def inputs(plan: DictConfig, dataset: Dataset) -> dict[str, str]:
 _MADE_FROM = {
     "data": "was made from other data",
     "split": "was made from another split of the data",
+    "unlabelled": "was made from other images of dataset.unlabelled_path",
     "teacher": "was distilled from another teacher",
     "teacher.weights": "was started from other teacher.weights",
     "student.checkpoint": "was started from another student.checkpoint",

@@ -150,7 +150,9 @@ class PseudoLabels(Part):
     images: int = _says("images that were kept")
     rows: int = _says("training rows of theirs, repeats included")
     per_class: list[int] = _says("these rows by pseudo-label")
-    accuracy: float | None = _may_say("share of right images, known where labels are only hidden")
+    accuracy: float | None = _may_say(
+        "share of right ones among those whose labels are only hidden"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -63,9 +63,10 @@ def check_labels(plan: DictConfig, dataset: Dataset) -> None:
     """
     if dataset.train.labelled:
         if has_rounds(plan) and dataset.unlabelled is None:
+            more = ", or dataset.unlabelled_path=FOLDER" * ("unlabelled_path" in plan.dataset)
             raise ConfigError(
                 f"{dataset.name}: all training images have labels, so self-train finds none to "
-                "label; type dataset.labelled_fraction=0.1 to keep the labels of a tenth"
+                f"label; type dataset.labelled_fraction=0.1 to keep the labels of a tenth{more}"
             )
         return
     bare = f"{dataset.name}: the training images have no labels"
@@ -152,12 +153,16 @@ def augmentation(plan: DictConfig, dataset: Dataset, session: Session) -> Views 
     device = set_up(plan.device)
     from kd_cli.data.views import Views
 
-    key = digest([_views_spec(plan), dataset.fingerprint, dataset.split_fingerprint, device], 32)
+    key = digest([_views_spec(plan), *_data(dataset), device], 32)
     view, seed = plan.get("view", "consistent"), plan.get("augment_seed", 0)
     # XLA on a CPU fuses what would be many passes over small tensors; not tried on GPUs.
     views = session.views.obtain(key, lambda: Views(node, view, dataset, device == "cpu", seed))
     views.seed = seed
     return views
+
+
+def _data(dataset: Dataset) -> list[str]:
+    return [dataset.fingerprint, dataset.split_fingerprint, dataset.unlabelled_fingerprint]
 
 
 def _views_spec(plan: DictConfig) -> dict[str, Any]:
@@ -192,7 +197,7 @@ def engine_for(
         {
             "learners": [[_graph(plan, role), length(plan, dataset)] for plan in plans],
             "batch_size": first.batch_size,
-            "data": [dataset.fingerprint, dataset.split_fingerprint, len(dataset.train)],
+            "data": [*_data(dataset), dataset.train.sha256],
             "teacher": outputs.key if outputs else "",
             "views": _views_spec(first),
             "memory": first.memory_gib,

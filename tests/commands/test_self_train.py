@@ -304,14 +304,22 @@ def test_hidden_labels_are_never_learned_from(kd, work, words, labels, monkeypat
     assert without_timings(first) == without_timings(second)
 
 
-def test_without_labels_there_is_no_report_of_right_ones(work, words, monkeypatch):
+def test_without_labels_there_is_no_report_of_right_ones(work, words, caplog):
     register_resolvers()
+    caplog.set_level("INFO", "kd")
     made = self_train._plan(plan(*words), 1, {"weights_sha256": "abc"})
     dataset = small_dataset()
     logits = np.array([[3, 0, 0], [0, 2, 0], [0, 1, 4]], np.float32)
     run = Run(made, work, [])
     _, taught = self_train._training_set(run, dataset, logits, 0.0)
     assert taught.record["pseudo_labels"]["accuracy"] == pytest.approx(1 / 3)  # of 0, 2, 1
+    # Nobody knows the label of row 2: of 0 and 1 one is right.
+    some = dataclasses.replace(dataset.unlabelled, labels=np.array([0, 1, -1, 0, 2, 1, 1, 0]))
+    _, taught = self_train._training_set(
+        run, dataclasses.replace(dataset, unlabelled=some), logits, 0.0
+    )
+    assert taught.record["pseudo_labels"]["accuracy"] == 0.5
+    assert "0.5000 of 2 right" in caplog.text
     bare = dataclasses.replace(dataset.unlabelled, labels=np.full(8, -1))
     _, taught = self_train._training_set(
         run, dataclasses.replace(dataset, unlabelled=bare), logits, 0.0

@@ -110,7 +110,7 @@ def test_every_dataset_has_the_common_keys(option):
         node = OmegaConf.to_container(compose(command, words))["dataset"]
         common = {"name", "image_shape", "num_classes", "validation_fraction", "source"}
         more = {"labelled_fraction", "labelled_seed", "unlabelled", "split_seed", "limit"}
-        assert common | more == set(node) - {"path"}
+        assert common | more == set(node) - {"path", "unlabelled_path"}
 
 
 def test_optimizers_share_their_common_keys():
