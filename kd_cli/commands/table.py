@@ -102,7 +102,7 @@ TABLE = (
         ),
         "explain:run",
         config="distill",
-        note="explain takes the keys of distill, and trains nothing",
+        note="explain takes the keys of distill, and keeps nothing that it trains",
     ),
     Command(
         "evaluate",

@@ -100,7 +100,7 @@ class BySplit(Part):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fidelity(BySplit):
-    training: dict | None = _may_say("on at most 2,000 training images, as in evaluation")
+    training: dict | None = _may_say("on at most 2,000 training images: agreement, kl, accuracy")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -211,7 +211,7 @@ class Record(Part):
     test_last: Score = _says("test scores of the weights after the last epoch")
     quality: BySplit = _says("top-1, NLL, Brier, calibration, classes: quality.quality")
     fidelity: Fidelity | None = _may_say("agreement with the teacher and KL: quality.fidelity")
-    gradients: dict | None = _may_say("of the loss's terms at the first step: training.balance")
+    gradients: dict | None = _may_say("at the first step: shares of the loss's terms, cosine")
     weights_sha256: str = _says("hash of the weights in model.keras")
     teacher: TeacherRecord | None = _may_say("who taught; present for distill")
     pseudo_labels: PseudoLabels | None = _may_say("what a round of self-training learned from")
