@@ -98,7 +98,7 @@ TABLE = (
         "explain",
         (
             "show what kd distill would do with the same overrides: loss, schedule, data,",
-            "and how large each term's gradient is; it trains nothing",
+            "how long it takes, and how large each term's gradient is; it keeps nothing",
         ),
         "explain:run",
         config="distill",
