@@ -25,6 +25,10 @@ SAMPLES = 5
 LONG = 0.05  # seconds: in less, starting the steps counts more than the steps
 MOST = 5.0  # seconds after which no further sample is taken: a slow network has one or two
 
+ABOUT = (
+    "estimates from a few steps, for this machine as it is now; loading and saving are not in them"
+)
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -95,8 +99,7 @@ class Distilling:
         view = self.image * self.images
         once = self.missing * view
         total = one.total(live) + once
-        found = ["estimates from a few steps, for this machine as it is now; loading and saving"]
-        found[0] += " are not in them"
+        found = [ABOUT]
         if self.teacher is not None:
             own = self.teacher
             found.append(f"teacher, trained first: {_each(own)}, {duration(own.total())} in all")
@@ -115,9 +118,10 @@ class Distilling:
                 f"cache {gain} {duration(abs(saved))} in this run"
             )
         elif self.could:
+            of = " for each of K" if "views" in self.could else ""
             found.append(
                 f"live teacher: {duration(one.per_epoch * self.batch)} of each epoch; "
-                f"{self.could}: {duration(view)} once for each, then {_each(one)}"
+                f"with {self.could}: {duration(view)} once{of}, then {_each(one)}"
             )
         else:
             share = duration(one.per_epoch * self.batch)
@@ -171,8 +175,11 @@ def distilling(
     if student is None:
         return None
     batch = forward(ask, images)
-    mixed = views is not None and (views.mixes or plan.view == "independent")
-    stored = "cache.logits=float32" if plan.cache.logits == "none" else "cache.views=K"
+    could = [] if plan.cache.logits != "none" else ["cache.logits=float32"]
+    if views is not None and views.nodes and plan.view == "consistent":
+        could.append("cache.views=K")
+    if views is not None and (views.mixes or plan.view == "independent"):
+        could = []
     return Distilling(
         student,
         teacher,
@@ -181,7 +188,7 @@ def distilling(
         len(dataset.train),
         planned.views,
         planned.missing,
-        "" if mixed else f"with {stored}",
+        " ".join(could),
     )
 
 

@@ -107,7 +107,9 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
             asked = teacher_outputs.on_training(teacher, tables, dataset, views)
             said = certainty(*asked, plan.get("temperature"))
             warnings = [*prepared.warnings(plan), *warnings]
-        times = estimate.distilling(engine, plan, dataset, views, ask, planned, first)
+        times = None
+        if teacher or first:
+            times = estimate.distilling(engine, plan, dataset, views, ask, planned, first)
     for head, text in [
         ("loss", loss_line(plan)),
         ("schedule", schedule_line(plan, learner.schedule, *assembly.length(plan, dataset))),

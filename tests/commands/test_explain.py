@@ -358,6 +358,23 @@ def test_a_live_teacher_of_mixed_crops(kd, small, given):
     assert all(np.isfinite(row).all() for row in numbers(done.out).values())
 
 
+def test_what_would_store_the_outputs_of_a_live_teacher(kd, small, given):
+    both = ["augment=flip_crop", "augment.padding=1"]
+    for words, could in [
+        (both, "cache.views=K: "),
+        ([*both, "cache.logits=none"], "cache.logits=float32 cache.views=K: "),
+        (["cache.logits=none"], "cache.logits=float32: "),
+    ]:
+        out = kd("explain", *small[:2], given, *words).out
+        assert f" of each epoch; with {could}" in out, out
+
+
+def test_a_training_that_breaks_has_no_estimate(kd, small, given):
+    done = kd("explain", *small[:2], given, "optimizer=sgd", "learning_rate=1e30")
+    assert done.code == 0
+    assert "\ntime        no estimate: the loss is not finite\n" in done.out
+
+
 def test_the_teacher_is_checked_here_too(kd, work, small):
     inputs = keras.Input((6, 6, 1))
     logits = keras.layers.Dense(4, kernel_initializer="zeros")
