@@ -8,6 +8,7 @@
     distill          distill
     self_train       self-train
     compare explain evaluate report cache guide help    one command each
+    estimate         how long a run takes, for explain
     evaluate_target  what evaluate measures, and on which data
     sweep            the points of a sweep, and its table
     joint            points of a sweep that train together

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 
@@ -66,9 +67,12 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
         "outputs": outputs.how,
         "precision": teacher.precision,
     }
-    said = teacher_outputs.on_training(teacher, outputs, dataset, views)
+    said = teacher_outputs.on_training(teacher, outputs.logits, dataset, views)
+    compared = functools.cache(
+        lambda: teacher_outputs.in_evaluation(teacher, plan, outputs.logits, dataset, views)
+    )
     record = {"teacher": record}
-    taught = Taught(outputs, outputs.seconds, record, prepared.arrays, doubts, said)
+    taught = Taught(outputs, outputs.seconds, record, prepared.arrays, doubts, said, compared)
     return train(runs, dataset, started, "student", session, taught)
 
 

@@ -1,24 +1,25 @@
-"""`kd explain`: shows what a distill run would do, and each loss term's gradient at its first step.
+"""`kd explain`: shows what a distill run would do, how long it takes, and each term's gradient.
 
 It uses the run's own engine, teacher and first batch, so the run would give the same numbers. It
-trains nothing and makes no run directory; it only fills the caches that any run fills.
+keeps nothing that it trains and makes no run directory. It only fills caches that any run fills,
+and those not with the teacher's outputs on training images, which may take hours.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from kd_cli.commands import estimate
 from kd_cli.commands.job import is_sweep
 from kd_cli.commands.table import Request
 from kd_cli.config.compose import compose
 from kd_cli.config.overrides import teacher_overrides
-from kd_cli.config.plans import given_by, teacher_augment_follows
+from kd_cli.config.plans import given_by, teacher_augment_follows, teacher_plan
 from kd_cli.config.quoting import command_line
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
@@ -31,41 +32,18 @@ from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
 from kd_cli.terminal import messages, print_table, shown
 from kd_cli.training import assembly
+from kd_cli.training.balance import Balance, balance
 from kd_cli.training.schedules import in_steps
 
 if TYPE_CHECKING:
     from kd_cli.data.views import Views
     from kd_cli.distillation.prepare import Prepared
     from kd_cli.distillation.teacher_outputs import Outputs
-    from kd_cli.training.step import Engine, Learner
+    from kd_cli.networks.predict import LiveTeacher
+    from kd_cli.training.step import Engine
 
 
 FAINT = 0.01  # share of the gradient norm below which a term has almost no effect
-
-
-@dataclass(frozen=True)
-class Balance:
-    """How the terms of a loss act on a batch.
-
-    Attributes:
-        terms: Their names; a network's own losses come last, as `regularisation`.
-        values: [n] means over the batch, weights included, in nats.
-        norms: [n] L2 norms of each term's own gradient by all trainable weights.
-        cosines: [n, n] between these gradients; NaN where one of them is 0.
-        examples: In the batch.
-    """
-
-    terms: list[str]
-    values: np.ndarray
-    norms: np.ndarray
-    cosines: np.ndarray
-    examples: int
-
-    @property
-    def shares(self) -> np.ndarray:
-        """[n] of the sum of the norms; NaN where all are 0 or one is not finite."""
-        total = self.norms.sum()
-        return self.norms / total if total > 0 else np.full(len(self.norms), np.nan)
 
 
 def run(request: Request) -> int:
@@ -86,7 +64,7 @@ def run(request: Request) -> int:
 
 
 def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -> None:
-    """Prints what `kd distill` would do with a checked configuration.
+    """Prints what `kd distill` would do with a checked configuration, and how long it would take.
 
     Args:
         plan: Of distill, from `config.check`.
@@ -94,13 +72,15 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         config_dir: The user's `--config-dir`, for that command too.
 
     Raises:
-        ConfigError: The teacher is not trained yet, or anything that a run would refuse.
+        ConfigError: Anything that a run would refuse.
     """
-    if not given_by(plan) and Record.read(teacher_dir(plan)) is None:
-        kept = teacher_overrides(typed, teacher_augment_follows(plan))
+    untrained = not given_by(plan) and Record.read(teacher_dir(plan)) is None
+    kept = teacher_overrides(typed, teacher_augment_follows(plan))
+    train_it = command_line("train-teacher", kept, config_dir)
+    if untrained and not plan.teacher.train_if_missing:
         raise ConfigError(
-            f"no finished teacher in {shown(teacher_dir(plan))}, and explain trains none; train it "
-            f"with: {command_line('train-teacher', kept, config_dir)}"
+            f"no finished teacher in {shown(teacher_dir(plan))}, and teacher.train_if_missing="
+            f"false; train it with: {train_it}"
         )
     session = Session()
     with messages():
@@ -113,28 +93,58 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
 
         views = assembly.augmentation(plan, dataset, session)
         prepared = prepare(plan, dataset, views, session)
-        teacher = prepared.teacher
+        teacher = prepared.teacher if prepared else None
+        first, ask = (None, teacher.predict) if teacher else _missing(plan, dataset)
         epochs = assembly.epochs(plan, dataset)
-        outputs = teacher_outputs.outputs(teacher, plan, dataset, views, epochs, session)
+        planned = teacher_outputs.planned(teacher, plan, dataset, views, epochs, session)
+        outputs, stored = planned.outputs, planned.views > planned.missing == 0
         engine = assembly.engine_for([plan], dataset, "student", outputs, session)
         (learner,) = engine.learners
-        found = balance(learner, *engine.first_batch())
-        asked = teacher_outputs.on_training(teacher, outputs, dataset, views)
-        said = certainty(*asked, plan.get("temperature"))
-        warnings = [*prepared.warnings(plan), *doubts(learner.model, "student")]
+        warnings = doubts(learner.model, "student")
+        if prepared:
+            found = balance(learner, *engine.first_batch(None if stored else ask))
+            tables = outputs.logits if stored else []
+            asked = teacher_outputs.on_training(teacher, tables, dataset, views)
+            said = certainty(*asked, plan.get("temperature"))
+            warnings = [*prepared.warnings(plan), *warnings]
+        times = None
+        if teacher or first:
+            times = estimate.distilling(engine, plan, dataset, views, ask, planned, first)
     for head, text in [
         ("loss", loss_line(plan)),
         ("schedule", schedule_line(plan, learner.schedule, *assembly.length(plan, dataset))),
         ("optimizer", optimizer_line(plan)),
         *_data_path(plan, dataset, views, engine),
         ("student", f"{plan.student.name}, {_network(learner.model)}"),
-        ("teacher", _teacher_line(prepared)),
-        ("", _network(teacher.model)),
+        *(_about_teacher(prepared) if prepared else _to_train(plan, train_it)),
         ("its logits", _answers_line(outputs, views)),
-        ("", _certainty_line(said, dataset.num_classes)),
-        ("first batch", f"{found.examples} images; initial weights of init_seed {plan.init_seed}"),
+        *([("", _certainty_line(said, dataset.num_classes))] if prepared else []),
+        *_times(times),
     ]:
         print(f"{head:<12}{text}")
+    if prepared:
+        _print_balance(found, plan)
+        warnings = [*remarks(found, learner.hyper), *(f"warning: {text}" for text in warnings)]
+    else:
+        warnings = [f"warning: {text}" for text in warnings]
+        warnings.append("The gradients need the trained teacher: train it, and explain again.")
+    for text in warnings:
+        print(text)
+
+
+def _missing(plan: DictConfig, dataset: Dataset) -> tuple[estimate.Training | None, LiveTeacher]:
+    """The training of a teacher that kd trains first, and the network before it."""
+    from kd_cli.networks.predict import predictor
+
+    wanted = teacher_plan(plan)
+    if wanted.dataset != plan.dataset:  # it may know more labels
+        dataset = load_dataset(wanted.dataset, plan.device)
+    engine = assembly.engine_for([wanted], dataset, "teacher", None, Session())
+    return estimate.training(engine, wanted, dataset), predictor(engine.learners[0].model)
+
+
+def _print_balance(found: Balance, plan: DictConfig) -> None:
+    print(f"first batch {found.examples} images; initial weights of init_seed {plan.init_seed}")
     print_table(
         "",
         ["term", "value", "gradient norm", "share"],
@@ -148,47 +158,11 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
     if len(found.terms) == 2 and np.isfinite(found.cosines[0, 1]):
         first, second = found.terms
         print(f"cosine of the gradients of {first} and {second}: {found.cosines[0, 1]:.3f}")
-    for text in [*remarks(found, learner.hyper), *(f"warning: {text}" for text in warnings)]:
-        print(text)
 
 
-def balance(
-    learner: Learner, images: Any, labels: Any, teacher: Mapping[str, Any] | None
-) -> Balance:
-    """Value and gradient of each term of a loss, of a training step that is not taken.
-
-    Args:
-        learner: With the weights at which the gradients are computed.
-        images, labels, teacher: The step's batch, as `Engine.first_batch` gives it.
-    """
-    import tensorflow as tf
-
-    optimizer, variables = learner.optimizer, learner.model.trainable_variables
-
-    @tf.function(autograph=False)
-    def compute() -> tuple[Any, Any]:
-        with tf.GradientTape(persistent=True) as tape:
-            _, means = learner.forward(images, labels, teacher)
-            # As in training: without it a float16 network's small gradients vanish.
-            scaled = [optimizer.scale_loss(mean) for mean in means]
-        each = [tape.gradient(one, variables) for one in scaled]
-        gram = tf.zeros([len(each), len(each)], tf.float64)
-        for variable, *parts in zip(variables, *each, strict=True):
-            flat = [
-                # None where the term does not reach the variable.
-                tf.zeros([math.prod(variable.shape)]) if part is None else tf.reshape(part, [-1])
-                for part in parts
-            ]
-            rows = tf.cast(tf.stack(flat), tf.float64)
-            gram += tf.matmul(rows, rows, transpose_b=True)
-        factor = tf.cast(optimizer.scale_loss(tf.constant(1.0)), tf.float64)
-        return tf.stack(means), gram / factor**2
-
-    values, gram = (np.asarray(part, np.float64) for part in compute())
-    norms = np.sqrt(np.diag(gram))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cosines = gram / np.outer(norms, norms)
-    return Balance(list(learner.terms), values, norms, cosines, int(images.shape[0]))
+def _times(times: estimate.Distilling | None) -> list[tuple[str, str]]:
+    first, *rest = times.lines() if times else ["no estimate: the loss is not finite"]
+    return [("time", first), *(("", text) for text in rest)]
 
 
 def remarks(found: Balance, hyper: Mapping[str, Any]) -> list[str]:
@@ -338,12 +312,20 @@ def _data_path(
     ]
 
 
-def _teacher_line(prepared: Prepared) -> str:
+def _to_train(plan: DictConfig, train_it: str) -> list[tuple[str, str]]:
+    return [
+        ("teacher", f"{plan.teacher.name}, not trained yet; kd distill trains it first, with:"),
+        ("", train_it),
+    ]
+
+
+def _about_teacher(prepared: Prepared) -> list[tuple[str, str]]:
     teacher = prepared.teacher
     part = "validation" if "validation" in prepared.quality else "test"
     training = f", {teacher.training}" if teacher.training else ""
     accuracy = f"{part} {prepared.quality[part]['accuracy']:.4f}"
-    return f"{teacher.name}{training}, {accuracy} ({shown(teacher.path)})"
+    line = f"{teacher.name}{training}, {accuracy} ({shown(teacher.path)})"
+    return [("teacher", line), ("", _network(teacher.model))]
 
 
 def _certainty_line(said: Mapping[str, Any], classes: int) -> str:

@@ -98,11 +98,11 @@ TABLE = (
         "explain",
         (
             "show what kd distill would do with the same overrides: loss, schedule, data,",
-            "and how large each term's gradient is; it trains nothing",
+            "how long it takes, and how large each term's gradient is; it keeps nothing",
         ),
         "explain:run",
         config="distill",
-        note="explain takes the keys of distill, and trains nothing",
+        note="explain takes the keys of distill, and keeps nothing that it trains",
     ),
     Command(
         "evaluate",

@@ -74,6 +74,11 @@ class Request:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def entry(root: Path, wanted: Request) -> Path:
+    """The folder of these logits below `cache_dir`, whether it is there or not."""
+    return root.expanduser() / "logits" / wanted.name
+
+
 def obtain(
     root: Path,
     wanted: Request,
@@ -94,7 +99,7 @@ def obtain(
         FloatingPointError: The teacher gives NaN or infinity, or more than float16 can hold.
         OSError: The disk is full or read-only.
     """
-    folder = root.expanduser() / "logits" / wanted.name
+    folder = entry(root, wanted)
     computing = f"computes the logits of {what}"
     if fault(folder, checked):
         # Only who computes locks, so a finished cache can be read where it can't be written.

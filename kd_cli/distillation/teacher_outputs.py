@@ -21,10 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.data.views import Views
 from kd_cli.device import set_up
-from kd_cli.distillation.logits_cache import Request, obtain
+from kd_cli.distillation.logits_cache import Request, entry, fault, obtain
 from kd_cli.distillation.teacher import Teacher, load
 from kd_cli.errors import ConfigError
-from kd_cli.networks.predict import LiveTeacher, Prepare, predict_batches
+from kd_cli.networks.predict import LiveTeacher, Prepare, predict_batches, predict_rows
 from kd_cli.runs.session import Session
 from kd_cli.terminal import CountProgress, shown
 
@@ -78,36 +78,124 @@ def outputs(
 
         how = f"live ({why})"
         return Outputs(f"{key} {how}", how, [], live, None, time.monotonic() - started)
-    how = f"cached as {plan.cache.logits}"
-    if views is None or plan.view == "fixed_teacher":
-        repeats, tables = None, [logits(teacher, plan, dataset, "train", views, session)]
-    else:
-        repeats = min(plan.cache.views or 1, epochs)
-        tables = [
-            logits(teacher, plan, dataset, "train", views, session, view) for view in range(repeats)
-        ]
-        how += f", {repeats} view{'s' if repeats > 1 else ''} per image"
+    numbers = _stored_views(plan, views, epochs)
+    tables = [logits(teacher, plan, dataset, "train", views, session, view) for view in numbers]
+    how, repeats = _how(plan, numbers)
+    if repeats:
         key += f" of seed {views.seed}"
     return Outputs(f"{key} {how}", how, tables, None, repeats, time.monotonic() - started)
 
 
+def _stored_views(plan: DictConfig, views: Views | None, epochs: int) -> list[int | None]:
+    """The views whose logits are kept; None is the image as in evaluation."""
+    if views is None or plan.view == "fixed_teacher":
+        return [None]
+    return list(range(min(plan.cache.views or 1, epochs)))
+
+
+def _how(plan: DictConfig, numbers: list[int | None]) -> tuple[str, int | None]:
+    """In words, and how many views of an image there are."""
+    how = f"cached as {plan.cache.logits}"
+    if numbers == [None]:
+        return how, None
+    return f"{how}, {len(numbers)} view{'s' if len(numbers) > 1 else ''} per image", len(numbers)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run will get from its teacher, with nothing computed for it.
+
+    Attributes:
+        outputs: The stored logits where all are stored; else numbers in their place that say
+            nothing, for an engine that takes as long as that of the run without the teacher.
+        views: Versions of each training image whose logits the run stores; 0 for a live teacher.
+        missing: Of these, how many the cache does not have yet.
+    """
+
+    outputs: Outputs
+    views: int
+    missing: int
+
+
+def planned(
+    teacher: Teacher | None,
+    plan: DictConfig,
+    dataset: Dataset,
+    views: Views | None,
+    epochs: int,
+    session: Session,
+) -> Planned:
+    """What `outputs` will give, with the same arguments; no teacher is one to be trained."""
+    blank = np.linspace(-1, 1, dataset.num_classes, dtype=np.float32)  # zeros may divide by zero
+    why = why_live(plan, views)
+    if why:
+        how = f"live ({why})"
+
+        def live(images: Any) -> Any:
+            return tf.repeat(blank[None], tf.shape(images)[0], axis=0)
+
+        return Planned(Outputs(f"planned {how}", how, [], live, None, 0.0), 0, 0)
+    numbers = _stored_views(plan, views, epochs)
+    how, repeats = _how(plan, numbers)
+    missing = len(numbers)
+    if teacher is not None:
+        folders = [
+            entry(Path(plan.cache_dir), _request(teacher, plan, dataset, "train", view))
+            for view in numbers
+        ]
+        missing = sum(fault(folder, session.checked) is not None for folder in folders)
+        if not missing:
+            found = outputs(teacher, plan, dataset, views, epochs, session)
+            return Planned(found, len(numbers), 0)
+    table = np.broadcast_to(blank.astype(plan.cache.logits), (len(dataset.train), len(blank)))
+    made = Outputs(f"planned {how}", how, [table] * len(numbers), None, repeats, 0.0)
+    return Planned(made, len(numbers), missing)
+
+
 def on_training(
-    teacher: Teacher, found: Outputs, dataset: Dataset, views: Views | None
+    teacher: Teacher, tables: list[np.ndarray], dataset: Dataset, views: Views | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits [n, K] and labels [n] (-1: none) of training images, for `quality.certainty`.
 
-    Of stored logits these are the first view's, of at most 10,000 rows; a live teacher is asked
-    about 256 rows as in evaluation, because a large one is slow.
+    Of stored logits (`tables`) these are the first view's, of at most 10,000 rows; a live teacher
+    is asked about 256 rows as in evaluation, because a large one is slow.
+    """
+    places = _spread(dataset.train, 10_000 if tables else 256)
+    labels = dataset.train.labels[dataset.train.rows[places]]
+    if tables:
+        return np.asarray(tables[0][places], np.float32), labels
+    return _asked(teacher, dataset.train, places, views)[1], labels
+
+
+def in_evaluation(
+    teacher: Teacher,
+    plan: DictConfig,
+    tables: list[np.ndarray],
+    dataset: Dataset,
+    views: Views | None,
+) -> tuple[Split, np.ndarray]:
+    """Training images (at most 2,000), and the teacher's logits [n, K] of them as in evaluation.
+
+    Where those are not stored the teacher is asked: less than it says in an epoch or in a view.
     """
     split = dataset.train
-    most = 10_000 if found.logits else 256
-    places = np.unique(np.linspace(0, len(split) - 1, most).astype(np.int64))
-    rows = split.rows[places]
-    if found.logits:
-        return np.asarray(found.logits[0][places], np.float32), split.labels[rows]
-    part = Split(split.images, split.labels, rows)
-    batches = predict_batches(teacher.predict, part, _prepare(views, None))
-    return np.concatenate([*batches]), split.labels[rows]
+    places = _spread(split, 2000)
+    if tables and (views is None or plan.view == "fixed_teacher"):
+        part = Split(split.images, split.labels, split.rows[places])
+        return part, np.asarray(tables[0][places], np.float32)
+    return _asked(teacher, split, places, views)
+
+
+def _spread(split: Split, most: int) -> np.ndarray:
+    """Places in a split, evenly: a folder's images come class by class."""
+    return np.unique(np.linspace(0, len(split) - 1, most).astype(np.int64))
+
+
+def _asked(
+    teacher: Teacher, split: Split, places: np.ndarray, views: Views | None
+) -> tuple[Split, np.ndarray]:
+    part = Split(split.images, split.labels, split.rows[places])
+    return part, predict_rows(teacher.predict, part, _prepare(views, None))
 
 
 def why_live(plan: DictConfig, views: Views | None) -> str:
@@ -160,9 +248,6 @@ def logits(
     """
     split: Split = getattr(dataset, part)
     what = f"teacher on {part}" + ("" if view is None else f", view {view + 1}")
-    augment = {**OmegaConf.to_container(plan.augment), "seed": plan.get("augment_seed", 0)}
-    pixels = _pixels(augment, view)
-    rows = part if part != "train" or split.labelled in (0, len(split)) else "train, unlabelled too"
 
     def compute(first: int = 0) -> Iterator[np.ndarray]:
         prepare = _prepare(views, view)
@@ -174,7 +259,8 @@ def logits(
                 progress.done(done)
 
     if plan.cache.logits == "none":
-        key = f"{teacher.key} {_data(dataset, part)} {rows} {pixels}"
+        _, pixels = _augment(plan, view)
+        key = f"{teacher.key} {_data(dataset, part)} {_rows(dataset, part)} {pixels}"
         if key not in session.logits:
             found = np.concatenate(list(compute()))
             if not np.isfinite(found).all():
@@ -184,18 +270,31 @@ def logits(
                 )
             session.logits[key] = found
         return session.logits[key]
-    wanted = Request(
+    wanted = _request(teacher, plan, dataset, part, view)
+    name = teacher.name + what.removeprefix("teacher")
+    try:
+        return obtain(Path(plan.cache_dir), wanted, compute, name, session.checked)
+    except FloatingPointError as error:
+        raise ConfigError(f"the teacher {shown(teacher.path)} can't teach: {error}") from error
+
+
+def _request(
+    teacher: Teacher, plan: DictConfig, dataset: Dataset, part: str, view: int | None
+) -> Request:
+    """Names the logits of a split's rows in the cache; the arguments are those of `logits`."""
+    augment, pixels = _augment(plan, view)
+    return Request(
         key={
             "weights": teacher.weights_sha256,
             "network": teacher.network_sha256,
             **_data(dataset, part),
-            "part": rows,
+            "part": _rows(dataset, part),
             # Another device or version rounds differently.
             "device": set_up(plan.device),
             "tensorflow": tf.__version__,
             **({"pixels": pixels} if pixels else {}),
         },
-        rows=len(split),
+        rows=len(getattr(dataset, part)),
         classes=dataset.num_classes,
         dtype=plan.cache.logits,
         origin={
@@ -206,11 +305,18 @@ def logits(
             "view": view,
         },
     )
-    name = teacher.name + what.removeprefix("teacher")
-    try:
-        return obtain(Path(plan.cache_dir), wanted, compute, name, session.checked)
-    except FloatingPointError as error:
-        raise ConfigError(f"the teacher {shown(teacher.path)} can't teach: {error}") from error
+
+
+def _rows(dataset: Dataset, part: str) -> str:
+    split: Split = getattr(dataset, part)
+    whole = part != "train" or split.labelled in (0, len(split))
+    return part if whole else "train, unlabelled too"
+
+
+def _augment(plan: DictConfig, view: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The augmentation with its seed, and what of it decides the pixels that the teacher sees."""
+    augment = {**OmegaConf.to_container(plan.augment), "seed": plan.get("augment_seed", 0)}
+    return augment, _pixels(augment, view)
 
 
 def _data(dataset: Dataset, part: str) -> dict[str, str]:

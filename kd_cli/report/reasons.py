@@ -18,6 +18,15 @@ from kd_cli.runs.finished import test_accuracy
 FAR_AHEAD = 2.0
 SURE = 0.05  # of the largest entropy there can be: outputs that are nearly the labels
 RIGHT = 0.99
+# Of the training images: a student that differs on more than one in twenty has not learned what it
+# was shown.
+FITS = 0.95
+# Agreement on training minus that on test: far more than the sampling error of 300 test images
+# (two standard errors are at most 0.06).
+MEMORISED = 0.1
+# A term with this share of the gradient turns the sum by at most arcsin(0.1 / 0.9) = 6 degrees.
+LITTLE = 0.1
+ALONG = 0.9  # cosine: less than 26 degrees between the two gradients
 
 
 @dataclass(frozen=True)
@@ -102,10 +111,60 @@ def _follows(case: Case) -> str:
         return ""
     if same >= teacher - 0.05:
         return f"The student decides as its teacher on {100 * same:.1f} % of the test images."
+    advice = "; try more steps, a higher learning rate or a larger student"
+    if case.mean("fidelity.training.agreement") is not None:
+        advice = ""  # the training images tell which: `_fits`
     return (
         f"The student decides as its teacher on only {100 * same:.1f} % of the test images, and "
-        f"the teacher is right on {100 * teacher:.1f} %: it does not reproduce its teacher; try "
-        "more steps, a higher learning rate or a larger student."
+        f"the teacher is right on {100 * teacher:.1f} %: it does not reproduce its teacher{advice}."
+    )
+
+
+def _fits(case: Case) -> str:
+    seen, unseen = case.mean("fidelity.training.agreement"), case.mean("fidelity.test.agreement")
+    right = case.mean("fidelity.training.accuracy")
+    if seen is None or unseen is None:
+        return ""
+    if seen >= FITS:
+        if seen - unseen < MEMORISED:
+            return ""
+        return (
+            f"The student agrees with the teacher on {100 * seen:.1f} % of the training images, "
+            f"but on {100 * unseen:.1f} % of the test images: it has memorised the former; try "
+            "more images (without labels too) or augmentation."
+        )
+    text = f"The student agrees with the teacher on only {100 * seen:.1f} % of the training images"
+    if right is not None and right >= FITS:
+        return (
+            f"{text} and has the label on {100 * right:.1f} %: it follows the labels where the two "
+            "differ."
+        )
+    return f"{text}: it underfits; try more steps, a larger student or a higher learning rate."
+
+
+def _share(case: Case) -> str:
+    """Of the labels' term `hard` and those that the teacher has a part in."""
+    cosine, record = case.mean("gradients.cosine"), case.group.record
+    terms = record.get("gradients", {}).get("shares", {})
+    names = [name for name in terms if name not in ("hard", "regularisation")]
+    shares = [case.mean(f"gradients.shares.{name}") for name in names]
+    if "hard" not in terms or not names or None in shares or sum(shares) >= LITTLE:
+        return ""
+    along = (
+        f" and points where the labels' does (cosine {cosine:.2f})"
+        if cosine is not None and cosine >= ALONG
+        else ""
+    )
+    loss = record["config"]["loss"]
+    advice = "give it a larger weight"
+    if loss.get("alpha"):
+        advice = "lower alpha"
+        if loss.get("temperature") and "t_squared" in loss:
+            more = "raise the temperature" if loss["t_squared"] else "type t_squared=true"
+            advice += f", or {more}"
+    return (
+        f"The teacher's term has {100 * sum(shares):.2g} % of the gradient at the first step{along}"
+        f": it can hardly change anything; {advice}."
     )
 
 
@@ -132,7 +191,7 @@ def _calibration(case: Case) -> str:
 
 
 RULES: tuple[Callable[[Case], str], ...] = (
-    _lead, _more_labels, _sure, _follows, _ends_early, _calibration,
+    _lead, _more_labels, _sure, _share, _follows, _fits, _ends_early, _calibration,
 )  # fmt: skip
 
 

@@ -204,6 +204,34 @@ def fidelity(
     }
 
 
+def fidelity_on_training(
+    student: np.ndarray, teacher: np.ndarray, labels: np.ndarray
+) -> dict[str, float | int | None] | None:
+    """How close a student is to its teacher on images that it was trained on.
+
+    Args:
+        student: Its logits [n, K], as in evaluation.
+        teacher: Logits [n, K] of the same images.
+        labels: [n] class numbers, -1 where none is known.
+
+    Returns:
+        images: n;
+        agreement: share of images with the same top class;
+        kl: mean of KL(teacher || student) in nats at T = 1;
+        accuracy: the student's among images with a label; None where none has one.
+        None where a logit is not finite.
+    """
+    if not (np.isfinite(student).all() and np.isfinite(teacher).all()):
+        return None
+    known, top = labels >= 0, student.argmax(axis=1)
+    return {
+        "images": len(labels),
+        "agreement": float((top == teacher.argmax(axis=1)).mean()),
+        "kl": _kl(teacher, student, 1.0),
+        "accuracy": float((top == labels)[known].mean()) if known.any() else None,
+    }
+
+
 def certainty(
     logits: np.ndarray, labels: np.ndarray, temperature: float | None = None
 ) -> dict[str, float | int | None]:

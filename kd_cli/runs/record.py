@@ -99,6 +99,11 @@ class BySplit(Part):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Fidelity(BySplit):
+    training: dict | None = _may_say("on at most 2,000 training images: agreement, kl, accuracy")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetRecord(Part):
     name: str = _says("name of the dataset")
     image_shape: list[int] = _says("[height, width, channels]")
@@ -207,7 +212,8 @@ class Record(Part):
     test: Score = _says("test scores of the weights in model.keras")
     test_last: Score = _says("test scores of the weights after the last epoch")
     quality: BySplit = _says("top-1, NLL, Brier, calibration, classes: quality.quality")
-    fidelity: BySplit | None = _may_say("agreement with the teacher and KL: quality.fidelity")
+    fidelity: Fidelity | None = _may_say("agreement with the teacher and KL: quality.fidelity")
+    gradients: dict | None = _may_say("at the first step: shares of the loss's terms, cosine")
     weights_sha256: str = _says("hash of the weights in model.keras")
     teacher: TeacherRecord | None = _may_say("who taught; present for distill")
     pseudo_labels: PseudoLabels | None = _may_say("what a round of self-training learned from")

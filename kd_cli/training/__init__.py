@@ -1,6 +1,7 @@
 """Training networks, with a teacher or without.
 
     step        the traced training step of one or several students
+    balance     the gradient of each loss term
     loop        epochs around it: validation, the best epoch, early stopping, resume
     assembly    builds a training step from a checked plan
     train       trains a run and writes its directory

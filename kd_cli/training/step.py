@@ -256,23 +256,58 @@ class Engine:
         numbers = (tf.constant(value, tf.int64) for value in (first_step, start, stop))
         self._chunk(*numbers, *self._stream)
 
-    def first_batch(self) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor] | None]:
-        """What the learners get at the first step of a training: images, labels, the teacher's."""
+    def first_batch(
+        self, teacher: LiveTeacher | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor] | None]:
+        """What the learners get at the first step of a training: images, labels, the teacher's.
+
+        Args:
+            teacher: To be asked in place of the engine's.
+        """
         self.start_epoch(1)
         start = tf.constant(0, tf.int64)
-        return self._batch(start, start, *self._stream)
+        return self._batch(start, start, *self._stream, teacher=teacher)
+
+    def make_batches(self, first_step: int, start: int, stop: int) -> None:
+        """Makes the batches of the steps [start, stop) as `run` does, and trains on none."""
+        numbers = (tf.constant(value, tf.int64) for value in (first_step, start, stop))
+        self._batches(*numbers, *self._stream).numpy()
 
     def _batch(
-        self, first_step: tf.Tensor, step: tf.Tensor, *stream: Any
+        self,
+        first_step: tf.Tensor,
+        step: tf.Tensor,
+        *stream: Any,
+        teacher: LiveTeacher | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor] | None]:
         images, labels, rows, logits = self.source.batch(step, *stream)
         if self.views is None:
             images = for_teacher = tf.cast(images, tf.float32)
         else:
             images, labels, for_teacher = self.views(images, rows, labels, first_step + step)
-        if self.teacher is not None:
-            logits = self.teacher(for_teacher)
+        asked = teacher or self.teacher
+        if asked is not None:
+            logits = asked(for_teacher)
         return images, labels, None if logits is None else {"logits": logits}
+
+    @functools.cached_property
+    def _batches(self) -> Callable[..., tf.Tensor]:
+        @functools.partial(tf.function, autograph=False)
+        def make(
+            first_step: tf.Tensor, start: tf.Tensor, stop: tf.Tensor, *stream: Any
+        ) -> tf.Tensor:
+            def body(step: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                # Summed up, so that nothing of it is left out.
+                parts = tf.nest.flatten(self._batch(first_step, step, *stream))
+                every = [
+                    tf.reduce_sum(tf.cast(part, tf.float32)) for part in parts if part is not None
+                ]
+                return step + 1, total + tf.add_n(every)
+
+            begin = [start, tf.zeros([])]
+            return tf.while_loop(lambda step, _: step < stop, body, begin, parallel_iterations=1)[1]
+
+        return make
 
     @functools.cached_property
     def _chunk(self) -> Callable[..., None]:

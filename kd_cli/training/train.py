@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kd_cli.data.dataset import Dataset
+from kd_cli.data.dataset import Dataset, Split
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
 from kd_cli.files import remove_leftovers, save_model, temporary_of, write_npz
@@ -33,11 +34,13 @@ from kd_cli.runs.session import Session
 from kd_cli.runs.state import State
 from kd_cli.terminal import log_file
 from kd_cli.training import assembly
+from kd_cli.training.balance import balance
 from kd_cli.training.trackers import trackers_of
 
 if TYPE_CHECKING:
     from kd_cli.distillation.teacher_outputs import Outputs
     from kd_cli.training.loop import Training
+    from kd_cli.training.step import Engine
 
 
 log = logging.getLogger("kd")
@@ -59,6 +62,7 @@ class Taught:
         arrays: For `predictions.npz`.
         warnings: For the `Record`, by the run's directory.
         said: The teacher's logits [n, K] of training images, and their labels [n].
+        compared: Gives training images and its logits [n, K] of them as in evaluation.
     """
 
     outputs: Outputs | None
@@ -67,6 +71,7 @@ class Taught:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     warnings: dict[Path, list[str]] = field(default_factory=dict)
     said: tuple[np.ndarray, np.ndarray] | None = None
+    compared: Callable[[], tuple[Split, np.ndarray]] | None = None
 
 
 def train_inside(
@@ -154,16 +159,35 @@ def train(
             "the training images have no labels and there is no validation/: training goes to its "
             "end, and the last epoch is used"
         )
+    gradients = _gradients(engine) if taught and outputs else [None] * len(runs)
     of = {run.out: run for run in runs}
+    gradients = dict(zip(of, gradients, strict=True))
     for training in fit(engine, dataset.validation, settings, shared):
         run, record = of[training.run.out], None
         if training.error is None:
-            record = training.attempt(_finish, run, training, dataset, role, started, taught)
+            about = (dataset, role, started, taught, gradients[run.out])
+            record = training.attempt(_finish, run, training, *about)
         results[run.out] = training.error or record
         if training.error is None:
             trackers_of(run, session).finish(record.to_json())
         session.trackers.pop(run.out, None)
     return results
+
+
+def _gradients(engine: Engine) -> list[dict[str, Any] | None]:
+    """What each learner's record says of its loss terms at the first step."""
+    import tensorflow as tf
+
+    several = [len(learner.terms) > 1 for learner in engine.learners]
+    try:
+        # A training that continues stands at its initial weights here too.
+        batch = engine.first_batch() if any(several) else ()
+        return [
+            balance(learner, *batch).to_record() if more else None
+            for learner, more in zip(engine.learners, several, strict=True)
+        ]
+    except tf.errors.ResourceExhaustedError:  # a step fits, but two gradients of it do not
+        return [None] * len(several)
 
 
 def _finish(
@@ -173,6 +197,7 @@ def _finish(
     role: str,
     started: float,
     taught: Taught | None,
+    gradients: dict[str, Any] | None,
 ) -> Record:
     """Reads the test split, once; writes model, predictions, and the record last."""
     from kd_cli.distillation.losses import formula
@@ -213,6 +238,10 @@ def _finish(
     fidelity = None
     if taught and "teacher_logits" in arrays:
         fidelity = quality.fidelity_of_splits(arrays, plan.get("temperature"))
+    if fidelity and taught.compared:
+        part, theirs = taught.compared()
+        ours = predict_rows(learner.predict, part, prepare)
+        fidelity["training"] = quality.fidelity_on_training(ours, theirs, part.labels[part.rows])
     record = Record(
         command=plan.command,
         run_id=training.run.owner["run_id"],
@@ -261,6 +290,7 @@ def _finish(
         test_last=Score(**quality.score(last_logits, labels)),
         quality=BySplit(**quality.of_splits(arrays, role)),
         fidelity=fidelity,
+        gradients=gradients,
         weights_sha256=weights_hash(model),
         timings=Timings(
             learners=ended.learners,

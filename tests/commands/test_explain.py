@@ -13,18 +13,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kd_cli.commands.explain import (
-    Balance,
-    balance,
-    loss_line,
-    optimizer_line,
-    remarks,
-    schedule_line,
-)
+from kd_cli.commands.explain import loss_line, optimizer_line, remarks, schedule_line
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.distillation import losses
 from kd_cli.runs.resolvers import register_resolvers
+from kd_cli.training.balance import Balance, balance
 from kd_cli.training.schedules import cosine, warmup_cosine
 from kd_cli.training.step import Learner
 from tests.conftest import only_run
@@ -258,17 +252,49 @@ def given(work) -> str:
 def test_a_missing_teacher_is_not_trained(kd, work, small):
     before = files(work)
     done = kd("explain", *small)
-    assert done.code == 2 and files(work) == before and not (work / "outputs").exists()
-    assert "no finished teacher in outputs/teachers/npz-mlp-" in done.error
-    assert "explain trains none; train it with: kd train-teacher dataset=npz" in done.error
+    assert done.code == 0 and files(work) == before and not (work / "outputs").exists()
+    for text in (
+        "\nteacher     mlp, not trained yet; kd distill trains it first, with:\n",
+        "\n            teacher, trained first: ",
+        " once for 144 images, then ",
+        "\nThe gradients need the trained teacher: train it, and explain again.\n",
+    ):
+        assert text in done.out, text
+    assert "gradient norm" not in done.out
+    done = kd("explain", *small, "teacher.train_if_missing=false")
+    assert done.code == 2 and "no finished teacher in outputs/teachers/npz-mlp-" in done.error
+    assert "train it with: kd train-teacher dataset=npz" in done.error
 
 
 @pytest.mark.slow
 def test_the_command_that_trains_a_missing_teacher_does(kd, small):
-    typed = shlex.split(kd("explain", *small).error.split("train it with: kd ")[1])
-    assert kd(*typed).code == 0
+    typed = re.search(r"trains it first, with:\n +kd (.*)", kd("explain", *small).out)[1]
+    assert kd(*shlex.split(typed)).code == 0
     done = kd("explain", *small)
     assert done.code == 0 and "mlp, 2 epochs, 144 labels, seed 0, validation" in done.out
+    assert "trained first" not in done.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["augment=flip_crop", "augment.padding=1", "cache.views=2"]])
+def test_the_outputs_on_training_images_are_not_computed(kd, work, small, given, more):
+    """They may take hours; the numbers are those with stored ones."""
+    words = [*small[:2], given, "epochs=3", *more]
+    before = kd("explain", *words)
+    again = kd("explain", *words)
+    kept = len(list((work / "outputs/cache/logits").glob("*/manifest.json")))
+    assert kept == 2  # validation and test
+    number = "2 views of " if more else ""
+    for done in (before, again):
+        assert f" once for {number}144 images, then " in done.out, done.out
+    assert kd("distill", *words).code == 0
+    after = kd("explain", *words)
+    assert f"cached: outputs of {number}144 images are stored, then " in after.out
+    for term, values in numbers(after.out).items():
+        assert numbers(before.out)[term] == pytest.approx(values, rel=2e-3)
+    if not more:  # the same images
+        line = r"on 144 training images .*"
+        assert re.search(line, before.out)[0] == re.search(line, after.out)[0]
 
 
 @pytest.mark.slow
@@ -287,6 +313,9 @@ def test_it_tells_the_path_of_the_data_and_leaves_nothing(kd, work, small, given
         "pixels * 0.00392157 + 0 (0..255 becomes 0..1)",
         "given, validation 0.",
         "cached as float32: the pixels are the same in every epoch",
+        "\ntime        estimates from a few steps, for this machine as it is now",
+        "hydra/launcher=joint: sharing the batches saves ",
+        "\n            this run: ",
         "32 images; initial weights of init_seed 0",
         "cosine of the gradients of hard and soft: ",
     ):
@@ -322,9 +351,28 @@ def test_a_live_teacher_of_mixed_crops(kd, small, given):
         "consistent: teacher and student get the same tensor, [6, 6, 1]",
         "resized to 3x3, pixels * 0.00392157 - 1 (0..255 becomes -1..0)",
         "live (mixup makes new images at every step)",
+        " of each epoch, and no cache serves",
+        "hydra/launcher=joint: sharing the batches and the teacher saves ",
     ):
         assert text in done.out, text
     assert all(np.isfinite(row).all() for row in numbers(done.out).values())
+
+
+def test_what_would_store_the_outputs_of_a_live_teacher(kd, small, given):
+    both = ["augment=flip_crop", "augment.padding=1"]
+    for words, could in [
+        (both, "cache.views=K: "),
+        ([*both, "cache.logits=none"], "cache.logits=float32 cache.views=K: "),
+        (["cache.logits=none"], "cache.logits=float32: "),
+    ]:
+        out = kd("explain", *small[:2], given, *words).out
+        assert f" of each epoch; with {could}" in out, out
+
+
+def test_a_training_that_breaks_has_no_estimate(kd, small, given):
+    done = kd("explain", *small[:2], given, "optimizer=sgd", "learning_rate=1e30")
+    assert done.code == 0
+    assert "\ntime        no estimate: the loss is not finite\n" in done.out
 
 
 def test_the_teacher_is_checked_here_too(kd, work, small):

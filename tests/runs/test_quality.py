@@ -235,6 +235,18 @@ def test_agreement_where_the_teacher_is_wrong_by_hand():
     assert (result["kl_at_temperature"], result["temperature"]) == (None, None)
 
 
+def test_fidelity_on_training_by_hand():
+    teacher, student = np.eye(3)[[0, 1, 2, 0]], np.eye(3)[[0, 1, 1, 2]]
+    found = quality.fidelity_on_training(student, teacher, np.array([0, -1, 1, 0]))
+    assert (found["images"], found["agreement"]) == (4, 0.5)
+    assert found["accuracy"] == pytest.approx(2 / 3)  # of three with a label, the first and third
+    # Two rows agree. In the others e/(e+2) meets 1/(e+2) and the other way: (e - 1) / (e + 2).
+    assert found["kl"] == pytest.approx(0.5 * (math.e - 1) / (math.e + 2))
+    none = quality.fidelity_on_training(student, teacher, np.full(4, -1))
+    assert none["accuracy"] is None and none["agreement"] == 0.5
+    assert quality.fidelity_on_training(student + np.nan, teacher, np.full(4, -1)) is None
+
+
 def test_certainty_by_hand():
     # Probabilities 1/2, 1/4, 1/4 and three thirds: entropies 1.5 ln 2 and ln 3.
     logits = np.array([[math.log(2), 0, 0], [0, 0, 0]])

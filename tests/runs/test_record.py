@@ -26,7 +26,8 @@ WHOLE = content(
     command="self-train",
     git_commit="0a1b2c",
     validation={"best": EPOCH, "last": EPOCH},
-    fidelity={"test": {"agreement": 0.5}},
+    fidelity={"test": {"agreement": 0.5}, "training": {"agreement": 0.6}},
+    gradients={"examples": 32, "shares": {"hard": 0.9, "soft": 0.1}, "cosine": None},
     teacher=TEACHER,
     pseudo_labels=PSEUDO_LABELS,
     rounds=[ROUND, ROUND | {"pseudo_labels": PSEUDO_LABELS, "validation": EPOCH}],
@@ -66,7 +67,7 @@ def test_what_is_absent_is_no_key_and_what_is_null_is_one():
 def leaves(value, path=()):
     """The path of every key of nested mappings and lists, but not inside plain dicts."""
     plain = {("config",), ("inputs",), ("versions",), ("quality", "test"), ("fidelity", "test")}
-    plain |= {("teacher", "quality", "test")}
+    plain |= {("teacher", "quality", "test"), ("fidelity", "training"), ("gradients",)}
     if path in plain:
         return
     items = value.items() if isinstance(value, dict) else ()
@@ -88,10 +89,11 @@ def changed(path, act):
 
 OPTIONAL = {("pseudo_labels", "accuracy"), ("teacher", "labelled"), ("teacher", "on_training")}
 OPTIONAL |= {("dataset", "train_per_class"), ("dataset", "test_per_class")}
+OPTIONAL |= {("fidelity", "training")}
 OPTIONAL |= {
     (key,)
     for key in (
-        *("validation", "fidelity", "teacher", "class_weights"),
+        *("validation", "fidelity", "gradients", "teacher", "class_weights"),
         *("pseudo_labels", "rounds", "best_round"),
     )
 }
