@@ -1,9 +1,11 @@
 """Networks: how they are built, read from files, wrapped, evaluated and measured.
 
-    simple            mlp and cnn
-    residual          ResNet-9, and the ResNets of the CIFAR tables
+    simple            mlp, cnn and vgg
+    residual          ResNet-9, the ResNets of the CIFAR tables, wide ResNets
+    mobile            MobileNetV2 and the ShuffleNets, for small images
     efficientnet      EfficientNet-Lite0, with ImageNet weights out of a package
     bit               BiT ResNets, with their published weights
+    blocks            what residual, mobile and vgg are made of
     wrap              what is put around a network: pixels in, logits out, checked
     doubts            what speaks against a network before it is trained
     logits            teachers that end in a softmax, or in one output, brought to logits
@@ -35,5 +37,10 @@ PUBLIC = {
     "efficientnet_lite0": "efficientnet",
     "resnet": "residual",
     "resnet9": "residual",
+    "wide_resnet": "residual",
+    "vgg": "simple",
+    "mobilenet_v2": "mobile",
+    "shufflenet_v1": "mobile",
+    "shufflenet_v2": "mobile",
 }
 __getattr__ = public_names(__name__, PUBLIC)

@@ -1,9 +1,4 @@
-"""Residual networks for small images: ResNet-9, and the ResNets of the CIFAR tables.
-
-Convolutions have no bias and are padded with zeros on all sides, as in PyTorch: Keras's `same` pads
-a convolution of stride 2 below and to the right alone. BatchNormalization has PyTorch's values
-(epsilon 1e-5, momentum 0.9 as Keras counts it), not Keras's.
-"""
+"""Residual networks for small images: ResNet-9, the ResNets of the CIFAR tables, wide ResNets."""
 
 from __future__ import annotations
 
@@ -13,6 +8,7 @@ import keras
 from keras import layers
 
 from kd_cli.errors import ConfigError
+from kd_cli.networks.blocks import bare_convolution, convolution, head, norm
 
 
 def resnet9(image_shape: list[int], num_classes: int, *, width: int = 64) -> keras.Model:
@@ -32,16 +28,16 @@ def resnet9(image_shape: list[int], num_classes: int, *, width: int = 64) -> ker
             "of at least 8"
         )
     inputs = keras.Input(image_shape)
-    x = _convolution(inputs, width)
-    x = layers.MaxPooling2D(2)(_convolution(x, 2 * width))
-    x = layers.Add()([x, _convolution(_convolution(x, 2 * width), 2 * width)])
-    x = layers.MaxPooling2D(2)(_convolution(x, 4 * width))
-    x = layers.MaxPooling2D(2)(_convolution(x, 8 * width))
-    x = layers.Add()([x, _convolution(_convolution(x, 8 * width), 8 * width)])
+    x = convolution(inputs, width)
+    x = layers.MaxPooling2D(2)(convolution(x, 2 * width))
+    x = layers.Add()([x, convolution(convolution(x, 2 * width), 2 * width)])
+    x = layers.MaxPooling2D(2)(convolution(x, 4 * width))
+    x = layers.MaxPooling2D(2)(convolution(x, 8 * width))
+    x = layers.Add()([x, convolution(convolution(x, 8 * width), 8 * width)])
     x = layers.GlobalMaxPooling2D()(x)  # of 32x32: the published pooling of 4
     x = layers.Dense(num_classes, use_bias=False, dtype="float32", name="scores")(x)
-    logits = layers.Rescaling(0.125, dtype="float32", name="logits")(x)
-    return keras.Model(inputs, logits, name="resnet9")
+    outputs = layers.Rescaling(0.125, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, outputs, name="resnet9")
 
 
 def resnet(
@@ -67,38 +63,44 @@ def resnet(
     if depth < 8 or depth % 6 != 2:
         raise ConfigError(f"resnet: depth={depth} must be 8, 14, 20 and so on: 6n + 2")
     inputs = keras.Input(image_shape)
-    x = _convolution(inputs, stem)
+    x = convolution(inputs, stem)
     for stage, width in enumerate(widths):
         for block in range((depth - 2) // 6):
             x = _block(x, width, stride=2 if stage and not block else 1)
-    x = layers.GlobalAveragePooling2D()(x)
-    uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")  # +-1/sqrt(fan_in)
-    logits = layers.Dense(num_classes, kernel_initializer=uniform, dtype="float32", name="logits")
-    return keras.Model(inputs, logits(x), name=f"resnet{depth}")
+    return keras.Model(inputs, head(x, num_classes), name=f"resnet{depth}")
+
+
+def wide_resnet(image_shape: list[int], num_classes: int, *, depth: int, width: int) -> keras.Model:
+    """A wide ResNet `wrn_{depth}_{width}` of `depth` = 6n + 4 layers, without dropout.
+
+    Args:
+        image_shape: [H, W, C].
+        num_classes: Number of logits.
+        depth: 16, 22, 28, 40 and so on: three stages of n blocks.
+        width: The stages have 16, 32 and 64 times as many channels. wrn_16_2 has 691,674 parameters
+            for 10 classes.
+
+    Source: Zagoruyko and Komodakis 2016, "Wide Residual Networks", as in RepDistiller.
+    """
+    if depth < 10 or depth % 6 != 4:
+        raise ConfigError(f"wide_resnet: depth={depth} must be 10, 16, 22 and so on: 6n + 4")
+    inputs = keras.Input(image_shape)
+    x = bare_convolution(inputs, 16)
+    for stage, channels in enumerate((16 * width, 32 * width, 64 * width)):
+        for block in range((depth - 4) // 6):
+            stride = 2 if stage and not block else 1
+            y = norm(x)
+            if x.shape[-1] != channels:  # the shortcut begins after norm and ReLU
+                x = bare_convolution(y, channels, size=1, stride=stride)
+            y = convolution(y, channels, stride=stride)
+            x = layers.Add()([x, bare_convolution(y, channels)])
+    return keras.Model(inputs, head(norm(x), num_classes), name=f"wrn_{depth}_{width}")
 
 
 def _block(x: Any, width: int, stride: int) -> Any:
     """Two convolutions, and beside them the input: a 1x1 convolution of it where shapes differ."""
-    y = _convolution(x, width, stride=stride)
-    y = _convolution(y, width, activate=False)
+    y = convolution(x, width, stride=stride)
+    y = convolution(y, width, activate=False)
     if stride > 1 or x.shape[-1] != width:
-        x = _convolution(x, width, size=1, stride=stride, activate=False)
+        x = convolution(x, width, size=1, stride=stride, activate=False)
     return layers.ReLU()(layers.Add()([x, y]))
-
-
-def _convolution(
-    x: Any, width: int, *, size: int = 3, stride: int = 1, activate: bool = True
-) -> Any:
-    """Convolution, BatchNormalization and, if `activate`, ReLU."""
-    if size > 1 and stride > 1:
-        x = layers.ZeroPadding2D(size // 2)(x)
-    x = layers.Conv2D(
-        width,
-        size,
-        strides=stride,
-        padding="valid" if stride > 1 else "same",
-        use_bias=False,
-        kernel_initializer=keras.initializers.VarianceScaling(2, "fan_out", "untruncated_normal"),
-    )(x)
-    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
-    return layers.ReLU()(x) if activate else x

@@ -8,6 +8,9 @@ import keras
 from keras import layers
 
 from kd_cli.errors import ConfigError
+from kd_cli.networks.blocks import convolution, head
+
+_VGG = {8: 1, 13: 2}  # convolutions of each group
 
 
 def mlp(
@@ -82,6 +85,38 @@ def cnn(
     x = layers.Flatten()(x)
     x = _dense_part(x, units or [], "relu", units_batch_norm, dropout)
     return keras.Model(inputs, _logits(x, num_classes), name="cnn")
+
+
+def vgg(image_shape: list[int], num_classes: int, *, depth: int) -> keras.Model:
+    """Five groups of 3x3 convolutions with BatchNormalization, the mean and one dense layer.
+
+    Args:
+        image_shape: [H, W, C], sides of at least 8: three groups end in a max pooling of 2.
+        num_classes: Number of logits.
+        depth: 8 (3,918,858 parameters for 10 classes) or 13; it counts dense layers that this form
+            of the network has not.
+
+    Raises:
+        ConfigError: Another depth, or smaller images.
+
+    Source: Simonyan and Zisserman 2015, as in RepDistiller.
+    """
+    if depth not in _VGG:
+        raise ConfigError(f"vgg: depth={depth} must be {' or '.join(map(str, _VGG))}")
+    if min(image_shape[:2]) < 8:
+        raise ConfigError(
+            f"vgg halves images three times: image_shape={list(image_shape)} must have sides of at "
+            "least 8"
+        )
+    inputs = keras.Input(image_shape)
+    x = inputs
+    for group, width in enumerate((64, 128, 256, 512, 512)):
+        for _ in range(_VGG[depth]):
+            x = convolution(x, width, bias=True)
+        if group < 3:
+            x = layers.MaxPooling2D(2)(x)
+    start = keras.initializers.RandomNormal(stddev=0.01)
+    return keras.Model(inputs, head(x, num_classes, start), name=f"vgg{depth}")
 
 
 def _per_block(value: Any, count: int, key: str) -> list[Any]:

@@ -25,8 +25,10 @@ from kd_cli import public_names
 PUBLIC = {
     "constant": "schedules",
     "cosine": "schedules",
+    "multistep": "schedules",
     "warmup_cosine": "schedules",
     "AdamW": "optimizers",
+    "TorchSGD": "optimizers",
     "TensorBoard": "trackers",
 }
 __getattr__ = public_names(__name__, PUBLIC)

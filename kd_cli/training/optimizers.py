@@ -1,4 +1,7 @@
-"""AdamW with a weight decay that follows the learning rate, or not; options that do nothing."""
+"""AdamW with a weight decay that follows the learning rate, or not; SGD as in PyTorch.
+
+And which options of Keras do nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras import ops
 
 from kd_cli.errors import ConfigError
 
@@ -61,6 +65,37 @@ class AdamW(keras.optimizers.AdamW):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "decoupled": self.decoupled}
+
+
+class TorchSGD(keras.optimizers.SGD):
+    """SGD as in PyTorch: what Keras's SGD does otherwise are two things.
+
+    The decay is a part of the gradient, g + weight_decay * w, so that the momentum sums it up, too:
+    at momentum 0.9 it acts like ten times this value in Keras's SGD. And the momentum sums up
+    gradients, not steps: after a change of the learning rate all of it counts at the new rate.
+
+    Args:
+        learning_rate: Set at every step from the schedule.
+        momentum: Share of the momentum that remains.
+        nesterov: Whether to step ahead along the momentum.
+        weight_decay: As above, on every weight, biases and normalisation included; None is off.
+        **options: Keras's own, such as `clipnorm`, which counts before the decay.
+
+    Source: `torch.optim.SGD`, with dampening 0.
+    """
+
+    def _apply_weight_decay(self, variables: list[Any]) -> None:
+        """Nothing: `update_step` has it."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        gradient, rate = (ops.cast(x, variable.dtype) for x in (gradient, learning_rate))
+        if self.weight_decay and self._use_weight_decay(variable):
+            gradient = gradient + self.weight_decay * variable
+        if self.momentum:
+            momentum = self.momentums[self._get_variable_index(variable)]
+            self.assign(momentum, self.momentum * momentum + gradient)
+            gradient = gradient + self.momentum * momentum if self.nesterov else momentum
+        self.assign_sub(variable, rate * gradient)
 
 
 def refuse_idle(optimizer: Any, node: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ total. The step is a tensor or a number and starts at 0. Mistakes are told befor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kd_cli.errors import ConfigError
@@ -110,5 +110,47 @@ def warmup_cosine(
             step < warmup, warmup_learning_rate + rise * step, learning_rate * cosine_part
         )
         return tf.where(step > total_steps, 0.0, rate)
+
+    return schedule
+
+
+def multistep(
+    total_steps: int,
+    steps_per_epoch: int,
+    *,
+    learning_rate: Any,
+    milestones: Sequence[float],
+    factor: float = 0.1,
+) -> Schedule:
+    """`learning_rate`, multiplied by `factor` once more after each of the `milestones`.
+
+    Args:
+        total_steps: Of the whole training; a milestone after it is never reached.
+        steps_per_epoch: To convert the milestones.
+        learning_rate: Before the first milestone.
+        milestones: Rising numbers of epochs; a step from there on has the smaller rate.
+        factor: Above 0, at most 1.
+
+    Raises:
+        ConfigError: Milestones that do not rise from 0, or another factor.
+
+    Source: `torch.optim.lr_scheduler.MultiStepLR`.
+    """
+    listed = isinstance(milestones, Sequence) and not isinstance(milestones, str)
+    numbers = listed and all(isinstance(one, int | float) for one in milestones)
+    places = [round(one * steps_per_epoch) for one in milestones] if numbers else []
+    if not places or min(places) < 1 or sorted(set(places)) != places:
+        raise ConfigError(
+            f"schedule.milestones={milestones} must be rising numbers of epochs above 0, "
+            "such as [150,180,210]"
+        )
+    if not isinstance(factor, int | float) or not 0 < factor <= 1:
+        raise ConfigError(f"schedule.factor={factor} must be above 0 and at most 1")
+
+    def schedule(step: Any) -> Any:
+        import tensorflow as tf
+
+        passed = tf.reduce_sum(tf.cast(tf.cast(step, tf.int64) >= places, tf.float32))
+        return learning_rate * factor**passed
 
     return schedule

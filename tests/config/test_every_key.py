@@ -180,10 +180,14 @@ SCHEDULE = {
     "warmup_learning_rate": ["schedule.warmup_learning_rate=0.001"],
     "warmup_steps": ["schedule.warmup_steps=5"],
     "warmup_epochs": ["schedule.warmup_epochs=2"],
+    "milestones": ["schedule.milestones=[3]"],
+    "factor": ["schedule.factor=0.5"],
 }
 
 
 def rates(option, *words):
+    if option == "multistep" and not any("milestones" in word for word in words):
+        words += ("schedule.milestones=[2,5]",)
     schedule = build(node("schedule", f"schedule={option}", *words), "schedule")(30, 3)
     return [float(schedule(step)) for step in range(30)]
 

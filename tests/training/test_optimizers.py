@@ -1,4 +1,4 @@
-"""AdamW against NumPy, with and without the learning rate in its weight decay."""
+"""AdamW and PyTorch's SGD against NumPy, at rates that change."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from kd_cli.config.compose import compose
 from kd_cli.config.instantiate import build
 from kd_cli.distillation.losses import cross_entropy
 from kd_cli.runs.resolvers import register_resolvers
-from kd_cli.training.optimizers import AdamW
+from kd_cli.training.optimizers import AdamW, TorchSGD
 from kd_cli.training.step import Engine, Learner
 from tests.training.test_step import SPLIT, linear
 
@@ -58,6 +58,35 @@ def by_hand(weight_decay, decoupled, clipnorm, rates=RATES):
 def test_steps_at_changing_rates_equal_numpy(weight_decay, decoupled, clipnorm):
     found = weights_after(AdamW(0.5, weight_decay, decoupled, clipnorm=clipnorm))
     for ours, theirs in zip(found, by_hand(weight_decay, decoupled, clipnorm), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def torch_by_hand(weight_decay, momentum, nesterov, clipnorm):
+    """The algorithm in the documentation of `torch.optim.SGD`; gradients are clipped before it."""
+    weights = [value.copy() for value in START]
+    buffers = [np.zeros_like(value) for value in START]
+    for rate, gradients in zip(RATES, GRADIENTS, strict=True):
+        for n, g in enumerate(gradients):
+            if clipnorm is not None:
+                g = g * min(1, clipnorm / np.sqrt((g**2).sum()))
+            g = g + weight_decay * weights[n]
+            buffers[n] = momentum * buffers[n] + g
+            g = g + momentum * buffers[n] if nesterov else buffers[n]
+            weights[n] = weights[n] - rate * g
+    return weights
+
+
+@pytest.mark.parametrize("clipnorm", [None, 1.0])
+@pytest.mark.parametrize(
+    ("weight_decay", "momentum", "nesterov"),
+    [(0.3, 0.9, False), (0.3, 0.9, True), (0.3, 0.0, False), (0.0, 0.9, False)],
+)
+def test_torch_s_sgd_at_changing_rates_equals_numpy(weight_decay, momentum, nesterov, clipnorm):
+    optimizer = TorchSGD(
+        0.5, momentum, nesterov, weight_decay=weight_decay or None, clipnorm=clipnorm
+    )
+    expected = torch_by_hand(weight_decay, momentum, nesterov, clipnorm)
+    for ours, theirs in zip(weights_after(optimizer), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -110,7 +139,7 @@ def test_the_configuration_of_the_flowers_recipe_s_optimizer():
     assert AdamW.from_config(optimizer.get_config()).decoupled is True
 
 
-@pytest.mark.parametrize("option", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("option", ["adam", "adamw", "sgd", "torch_sgd"])
 def test_every_optimizer_takes_a_decay_and_a_clip_and_none_of_them(option):
     register_resolvers()
 

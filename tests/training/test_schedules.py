@@ -13,7 +13,7 @@ from kd_cli.data.dataset import load_dataset
 from kd_cli.errors import ConfigError
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.training import assembly
-from kd_cli.training.schedules import constant, cosine, warmup_cosine
+from kd_cli.training.schedules import constant, cosine, multistep, warmup_cosine
 
 
 def near(value: float):
@@ -165,3 +165,30 @@ def test_a_floor_that_is_no_share_is_refused(floor):
 def test_a_decay_of_no_steps_is_refused(length):
     with pytest.raises(ConfigError, match="must be at least 1"):
         cosine(100, 10, learning_rate=0.001, **length)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 0.05), (1199, 0.05), (1200, 0.005), (1439, 0.005), (1440, 5e-4), (1680, 5e-5)],
+)
+def test_multistep_of_the_cifar_tables(step, rate):
+    """Epochs 150, 180 and 210, here of eight steps."""
+    schedule = multistep(1920, 8, learning_rate=0.05, milestones=[150, 180, 210])
+    assert float(schedule(tf.constant(step, tf.int64))) == near(rate)
+
+
+def test_multistep_in_the_middle_of_an_epoch_and_with_another_factor():
+    schedule = multistep(100, 8, learning_rate=1.0, milestones=[0.5, 2], factor=0.5)
+    assert rates(schedule, [3, 4, 15, 16, 99]) == [near(x) for x in (1, 0.5, 0.5, 0.25, 0.25)]
+
+
+@pytest.mark.parametrize("milestones", [[], [0, 3], [3, 2], [2, 2], 3, "12", ["a"]])
+def test_multistep_refuses_milestones_that_do_not_rise(milestones):
+    with pytest.raises(ConfigError, match="must be rising numbers of epochs above 0"):
+        multistep(100, 8, learning_rate=1.0, milestones=milestones)
+
+
+@pytest.mark.parametrize("factor", [0, 1.5, "a"])
+def test_multistep_refuses_a_factor_that_does_not_shrink(factor):
+    with pytest.raises(ConfigError, match="above 0 and at most 1"):
+        multistep(100, 8, learning_rate=1.0, milestones=[3], factor=factor)
