@@ -164,11 +164,13 @@ def finish(
             print_table(
                 f"{shown(folder)}: {len(rows)} point{'s'[: len(rows) > 1]}, {order}",
                 [*names_of_settings, *[column.header for column in measured]],
-                [
-                    [_cell(row[key]) for key in names_of_settings]
-                    + [column.cell(row[column.key]) for column in measured]
-                    for row in rows
-                ],
+                list(
+                    zip(
+                        *(_cells([row[key] for row in rows]) for key in names_of_settings),
+                        *([one.cell(row[one.key]) for row in rows] for one in measured),
+                        strict=True,
+                    )
+                ),
             )
     for one in told:
         console.print(
@@ -196,6 +198,22 @@ def _varying(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     short = {key: key.rsplit(".", 1)[-1] for key in differing}
     names = {key: name if name in SHORT_NAMES else key for key, name in short.items()}
     return [{names[key]: one.get(key) for key in differing} for one in settings]
+
+
+def _cells(values: list[Any]) -> list[str]:
+    """A column for people; lists of nodes are named by their functions where these differ."""
+    names = [
+        ", ".join(str(node["_target_"]).rsplit(".", 1)[-1] for node in value)
+        if _is_nodes(value)
+        else _cell(value)
+        for value in values
+    ]
+    return names if len(set(names)) == len({*map(str, values)}) else [_cell(one) for one in values]
+
+
+def _is_nodes(value: Any) -> bool:
+    listed = isinstance(value, list) and value
+    return bool(listed) and all(isinstance(one, dict) and "_target_" in one for one in value)
 
 
 def _cell(value: Any) -> str:

@@ -115,6 +115,21 @@ def test_the_table_of_a_sweep_and_its_files(work, capsys, caplog):
     ]  # fmt: skip
 
 
+def test_augmentations_in_the_table_are_named_by_their_functions(work, capsys):
+    crop = {"_target_": "kd_cli.data.random_crop", "size": 8}
+    mixup = {"_target_": "kd_cli.data.mixup"}
+    for name, nodes in (("a", [crop]), ("b", [crop, mixup]), ("c", [])):
+        leave(work / "first", name, config={"augment": {"train": nodes}})
+    finish(work / "first", {"a", "b", "c"})
+    rows = [line.split("   ")[0].strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert sorted(rows) == ["[]", "augment.train", "random_crop", "random_crop, mixup"]
+    for name, size in (("a", 8), ("b", 16)):  # the names alone would be the same
+        leave(work / "second", name, config={"augment": {"train": [{**crop, "size": size}]}})
+    finish(work / "second", {"a", "b"})
+    out = capsys.readouterr().out
+    assert "'size': 8" in out and "'size': 16" in out
+
+
 def test_a_sweep_without_validation_is_not_sorted(work, capsys):
     for name, accuracy in (("a", 0.25), ("b", 0.75)):
         leave(work / "mine", name, test={"accuracy": accuracy}, config={"alpha": accuracy})
