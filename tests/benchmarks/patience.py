@@ -16,6 +16,14 @@ the teacher and KL(teacher || student) in nats on the test images) and draws the
     kd distill $J epochs=300 augment=flip_crop view=consistent cache.views=16
     kd distill $J epochs=300 augment=flip_crop view=independent,fixed_teacher
     kd distill experiment=$F epochs=1000
+
+and of the pretrained teacher:
+
+    J="--multirun hydra/launcher=joint init_seed=0,1,2 experiment=flowers12_pretrained"
+    D="dataset.path=FOLDER epochs=10,30,100,300"
+    kd distill $J $D
+    kd train-student $J $D
+    kd train-student $J $D augment=inception_mixup
 """
 
 from __future__ import annotations
@@ -103,7 +111,7 @@ def shown(values: list[float]) -> str:
 def draw(curves: dict[str, list[tuple[int, float, float]]], teacher: float, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = Figure(figsize=(7.2, 5.6), layout="constrained", facecolor="white")
     axes = figure.subplots()
     styles = zip("osD^vP*X<>", ["-", "--", "-.", ":"] * 3, strict=False)
     for number, ((name, points), (marker, line)) in enumerate(
@@ -118,12 +126,13 @@ def draw(curves: dict[str, list[tuple[int, float, float]]], teacher: float, path
     axes.axhline(teacher, color="black", linewidth=1, label="teacher")
     axes.set_xscale("log")
     ticks = sorted({epochs for points in curves.values() for epochs, *_ in points})
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=13)
+    axes.tick_params(axis="y", labelsize=13)
     axes.minorticks_off()
-    axes.set_xlabel("epochs of training (logarithmic)")
-    axes.set_ylabel("test accuracy in %, mean and standard deviation over seeds")
+    axes.set_xlabel("epochs of training (logarithmic)", fontsize=14)
+    axes.set_ylabel("test accuracy [%], mean ± sd", fontsize=14)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=1 if len(curves) < 5 else 2, fontsize=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
