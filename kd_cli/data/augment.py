@@ -10,7 +10,7 @@ for a batch-wise node those of (seed, epoch, step). `views.py` draws them and ca
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -97,10 +97,11 @@ def inception_crop(
     the image, so that nothing is drawn twice; corner pixels' centres stay corners. float32.
     Source: Szegedy et al. 2015, "Going Deeper with Convolutions", section 6.
     """
-    if not (0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1]):
+    pairs = all(isinstance(one, Sequence) and len(one) == 2 for one in (area, ratio))
+    if not pairs or not (0 < area[0] <= area[1] <= 1 and 0 < ratio[0] <= ratio[1]):
         raise ConfigError(
-            f"inception_crop: area={list(area)} and ratio={list(ratio)} must be [low, high] above "
-            "0, the area at most 1"
+            f"inception_crop: area={area} and ratio={ratio} must be [low, high] above 0, the area "
+            "at most 1"
         )
     height, width = (float(side) for side in images.shape[1:3])
     numbers = draw(4)

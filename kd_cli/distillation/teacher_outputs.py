@@ -217,7 +217,10 @@ def why_live(plan: DictConfig, views: Views | None) -> str:
         if not why and plan.cache.logits == "none":
             why = "cache.logits=none stores nothing"
         if why:
-            raise ConfigError(f"cache.views={plan.cache.views} has no effect ({why}): leave it out")
+            raise ConfigError(
+                f"cache.views={plan.cache.views} has no effect ({why}): leave it out, or where a "
+                "recipe sets it, type cache.views=null"
+            )
     elif not why and views is not None and views.nodes and plan.view == "consistent":
         why = "every epoch has new versions of the images; cache.views=K stores K of them"
     return why or ("cache.logits=none" if plan.cache.logits == "none" else "")

@@ -398,6 +398,8 @@ def test_beta_coefficients_have_their_mean_and_variance():
         ("horizontal_flip", {"probability": 50}, "probability=50 must be between 0 and 1"),
         ("inception_crop", {"size": 3, "area": [0, 1]}, r"area=\[0, 1\] and ratio="),
         ("inception_crop", {"size": 3, "area": [0.5, 0.2]}, "must be .low, high. above 0"),
+        ("inception_crop", {"size": 3, "area": 0.5}, "area=0.5 and ratio=.* must be .low, high."),
+        ("inception_crop", {"size": 3, "ratio": None}, "ratio=None must be .low, high. above 0"),
         ("inception_crop", {"size": 3, "area": [0.5, 1.2]}, "the area at most 1"),
         ("inception_crop", {"size": 3, "ratio": [2, 1]}, r"ratio=\[2, 1\]"),
         ("inception_crop", {"size": 3, "ratio": [0, 1]}, r"ratio=\[0, 1\]"),
