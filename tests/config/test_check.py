@@ -25,6 +25,8 @@ NEEDED = {
     "dataset=npz": ["dataset.path={npz}"],
     "dataset=image_folder": ["dataset.path={dir}"],
     "experiment=flowers12_function_matching": ["dataset.path={dir}"],
+    "experiment=flowers12_pretrained": ["dataset.path={dir}"],
+    "schedule=multistep": ["schedule.milestones=[2,5]"],
 }
 
 

@@ -466,7 +466,7 @@ def test_published_weights_give_a_ready_teacher(npz, short, weights):
     assert (teacher.name, teacher.training, teacher.precision) == ("BiT-test", "", "float32")
     # What was built in between does not change its name in the cache.
     mlp([6, 6, 1], 4, units=[3])
-    plain = {"augment": {"train": [], "evaluate": []}, "view": None}
+    plain = {"augment": {"train": [], "evaluate": []}, "view": None, "part": "test"}
     origin = {"teacher": json.loads(json.dumps(teacher.origin)), **plain}
     again, _, hashes = teacher_outputs.of_origin(origin, dataset, Session())
     assert again is not teacher and again.network_sha256 == teacher.network_sha256
