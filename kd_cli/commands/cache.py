@@ -180,13 +180,13 @@ def _difference(
     """How the entry differs from what its teacher says now; None when it doesn't."""
     set_up("auto")
     from kd_cli.data.dataset import Split
-    from kd_cli.distillation.teacher_outputs import of_origin
+    from kd_cli.distillation.teacher_tables import of_origin
     from kd_cli.networks.predict import predict_rows
 
     origin = record["origin"]
     try:
         dataset = load_dataset(OmegaConf.create(origin["dataset"]))
-        teacher, prepare, hashes = of_origin(origin, dataset, session)
+        teacher, predict, prepare, hashes = of_origin(origin, dataset, session)
     except ConfigError as error:
         return f"its teacher or data are gone ({error})"
     for key, value in hashes.items():
@@ -195,7 +195,7 @@ def _difference(
     rows = np.sort(np.random.default_rng(seed).permutation(record["rows"])[:count])
     split = getattr(dataset, origin["part"])
     chosen = Split(split.images, split.labels, split.rows[rows])
-    now = predict_rows(teacher.predict, chosen, prepare)
+    now = predict_rows(predict, chosen, prepare)
     table = np.load(folder / "logits.npy", mmap_mode="r", allow_pickle=False)
     kept = table[rows].astype(np.float32)
     # Another batch size or device rounds differently, in bfloat16 by some units of 2^-8; a wrong

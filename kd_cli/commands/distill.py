@@ -27,8 +27,9 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
     """Distils one teacher into students; trains the teacher first if it is missing."""
     plan = runs[0].plan
     device = set_up(plan.device)
-    from kd_cli.distillation import teacher_checks, teacher_outputs
+    from kd_cli.distillation import teacher_checks, teacher_outputs, teacher_tables
     from kd_cli.distillation.prepare import prepare
+    from kd_cli.distillation.teacher_features import wanted_by
 
     views = assembly.augmentation(plan, dataset, session)
     prepared = prepare(plan, dataset, views, session)
@@ -43,7 +44,8 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
     for text in dict.fromkeys(text for lines in doubts.values() for text in lines):
         log.warning("%s", text)
     longest = max(assembly.epochs(run.plan, dataset) for run in runs)
-    outputs = teacher_outputs.outputs(teacher, plan, dataset, views, longest, session)
+    wanted = wanted_by([run.plan.loss for run in runs])
+    outputs = teacher_outputs.outputs(teacher, plan, dataset, views, longest, session, wanted)
     log.info(
         "teacher: %s%s, test %.4f (%s, %s, on %s)",
         teacher.name,
@@ -67,9 +69,9 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
         "outputs": outputs.how,
         "precision": teacher.precision,
     }
-    said = teacher_outputs.on_training(teacher, outputs.logits, dataset, views)
+    said = teacher_tables.on_training(teacher, outputs.logits, dataset, views)
     compared = functools.cache(
-        lambda: teacher_outputs.in_evaluation(teacher, plan, outputs.logits, dataset, views)
+        lambda: teacher_tables.in_evaluation(teacher, plan, outputs.logits, dataset, views)
     )
     record = {"teacher": record}
     taught = Taught(outputs, outputs.seconds, record, prepared.arrays, doubts, said, compared)

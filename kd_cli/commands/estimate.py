@@ -248,7 +248,7 @@ def forward(ask: LiveTeacher, images: Any) -> float:
     def repeated(count: Any) -> Any:
         def body(number: Any, before: Any) -> tuple[Any, Any]:
             # Each pass depends on the one before, so that none is left out.
-            return number + 1, tf.reduce_mean(ask(images + 1e-30 * before))
+            return number + 1, tf.reduce_mean(ask(images + 1e-30 * before)["logits"])
 
         begin = [tf.constant(0), tf.zeros([])]
         return tf.while_loop(lambda n, _: n < count, body, begin, parallel_iterations=1)[1]

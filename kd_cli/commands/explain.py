@@ -37,9 +37,9 @@ from kd_cli.training.schedules import in_steps
 
 if TYPE_CHECKING:
     from kd_cli.data.views import Views
+    from kd_cli.distillation.objective import Objective
     from kd_cli.distillation.prepare import Prepared
     from kd_cli.distillation.teacher_outputs import Outputs
-    from kd_cli.networks.predict import LiveTeacher
     from kd_cli.training.step import Engine
 
 
@@ -87,16 +87,18 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         dataset = load_dataset(plan.dataset, plan.device)
         assembly.check_labels(plan, dataset)
         set_up(plan.device)
-        from kd_cli.distillation import teacher_outputs
+        from kd_cli.distillation import teacher_outputs, teacher_tables
         from kd_cli.distillation.prepare import prepare
+        from kd_cli.distillation.teacher_features import Features, wanted_by
         from kd_cli.networks.doubts import doubts
 
         views = assembly.augmentation(plan, dataset, session)
         prepared = prepare(plan, dataset, views, session)
         teacher = prepared.teacher if prepared else None
-        first, ask = (None, teacher.predict) if teacher else _missing(plan, dataset)
+        first, network = (None, teacher.model) if teacher else _missing(plan, dataset)
+        ask = Features(network, wanted_by([plan.loss]))
         epochs = assembly.epochs(plan, dataset)
-        planned = teacher_outputs.planned(teacher, plan, dataset, views, epochs, session)
+        planned = teacher_outputs.planned(teacher, ask, plan, dataset, views, epochs, session)
         outputs, stored = planned.outputs, planned.views > planned.missing == 0
         engine = assembly.engine_for([plan], dataset, "student", outputs, session)
         (learner,) = engine.learners
@@ -104,14 +106,14 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         if prepared:
             found = balance(learner, *engine.first_batch(None if stored else ask))
             tables = outputs.logits if stored else []
-            asked = teacher_outputs.on_training(teacher, tables, dataset, views)
+            asked = teacher_tables.on_training(teacher, tables, dataset, views)
             said = certainty(*asked, plan.get("temperature"))
             warnings = [*prepared.warnings(plan), *warnings]
         times = None
         if teacher or first:
             times = estimate.distilling(engine, plan, dataset, views, ask, planned, first)
     for head, text in [
-        ("loss", loss_line(plan)),
+        ("loss", loss_line(learner.objective)),
         ("schedule", schedule_line(plan, learner.schedule, *assembly.length(plan, dataset))),
         ("optimizer", optimizer_line(plan)),
         *_data_path(plan, dataset, views, engine),
@@ -124,7 +126,10 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         print(f"{head:<12}{text}")
     if prepared:
         _print_balance(found, plan)
-        warnings = [*remarks(found, learner.hyper), *(f"warning: {text}" for text in warnings)]
+        warnings = [
+            *remarks(found, learner.objective.hyper),
+            *(f"warning: {text}" for text in warnings),
+        ]
     else:
         warnings = [f"warning: {text}" for text in warnings]
         warnings.append("The gradients need the trained teacher: train it, and explain again.")
@@ -132,15 +137,13 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         print(text)
 
 
-def _missing(plan: DictConfig, dataset: Dataset) -> tuple[estimate.Training | None, LiveTeacher]:
+def _missing(plan: DictConfig, dataset: Dataset) -> tuple[estimate.Training | None, Any]:
     """The training of a teacher that kd trains first, and the network before it."""
-    from kd_cli.networks.predict import predictor
-
     wanted = teacher_plan(plan)
     if wanted.dataset != plan.dataset:  # it may know more labels
         dataset = load_dataset(wanted.dataset, plan.device)
     engine = assembly.engine_for([wanted], dataset, "teacher", None, Session())
-    return estimate.training(engine, wanted, dataset), predictor(engine.learners[0].model)
+    return estimate.training(engine, wanted, dataset), engine.learners[0].model
 
 
 def _print_balance(found: Balance, plan: DictConfig) -> None:
@@ -232,14 +235,9 @@ def _advice(name: str, found: Balance, hyper: Mapping[str, Any]) -> str:
     return ", ".join(advice) or "give it a larger weight"
 
 
-def loss_line(plan: DictConfig) -> str:
+def loss_line(objective: Objective) -> str:
     """The loss with its weights as numbers, and what T^2 is or would be."""
-    from kd_cli.distillation.losses import formula
-
-    hyper = {k: v for k, v in plan.loss.items() if k not in ("_target_", "_partial_")}
-    if plan.get("class_weights") is not None:
-        hyper["class_weights"] = plan.class_weights
-    text = formula(plan.loss["_target_"], hyper)
+    text, hyper = objective.words(), objective.hyper
     if "t_squared" in hyper and hyper.get("temperature", 1) != 1:
         squared = f"{hyper['temperature'] ** 2:g}"
         text += f" (T^2 = {squared})" if hyper["t_squared"] else f" (without T^2 = {squared})"

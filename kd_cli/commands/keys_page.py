@@ -35,8 +35,8 @@ def print_page(request: Request) -> None:
     print(f"\nusage: kd {words} [key=value ...] [flags]   (all commands: kd --help)\n")
     print("groups: group=option, with the option chosen here in brackets")
     chosen = OmegaConf.to_container(cfg.hydra.runtime.choices)
-    # (There may be several trackers, which Hydra does not list among its choices.)
-    named = {"tracker": list(cfg.get("tracker") or [])}
+    # (There may be several, which Hydra does not list among its choices.)
+    named = {group: list(cfg.get(group) or []) for group in ("tracker", "loss")}
     named |= {group: [] if option is None else [option] for group, option in chosen.items()}
     for group in GROUPS:
         if group in named and group not in unused:
@@ -45,7 +45,7 @@ def print_page(request: Request) -> None:
     for title, keys in _sections(cfg, command.config):
         used = [(k, v) for k, v in keys if k not in unused and k.split(".")[0] not in unused]
         # A loss takes them from the top level, and there they are typed.
-        used = [(k, v) for k, v in used if v != f"${{{k.removeprefix('loss.')}}}"]
+        used = [(k, v) for k, v in used if v != f"${{{k.rpartition('.')[2]}}}"]
         if used:
             print(f"\n{title}")
         for name, value in used:

@@ -100,8 +100,9 @@ def _plan(plan: DictConfig, number: int, before: Mapping[str, Any]) -> DictConfi
     if plan.pseudo.epochs is not None:
         plain["epochs"], plain["steps"] = plan.pseudo.epochs, None
     if plan.pseudo.labels == "soft":
-        plain["round"]["label_smoothing"] = plan.loss.label_smoothing
-        plain["loss"] = {"_target_": "kd_cli.distillation.soft_cross_entropy", "_partial_": True}
+        plain["round"]["label_smoothing"] = plan.loss.ce.label_smoothing
+        node = {"_target_": "kd_cli.distillation.soft_cross_entropy", "_partial_": True}
+        plain["loss"] = {"soft": node}
     return OmegaConf.create(plain)
 
 
@@ -110,7 +111,7 @@ def _logits(
 ) -> np.ndarray:
     """Logits [n, K] of the last round's network for the unlabelled images, as in evaluation."""
     from kd_cli.distillation import teacher as teachers
-    from kd_cli.distillation import teacher_outputs
+    from kd_cli.distillation import teacher_tables
 
     teacher = teachers.of_run(before, record, plan, dataset, session)
     views = assembly.augmentation(plan, dataset, session)
@@ -119,7 +120,7 @@ def _logits(
             "the student trains without augmentation and dropout, so it can only copy its teacher; "
             "type augment=flip_crop, or choose a student with dropout"
         )
-    return teacher_outputs.logits(teacher, plan, dataset, "unlabelled", views, session)
+    return teacher_tables.logits(teacher, plan, dataset, "unlabelled", views, session)
 
 
 def _drops(model: Any) -> bool:
@@ -236,7 +237,7 @@ def _training_set(
     from kd_cli.distillation.teacher_outputs import Outputs
 
     seconds = time.monotonic() - begun
-    outputs = Outputs(sha, "soft pseudo-labels", [targets], None, None, seconds)
+    outputs = Outputs(sha, "soft pseudo-labels", {"logits": [targets]}, {}, None, None, seconds)
     enlarged = dataclasses.replace(enlarged, split_fingerprint=sha)
     return enlarged, Taught(outputs, seconds, record)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,13 @@ from kd_cli.config.debug import WHERE_PRESENT, smaller
 from kd_cli.config.idle import count_typed_epochs, refuse_idle, refuse_unread
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import UNUSED, VARIABLES, Config, walk
+from kd_cli.config.losses import (
+    check_entries,
+    loss_name,
+    refuse_below_loss,
+    require_entries,
+    unused_by_loss,
+)
 from kd_cli.config.messages import GLOBAL, explain, unknown_key
 from kd_cli.config.overrides import is_typed, override_key, place_of
 from kd_cli.config.plans import (
@@ -42,7 +48,6 @@ _BUILT = {
     "dataset": "dataset.source",
     "teacher": "teacher.network",
     "student": "student.network",
-    "loss": "loss",
     "schedule": "schedule",
     "optimizer": "optimizer",
 }
@@ -70,11 +75,13 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     for group in _BUILT:
         if group not in unused:
             _require_node(cfg, group, command)
-    _refuse_unread_files(cfg)
-    refuse_unused(command, overrides, unused | _unused_by_loss(cfg, unused))
-    unused |= _unused_by_loss(cfg, unused)
     if "loss" not in unused:
-        _refuse_below_loss(cfg, overrides)
+        require_entries(cfg, command, overrides)
+        unused |= unused_by_loss(cfg)
+    _refuse_unread_files(cfg)
+    refuse_unused(command, overrides, unused)
+    if "loss" not in unused:
+        refuse_below_loss(cfg, overrides)
     for override in overrides:
         key = override_key(override)
         if override.startswith("~") and key in Config.__dataclass_fields__ and key not in RECIPES:
@@ -94,11 +101,13 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     resolved = {key: _resolve(cfg, key) for key in keys}
     if "loss" in unused and command != "evaluate":
         resolved["loss"] = cross_entropy(resolved["label_smoothing"])
-    if "class_weights" in resolved:  # the loss gets what they come to on the data
-        resolved["loss"].pop("class_weights", None)
+    for node in resolved.get("loss", {}).values():  # it gets what they come to on the data
+        node.pop("class_weights", None)
     for key in VARIABLES:
         if key in resolved and resolved[key] is None and key != "class_weights":
-            raise ConfigError(f"{key}=null: loss={_loss_name(cfg)} needs a value; type {key}=...")
+            raise ConfigError(
+                f"{key}=null: loss={loss_name(cfg.loss)} needs a value; type {key}=..."
+            )
     if resolved.get("outputs"):
         resolved["outputs"] = os.path.expanduser(str(resolved["outputs"]))
     _fill_partial(resolved)
@@ -108,6 +117,7 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     if missing:  # a key that was taken away, as in ~dataset.name
         raise ConfigError(f"{missing} is missing: type +{missing}=...")
     check_ranges(plan)
+    check_entries(OmegaConf.to_container(plan).get("loss") or {})
     if is_taught(plan) and given_by(plan) and is_typed("teacher.training", overrides):
         one = next(o for o in overrides if is_typed("teacher.training", [o]))
         raise ConfigError(
@@ -162,7 +172,7 @@ def _refuse_unread_files(cfg: DictConfig) -> None:
 def _fill_partial(resolved: dict[str, Any]) -> None:
     """Losses, schedules and augmentation nodes are called later, whether or not they say so."""
     training = (resolved.get("teacher") or {}).get("training") or {}
-    nodes = [resolved.get("loss")]
+    nodes = list((resolved.get("loss") or {}).values())
     for place in (resolved, training):
         augment = place.get("augment") or {}
         nodes.append(place.get("schedule"))
@@ -170,38 +180,6 @@ def _fill_partial(resolved: dict[str, Any]) -> None:
     for node in nodes:
         if isinstance(node, dict) and "_target_" in node:
             node.setdefault("_partial_", True)
-
-
-def _unused_by_loss(cfg: DictConfig, unused: Mapping[str, str]) -> dict[str, str]:
-    """The graph variables that the chosen loss does not name."""
-    if "loss" in unused:
-        return {}
-    text = OmegaConf.to_yaml(cfg.loss)
-    unused_keys = [key for key in VARIABLES if not re.search(r"\$\{" + key + r"\}", text)]
-    name = _loss_name(cfg)
-    return {
-        key: f"loss={name} has its own, loss.{key}"
-        if key in cfg.loss
-        else f"loss={name} does not use it"
-        for key in unused_keys
-    }
-
-
-def _refuse_below_loss(cfg: DictConfig, overrides: list[str] | tuple[str, ...]) -> None:
-    """Refuses `loss.alpha=3` where the loss takes alpha from the root.
-
-    Its range is checked at the root, and names and records of runs show the root's value.
-    """
-    for override in overrides:
-        group, _, key = place_of(override).partition(".")
-        _, equals, value = override.partition("=")
-        follows_root = key in VARIABLES and cfg.get(key) is not None
-        if group == "loss" and follows_root and equals:
-            if key in cfg.loss and not OmegaConf.is_interpolation(cfg.loss, key):
-                raise ConfigError(
-                    f"{override}: loss={_loss_name(cfg)} takes {key} from the top level; "
-                    f"type {key}={value}"
-                )
 
 
 def _refuse_ignored_augment(plan: DictConfig, overrides: list[str] | tuple[str, ...]) -> None:
@@ -254,10 +232,6 @@ def refuse_unused(
                 f"{command} does not use {key}: {why}; remove {override}"
                 + (f", or type: {hint}" if hint else "")
             )
-
-
-def _loss_name(cfg: DictConfig) -> str:
-    return str(cfg.loss.get("_target_", "loss")).rsplit(".", 1)[-1]
 
 
 def _resolve(cfg: DictConfig, key: str) -> Any:

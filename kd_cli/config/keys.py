@@ -14,13 +14,12 @@ from typing import Any
 
 from omegaconf import II, MISSING
 
+from kd_cli.config.nodes import Cache, Checkpoint, Dataset, Pseudo
 from kd_cli.config.row import (
     CLASS_WEIGHTS,
     DEVICE,
-    IMAGE_SHAPE,
     LABELLED,
     MODULE,
-    MOST_CLASSES,
     NAME,
     NAMES,
     PLACE,
@@ -28,13 +27,11 @@ from kd_cli.config.row import (
     SHARE,
     above,
     at_least,
-    between,
     key,
     one_of,
 )
 from kd_cli.config.unused import (
     FOR_DISTILLING,
-    FROM_LABELS,
     NO_TEACHER,
     OF_EVALUATE,
     OF_LOSS,
@@ -180,66 +177,6 @@ class Teacher(Network):
         },
     )
     training: TeacherTraining = key(TeacherTraining)
-
-
-@dataclass
-class Dataset:
-    name: str = key(MISSING, "its name in tables and directories", NAMES)
-    image_shape: list[int] = key(MISSING, "[height, width, channels]", IMAGE_SHAPE)
-    num_classes: int = key(MISSING, "number of classes", between(2, MOST_CLASSES))
-    validation_fraction: float = key(
-        0.1, "share of the training images for validation; unused with an official split", SHARE
-    )
-    labelled_fraction: float = key(
-        1.0, "share of the training images whose labels are used", LABELLED
-    )
-    unlabelled: str = key(
-        "leave_out",
-        "images whose labels are not used: leave_out, or use them with the teacher's outputs alone",
-        one_of("leave_out", "use"),
-        unused=FROM_LABELS,
-    )
-    split_seed: int = key(0, "seed that draws validation and limit", SEED)
-    labelled_seed: int = key(II(".split_seed"), "draws the images whose labels are used", SEED)
-    limit: int | None = key(None, "most images of each split; null: all", at_least(1, ", or null"))
-    source: Any = key(MISSING, "the function that reads it")
-
-
-@dataclass
-class Cache:
-    views: int | None = key(
-        None,
-        "K: store the teacher's logits for K versions of each image; null: new versions",
-        at_least(1, ", or null for a new view in every epoch"),
-        unused={"self-train": "the last round's network labels each image once, as in evaluation"},
-    )
-    logits: str = key(
-        "float32",
-        "float32 or float16: how logits are stored; none: computed at every step",
-        one_of("float32", "float16", "none", more=" (its outputs are computed at every step)"),
-    )
-
-
-@dataclass
-class Checkpoint:
-    minutes: float = key(10.0, "the state is saved every N minutes inside a long epoch", above(0))
-
-
-@dataclass
-class Pseudo:
-    labels: str = key(
-        "soft", "soft: the last round's probabilities; hard: its decisions", one_of("hard", "soft")
-    )
-    threshold: float = key(0.3, "images that are labelled with less confidence are not used", SHARE)
-    balance: bool = key(True, "every class gets equally many pseudo-labels")
-    per_class: int | None = key(
-        None, "rows of each class; null shares those above the threshold", at_least(1, ", or null")
-    )
-    epochs: int | None = key(
-        None,
-        "epochs of the later rounds; null: those of round 0",
-        at_least(1, ", or null for the epochs or steps of round 0"),
-    )
 
 
 @dataclass

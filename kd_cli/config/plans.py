@@ -12,11 +12,12 @@ from kd_cli.config.keys import TRAINING, UNUSED
 
 def cross_entropy(label_smoothing: float) -> dict[str, Any]:
     """The loss of a network that learns from labels alone."""
-    return {
+    node = {
         "_target_": "kd_cli.distillation.cross_entropy",
         "_partial_": True,
         "label_smoothing": label_smoothing,
     }
+    return {"ce": node}
 
 
 def is_taught(plan: DictConfig) -> bool:

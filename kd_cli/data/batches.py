@@ -6,7 +6,7 @@ Both give the same batches for the same order of examples.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,11 @@ import tensorflow as tf
 
 from kd_cli.data.dataset import Split
 
-# Images [B, H, W, C] as stored, labels [B], rows of the pool [B], the teacher's cached logits
-# [B, K] or None.
-Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor, "tf.Tensor | None"]
-# The teacher's logits [n, K] in the split's order, of one view or of several.
-Logits = Sequence[np.ndarray]
+# Images [B, H, W, C] as stored, labels [B], rows of the pool [B], positions in the split [B], the
+# teacher's stored rows [B, width] by name.
+Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]
+# What a teacher says of a split, [n, width] in its order, of one view or of several, by name.
+Stored = Mapping[str, Sequence[np.ndarray]]
 
 
 class InMemory:
@@ -26,18 +26,24 @@ class InMemory:
 
     Args:
         split: Rows of a pool of images.
-        logits: The teacher's, one array per view; empty for none.
+        stored: The teacher's rows; empty for none.
         batch_size: Examples per step.
     """
 
-    def __init__(self, split: Split, logits: Logits, batch_size: int) -> None:
+    def __init__(self, split: Split, stored: Stored, batch_size: int) -> None:
         self.batch_size = batch_size
         self.images = tf.constant(split.images)
         self.labels = tf.constant(split.labels, dtype=tf.int64)
         self.order = tf.Variable(tf.zeros([len(split)], tf.int64), trainable=False)
-        self.position = tf.constant(_position(split)) if logits else None
-        self.logits = tf.Variable(logits[0], trainable=False) if logits else None
-        self.views = [tf.constant(view) for view in logits] if len(logits) > 1 else []
+        self.position = tf.constant(_position(split))
+        self.stored = {
+            name: tf.Variable(views[0], trainable=False) for name, views in stored.items()
+        }
+        self.views = {
+            name: [tf.constant(view) for view in views]
+            for name, views in stored.items()
+            if len(views) > 1
+        }
         _forget_pages(split.images)
 
     def start(self, order: tf.Tensor, first: int, view: int) -> tuple[()]:
@@ -46,20 +52,21 @@ class InMemory:
         Args:
             order: Rows of the pool.
             first: Step from which `batch` will be called.
-            view: Number of the logits.
+            view: Number of the teacher's rows.
         """
         self.order.assign(order)
-        if self.views:
-            self.logits.assign(self.views[view])
+        for name, views in self.views.items():
+            self.stored[name].assign(views[view])
         return ()
 
     def batch(self, step: tf.Tensor) -> Batch:
         rows = self.order[step * self.batch_size : (step + 1) * self.batch_size]
-        logits = None
-        if self.logits is not None:
-            logits = tf.gather(self.logits, tf.gather(self.position, rows))
-            logits = tf.cast(logits, tf.float32)
-        return tf.gather(self.images, rows), tf.gather(self.labels, rows), rows, logits
+        index = tf.gather(self.position, rows)
+        stored = {
+            name: tf.cast(tf.gather(table, index), tf.float32)
+            for name, table in self.stored.items()
+        }
+        return tf.gather(self.images, rows), tf.gather(self.labels, rows), rows, index, stored
 
 
 class Streamed:
@@ -68,18 +75,21 @@ class Streamed:
     The arguments are those of `InMemory`.
     """
 
-    def __init__(self, split: Split, logits: Logits, batch_size: int) -> None:
+    def __init__(self, split: Split, stored: Stored, batch_size: int) -> None:
         self.batch_size = batch_size
         self.split = split
-        self.logits = logits
+        self.stored = dict(stored)
         self.position = _position(split)
         self.signature = [
             tf.TensorSpec([None, *split.images.shape[1:]], tf.as_dtype(split.images.dtype)),
             tf.TensorSpec([None], tf.int64),
             tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None], tf.int64),
+            *(
+                tf.TensorSpec([None, views[0].shape[1]], views[0].dtype)
+                for views in self.stored.values()
+            ),
         ]
-        if logits:
-            self.signature.append(tf.TensorSpec([None, logits[0].shape[1]], logits[0].dtype))
         self.order = np.empty(0, dtype=np.int64)
         self.view = 0
 
@@ -103,22 +113,24 @@ class Streamed:
 
     def _read(self, step: np.ndarray) -> list[np.ndarray]:
         chosen = self.order[step * self.batch_size : (step + 1) * self.batch_size]
-        found = [self.split.images[chosen], self.split.labels[chosen].astype(np.int64), chosen]
-        if self.logits:
-            found.append(self.logits[self.view][self.position[chosen]])
-        return found
+        index = self.position[chosen]
+        labels = self.split.labels[chosen].astype(np.int64)
+        rows = [views[self.view if len(views) > 1 else 0][index] for views in self.stored.values()]
+        return [self.split.images[chosen], labels, chosen, index, *rows]
 
     def batch(self, step: tf.Tensor, iterator: Any) -> Batch:
-        images, labels, rows, *logits = iterator.get_next()
-        cached = tf.cast(logits[0], tf.float32) if logits else None
-        return images, labels, rows, cached
+        images, labels, rows, index, *found = iterator.get_next()
+        stored = {
+            name: tf.cast(table, tf.float32) for name, table in zip(self.stored, found, strict=True)
+        }
+        return images, labels, rows, index, stored
 
 
-def source(split: Split, logits: Logits, batch_size: int, budget: float) -> InMemory | Streamed:
-    """`InMemory` when images and logits take at most `budget` bytes, else `Streamed`."""
-    needed = split.images.nbytes + sum(view.nbytes for view in logits)
+def source(split: Split, stored: Stored, batch_size: int, budget: float) -> InMemory | Streamed:
+    """`InMemory` if images and the teacher's rows take at most `budget` bytes, else `Streamed`."""
+    needed = split.images.nbytes + sum(one.nbytes for views in stored.values() for one in views)
     kind = InMemory if needed <= budget else Streamed
-    return kind(split, logits, batch_size)
+    return kind(split, stored, batch_size)
 
 
 def _position(split: Split) -> np.ndarray:

@@ -52,21 +52,26 @@ FLUSH_SECONDS = 2.0  # what a kill costs at most, beside a batch
 
 @dataclass(frozen=True)
 class Request:
-    """Which logits are wanted.
+    """Which logits are wanted, or which features of a teacher's layers.
 
     Attributes:
         key: All that decides the values: hashes of weights, network and rows, precisions.
         rows: Number of examples n.
-        classes: Number of logits K.
+        width: Numbers in a row: the K logits.
         dtype: `float32` or `float16`, as kept on disk.
         origin: What `kd cache verify` needs to compute rows again; decides nothing.
     """
 
     key: dict[str, Any]
     rows: int
-    classes: int
+    width: int
     dtype: str
     origin: dict[str, Any]
+
+    @property
+    def typed(self) -> str:
+        """The key of `cache` that chooses the type."""
+        return "features" if "features" in self.key else "logits"
 
     @property
     def name(self) -> str:
@@ -193,13 +198,13 @@ def _build(
         block, first, closed = hashlib.sha256(), done, time.monotonic()
         for batch in compute(done):
             if not np.isfinite(batch).all():
-                raise FloatingPointError(f"the logits of {what} are not finite")
+                raise FloatingPointError(f"the {wanted.typed} of {what} are not finite")
             with np.errstate(over="ignore"):
                 kept = np.ascontiguousarray(batch, dtype=wanted.dtype)
             if not np.isfinite(kept).all():
                 raise FloatingPointError(
-                    f"the logits of {what} reach {np.abs(batch).max():.3g}, more than "
-                    "float16 can hold; type cache.logits=float32"
+                    f"the {wanted.typed} of {what} reach {np.abs(batch).max():.3g}, more than "
+                    f"float16 can hold; type cache.{wanted.typed}=float32"
                 )
             error = max(error, float(np.abs(kept.astype(np.float32) - batch).max()))
             file.write(kept.data)
@@ -223,7 +228,7 @@ def _build(
         "what": what,
         "key": wanted.key,
         "rows": wanted.rows,
-        "classes": wanted.classes,
+        "classes": wanted.width,
         "dtype": wanted.dtype,
         "largest_rounding_error": error,
         "size": finished.stat().st_size,
@@ -262,7 +267,7 @@ def _continue(partial: Path, journal: Path, wanted: Request) -> int:
 
 
 def _row_bytes(wanted: Request) -> int:
-    return wanted.classes * np.dtype(wanted.dtype).itemsize
+    return wanted.width * np.dtype(wanted.dtype).itemsize
 
 
 def _header(wanted: Request) -> bytes:
@@ -273,7 +278,7 @@ def _header(wanted: Request) -> bytes:
         {
             "descr": np.dtype(wanted.dtype).str,
             "fortran_order": False,
-            "shape": (wanted.rows, wanted.classes),
+            "shape": (wanted.rows, wanted.width),
         },
     )
     return buffer.getvalue()

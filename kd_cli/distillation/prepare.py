@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 
 from kd_cli.data.dataset import Dataset
 from kd_cli.data.views import Views
-from kd_cli.distillation import teacher_checks, teacher_outputs
+from kd_cli.distillation import teacher_checks, teacher_tables
 from kd_cli.distillation.teacher import Teacher, find
+from kd_cli.distillation.teacher_outputs import why_live
 from kd_cli.networks.doubts import scaled_twice
 from kd_cli.runs import quality
 from kd_cli.runs.session import Session
@@ -54,7 +55,7 @@ def prepare(
         ConfigError: A teacher that can't be used or can't teach, or a setting of its outputs that
             makes no sense for this run (this comes before a teacher has to be trained).
     """
-    teacher_outputs.why_live(plan, views)
+    why_live(plan, views)
     teacher = find(plan, dataset, session)
     if teacher is None:
         return None
@@ -66,5 +67,5 @@ def ask(
     teacher: Teacher, plan: DictConfig, dataset: Dataset, views: Views | None, session: Session
 ) -> Prepared:
     """Asks a teacher about the held-out images, which take the input path of `plan`."""
-    arrays = teacher_outputs.held_out(teacher, plan, dataset, views, session)
+    arrays = teacher_tables.held_out(teacher, plan, dataset, views, session)
     return Prepared(teacher, dataset, arrays)

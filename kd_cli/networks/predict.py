@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,8 +11,9 @@ import tensorflow as tf
 
 from kd_cli.data.dataset import Split
 
-# images -> logits [B, K] of a network that is asked at every step.
-LiveTeacher = Callable[[tf.Tensor], tf.Tensor]
+# images -> what a teacher that is asked at every step says: `logits` [B, K], and what losses want
+# of its layers.
+LiveTeacher = Callable[[tf.Tensor], dict[str, Any]]
 # Stored images [B, H, W, C] and their rows in the pool -> the images that a network gets.
 Prepare = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 _EVALUATION_BYTES = 32 * 2**20  # of float32 pixels at once, and at most 500 images

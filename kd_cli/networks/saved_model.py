@@ -16,7 +16,7 @@ from kd_cli.errors import ConfigError, first_line
 from kd_cli.networks.saved_model_graph import refused
 
 
-class _Frozen(keras.layers.Layer):
+class Frozen(keras.layers.Layer):
     """Images [B, H, W, C] to logits [B, K] by a function of a SavedModel.
 
     Args:
@@ -87,7 +87,7 @@ def load_saved_model(path: Path, what: str) -> keras.Model:
         logits = _logits(concrete.structured_outputs)
         if len(specs) == 1 and _takes_images(specs[0]) and logits is not None:
             inputs = keras.Input(specs[0].shape[1:], name="images")
-            layer = _Frozen(loaded, function, concrete, hashlib.sha256(content).hexdigest())
+            layer = Frozen(loaded, function, concrete, hashlib.sha256(content).hexdigest())
             return keras.Model(inputs, layer(inputs), name="saved_model_teacher")
         outputs = tf.nest.map_structure(lambda x: str(x.shape), concrete.structured_outputs)
         taken = [f"{spec.dtype.name} {spec.shape}" for spec in specs]

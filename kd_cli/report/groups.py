@@ -282,8 +282,10 @@ LOSS_SETTINGS = ("loss.alpha", "loss.temperature", "loss.label_smoothing")
 
 def _method(group: Group) -> str:
     if group.kind == DISTILLED:
-        target = str((group.record["config"].get("loss") or {}).get("_target_", "distilled"))
-        return target.rsplit(".", 1)[-1]
+        loss = group.record["config"].get("loss") or {"distilled": {}}
+        if "_target_" in loss:  # one loss of weight 1
+            return str(loss["_target_"]).rsplit(".", 1)[-1]
+        return "+".join(loss)
     return "self-train" if group.kind == SELF else "scratch"
 
 

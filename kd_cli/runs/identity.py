@@ -29,6 +29,7 @@ from kd_cli.terminal import shown
 # Counted where they are used: seed in init_seed and data_seed, alpha in the loss. (Class weights
 # are no part of the loss's node, because the scratch student has them too.)
 _ELSEWHERE = {"seed", *VARIABLES, "label_smoothing"} - {"class_weights"}
+_FEATURES = ("features", "float32")  # the key came later; so older runs keep their ids
 # Keys of sources that came later: where they say what was so before, older runs keep their ids.
 _AS_BEFORE = {
     "kd_cli.data.npz": {"offset": 0},
@@ -161,6 +162,16 @@ def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
     return spec if teacher.precision is None else {**spec, "precision": teacher.precision}
 
 
+def _loss_spec(loss: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The entries; one alone with weight 1 is its function, whatever its name."""
+    bare = {
+        name: {key: value for key, value in node.items() if key != "weight" or value != 1}
+        for name, node in loss.items()
+    }
+    (first, *others) = bare.values()
+    return bare if others or "weight" in first else first
+
+
 def run_spec(plan: DictConfig) -> dict[str, Any]:
     """All of a checked configuration that can change the result of the run, as plain data."""
     plain = OmegaConf.to_container(plan)
@@ -169,6 +180,7 @@ def run_spec(plan: DictConfig) -> dict[str, Any]:
     spec["dataset"] = dataset_spec(plan.dataset)
     if plan.steps is not None:
         del spec["epochs"]
+    spec["loss"] = _loss_spec(spec["loss"])
     if "teacher" in spec:
         spec["teacher"] = _teacher_spec(plan)
     if "student" in spec:
@@ -184,7 +196,11 @@ def run_spec(plan: DictConfig) -> dict[str, Any]:
     else:
         spec.pop("view", None)  # all the same
     if spec.get("cache"):
-        spec["cache"] = {key: value for key, value in spec["cache"].items() if value is not None}
+        spec["cache"] = {
+            key: value
+            for key, value in spec["cache"].items()
+            if value is not None and key != "features_gib" and (key, value) != _FEATURES
+        }
     if spec.get("cache") == {"logits": "float32"}:
         del spec["cache"]
     return spec
@@ -198,7 +214,7 @@ def run_name(plan: DictConfig) -> str:
     """Readable values and the run id: `mlp_hinton_alpha0.1_temperature4_seed0-1a2b3c4d5e`."""
     words = [plan.student.name if "student" in plan else plan.teacher.name]
     if is_taught(plan):
-        words.append(plan.loss["_target_"].rsplit(".", 1)[-1])
+        words.append("+".join(map(str, plan.loss)))
         for key in ("alpha", "temperature"):
             if plan.get(key) is not None:
                 words.append(f"{key}{plan[key]:g}")

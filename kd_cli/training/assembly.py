@@ -6,8 +6,8 @@ and the like put their values into its variables instead of tracing the step aga
 
 from __future__ import annotations
 
-import functools
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,9 @@ class Parts:
 
     model: Any
     optimizer: Any
-    loss: Any
+    objective: Any
     schedule: Any
+    network: Any
 
 
 def length(plan: DictConfig, dataset: Dataset) -> tuple[int, int]:
@@ -89,24 +90,40 @@ def check_labels(plan: DictConfig, dataset: Dataset) -> None:
     set_up(plan.device)
     import tensorflow as tf
 
-    loss = build(plan.loss, "loss")
+    from kd_cli.distillation.objective import of_plan
+
     blank = {"logits": tf.zeros([2, dataset.num_classes])}
-    try:  # with plain numbers, so that a loss may look at alpha
-        terms = tf.nest.flatten(loss(None, blank, blank))
-        finite = all(bool(tf.reduce_all(tf.math.is_finite(term))) for term in terms)
-        why = "" if finite else "not finite without"
-    except Exception as error:  # whatever a loss does with labels=None
-        why = first_line(error)
-    if why:
-        raise ConfigError(
-            f"{bare}, and the loss {plan.loss['_target_']} needs them ({why}); use "
-            "loss=function_matching, or alpha=0"
-        )
+    for part in of_plan(OmegaConf.to_container(plan.loss)).parts:
+        why = "" if not part.needs.labels else "it is not defined without"
+        if not why and not part.student_taps:
+            try:  # with plain numbers, so that a loss may look at alpha
+                terms = tf.nest.flatten(part.loss(None, blank, blank, **part.plain))
+                finite = all(bool(tf.reduce_all(tf.math.is_finite(term))) for term in terms)
+                why = "" if finite else "not finite without"
+            except Exception as error:  # whatever a loss does with labels=None
+                why = first_line(error)
+        if why:
+            raise ConfigError(
+                f"{bare}, and the loss {part.target} needs them ({why}); use "
+                "loss=function_matching, or alpha=0"
+            )
 
 
-def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
-    """Builds what the configuration names; the schedule first, because it needs no Keras."""
-    schedule = build(plan.schedule, "schedule")(*length(plan, dataset))
+def parts(
+    plan: DictConfig,
+    dataset: Dataset,
+    role: str,
+    teacher: Mapping[str, Mapping[str, tuple[int, ...]]] | None = None,
+) -> Parts:
+    """Builds what the configuration names; the schedule first, because it needs no Keras.
+
+    Args:
+        plan, dataset, role: As in `engine_for`.
+        teacher: Shapes of what the losses get of its layers; None leaves the losses' own weights
+            out.
+    """
+    steps = length(plan, dataset)
+    schedule = build(plan.schedule, "schedule")(*steps)
     set_up(plan.device)
     import keras
 
@@ -139,10 +156,33 @@ def parts(plan: DictConfig, dataset: Dataset, role: str) -> Parts:
         refuse_idle(optimizer, plan.optimizer)
     if plan.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    loss, weights = build(plan.loss, "loss"), class_weights.of_plan(plan, dataset)
-    if weights is not None:
-        loss = functools.partial(loss.func, **loss.keywords, class_weights=weights)
-    return Parts(model, optimizer, loss, schedule)
+    objective, network = _objective(plan, dataset, model, teacher)
+    return Parts(model, optimizer, objective, schedule, network)
+
+
+def _objective(
+    plan: DictConfig,
+    dataset: Dataset,
+    model: Any,
+    teacher: Mapping[str, Mapping[str, tuple[int, ...]]] | None,
+) -> tuple[Any, Any]:
+    """The losses, and the student's network with the taps that they name."""
+    from kd_cli.distillation.objective import of_plan
+
+    weights = class_weights.of_plan(plan, dataset)
+    loss = OmegaConf.to_container(plan.loss)
+    objective = of_plan(loss, length(plan, dataset)[1], weights)
+    network, shapes = model, {}
+    if objective.student_taps:
+        from kd_cli.networks.taps import Graph
+
+        graph = Graph(model, "student")
+        network = graph.with_taps(objective.student_taps)
+        shapes = {tap: graph.find(tap).shape for tap in objective.student_taps}
+    if teacher is not None:
+        split = dataset.train
+        objective.build(shapes, teacher, dataset.num_classes, split.labels[split.rows])
+    return objective, network
 
 
 def augmentation(plan: DictConfig, dataset: Dataset, session: Session) -> Views | None:
@@ -193,6 +233,7 @@ def engine_for(
     from kd_cli.training.step import Engine, Learner
 
     first = plans[0]
+    shapes = outputs.shapes if outputs else {}
     key = digest(
         {
             "learners": [[_graph(plan, role), length(plan, dataset)] for plan in plans],
@@ -207,8 +248,8 @@ def engine_for(
     engine = session.engine.get(key)
     if engine is not None:
         for learner, plan in zip(engine.learners, plans, strict=True):
-            new = parts(plan, dataset, role)
-            learner.begin_again(new.model, new.optimizer, new.loss.keywords)
+            new = parts(plan, dataset, role, shapes)
+            learner.begin_again(new.model, new.optimizer, new.objective)
             del new
             gc.collect()  # a Keras model is a cycle: one at a time, not one per point
         engine.data_seed = first.data_seed
@@ -220,15 +261,15 @@ def engine_for(
     gc.collect()
     learners = []
     for plan in plans:
-        new = parts(plan, dataset, role)
+        new = parts(plan, dataset, role, shapes)
         learners.append(
             Learner(
                 new.model,
                 new.optimizer,
-                new.loss.func,
-                new.loss.keywords,
+                new.objective,
                 new.schedule,
                 dataset.train.labelled > 0,
+                new.network,
             )
         )
     engine = Engine(
@@ -236,7 +277,8 @@ def engine_for(
         dataset.train,
         first.batch_size,
         first.data_seed,
-        logits=outputs.logits if outputs else (),
+        stored=outputs.stored if outputs else None,
+        shapes=shapes,
         teacher=outputs.live if outputs else None,
         views=augmentation(first, dataset, session),
         repeats=outputs.repeats if outputs else None,
@@ -249,7 +291,10 @@ def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
     """What the traced step of a learner depends on, as well as data and teacher."""
     plain = OmegaConf.to_container(plan)
     # Their values are variables; a loss that leaves one out traces its default.
-    loss = {key: "variable" if key in VARIABLES else value for key, value in plain["loss"].items()}
+    loss = {
+        name: {k: "variable" if k in (*VARIABLES, "weight") else v for k, v in node.items()}
+        for name, node in plain["loss"].items()
+    }
     return {
         "network": network_spec(plan[role]),
         "precision": plan.precision,

@@ -59,7 +59,7 @@ class Balance:
 
 
 def balance(
-    learner: Learner, images: Any, labels: Any, teacher: Mapping[str, Any] | None
+    learner: Learner, images: Any, labels: Any, teacher: Mapping[str, Any] | None, index: Any
 ) -> Balance:
     """Value and gradient of each term of a loss, of a training step that is not taken.
 
@@ -67,15 +67,17 @@ def balance(
 
     Args:
         learner: With the weights at which the gradients are computed.
-        images, labels, teacher: The step's batch, as `Engine.first_batch` gives it.
+        images, labels, teacher, index: The step's batch, as `Engine.first_batch` gives it.
     """
     import tensorflow as tf
 
     optimizer, variables = learner.optimizer, learner.model.trainable_variables
-    # A forward pass in training moves the seeds of dropout and the statistics of normalisation.
-    moved = [(variable, variable.numpy()) for variable in learner.model.non_trainable_variables]
+    # A forward pass in training moves the seeds of dropout, the statistics of normalisation, and
+    # what losses remember.
+    moving = [*learner.model.non_trainable_variables, *learner.objective.non_trainable_variables]
+    moved = [(variable, variable.numpy()) for variable in moving]
     with tf.GradientTape(persistent=True) as tape:
-        _, means = learner.forward(images, labels, teacher)
+        _, means = learner.forward(images, labels, teacher, index)
         # As in training: without it a float16 network's small gradients vanish.
         scaled = [optimizer.scale_loss(mean) for mean in means]
     each = [tape.gradient(one, variables) for one in scaled]

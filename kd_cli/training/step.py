@@ -16,10 +16,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kd_cli.config.keys import VARIABLES
 from kd_cli.data.batches import source
 from kd_cli.data.dataset import Split
 from kd_cli.data.views import Views
+from kd_cli.distillation.objective import Objective
+from kd_cli.distillation.teacher_features import unpacked
 from kd_cli.networks.fused_batch_norm import fuse_batch_norm
 from kd_cli.networks.predict import LiveTeacher, predictor
 
@@ -32,12 +33,12 @@ class Learner:
     Args:
         model: Takes raw pixels 0..255 and gives logits.
         optimizer: A Keras optimizer; its learning rate is set at every step from `schedule`.
-        loss: `(labels, student, teacher, *, hyper) -> {term: [B]}`, or one array [B].
-        hyper: Keywords of the loss; alpha and the like become variables, so that a new value does
-            not trace again.
+        objective: The losses with their weights; built, if one has weights of its own.
         schedule: step -> learning rate.
         labelled: Whether training images have labels. Without any the loss gets None, and there
             is no training accuracy; where some have none their label is -1.
+        network: images -> [logits, tap, ...] with the layers of `model`, for an objective that
+            names taps of the student.
 
     Attributes:
         terms: Names of the loss's terms.
@@ -51,30 +52,23 @@ class Learner:
         self,
         model: keras.Model,
         optimizer: keras.optimizers.Optimizer,
-        loss: Callable[..., Any],
-        hyper: Mapping[str, Any],
+        objective: Objective,
         schedule: Callable[[Any], Any],
         labelled: bool = True,
+        network: keras.Model | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
-        self.loss = loss
-        self.hyper = hyper
+        self.objective = objective
         self.schedule = schedule
         self.labelled = labelled
+        self.network = network or model
         fuse_batch_norm(model)
-        optimizer.build(model.trainable_variables)
-        # Only those whose losses are known to take tensors: a user's loss may want a plain number.
-        self.keywords = {
-            key: tf.Variable(value, dtype=tf.bool if isinstance(value, bool) else tf.float32)
-            if key in VARIABLES
-            else value
-            for key, value in hyper.items()
-        }
-        blank = {"logits": tf.zeros([1, model.output_shape[-1]])}
+        optimizer.build(self.trainable_variables)
         # Traced, as in training, so that a loss that only works eagerly is found now.
-        traced = tf.function(lambda *batch: self.evaluate_loss(*batch), autograph=False)
-        self.terms = list(traced(tf.zeros([1], tf.int64) if labelled else None, blank, blank))
+        traced = tf.function(lambda *batch: objective(*batch), autograph=False)
+        blank = objective.blank(model.output_shape[-1])
+        self.terms = list(traced(tf.zeros([2], tf.int64) if labelled else None, *blank))
         # (A network's own losses may appear only when it is called: one column is theirs.)
         self.sums = tf.Variable(tf.zeros([len(self.terms) + 3], tf.float64), trainable=False)
         self.broken = tf.Variable([-1, -1], dtype=tf.int64, trainable=False)
@@ -86,24 +80,28 @@ class Learner:
         return self.optimizer.learning_rate
 
     @property
+    def trainable_variables(self) -> list[Any]:
+        """The network's weights, and those that losses have of their own."""
+        return [*self.model.trainable_variables, *self.objective.trainable_variables]
+
+    @property
     def variables(self) -> list[Any]:
         """All that a training changes: weights, statistics, dropout's seeds, moments, sums."""
-        return [*self.model.variables, *self.optimizer.variables, self.sums]
+        own = [*self.model.variables, *self.objective.variables]
+        return [*own, *self.optimizer.variables, self.sums]
 
     def begin_again(
-        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, hyper: Mapping[str, Any]
+        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective
     ) -> None:
-        """Takes over the initial values of a fresh model and optimizer, and new loss keywords.
+        """Takes over the initial values of a fresh model, optimizer and objective.
 
         The traced step, which holds this learner's variables, stays as it is.
         """
-        optimizer.build(model.trainable_variables)
-        fresh = [*model.variables, *optimizer.variables]
+        optimizer.build([*model.trainable_variables, *objective.trainable_variables])
+        fresh = [*model.variables, *objective.variables, *optimizer.variables]
         for mine, theirs in zip(self.variables[:-1], fresh, strict=True):
             mine.assign(theirs)
-        self.hyper = hyper
-        for key in self.keywords.keys() & set(VARIABLES):
-            self.keywords[key].assign(hyper[key])
+        self.objective.begin_again(objective)
         self.clear_sums()
         self.broken.assign([-1, -1])
         self.from_step.assign(0)
@@ -127,10 +125,6 @@ class Learner:
         step, term = (int(value) for value in self.broken.numpy())
         return None if step < 0 else (step, self.terms[term])
 
-    def evaluate_loss(self, labels: Any, student: Any, teacher: Any) -> dict[str, tf.Tensor]:
-        value = self.loss(labels, student, teacher, **self.keywords)
-        return dict(value) if isinstance(value, Mapping) else {"loss": value}
-
     def step_if_active(self, step: tf.Tensor, *batch: Any) -> None:
         """One training step, left out before `from_step` and after a broken one."""
 
@@ -142,15 +136,25 @@ class Learner:
         tf.cond(active, train, lambda: tf.zeros([]))
 
     def forward(
-        self, images: tf.Tensor, labels: tf.Tensor, teacher: Mapping[str, tf.Tensor] | None
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        teacher: Mapping[str, Any] | None,
+        index: tf.Tensor,
+        step: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """The logits [B, K] of a training step, and the batch mean of each of `terms`.
 
-        A network's own losses are the last term, which appears when the network is called.
+        A network's own losses are the last term, which appears when the network is called. Without
+        a step the losses have the weights of the end of their ramps.
         """
-        logits = tf.cast(self.model(images, training=True), tf.float32)
+        outputs = self.network(images, training=True)
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        logits, *features = (tf.cast(one, tf.float32) for one in outputs)
+        taps = dict(zip(self.objective.student_taps, features, strict=True))
+        student = {"logits": logits, "features": taps, "index": index}
         known = labels if self.labelled else None
-        terms = self.evaluate_loss(known, {"logits": logits}, teacher)
+        terms = self.objective(known, student, teacher, step)
         means = [tf.reduce_mean(value) for value in terms.values()]
         if self.model.losses:
             means.append(tf.add_n([tf.cast(v, tf.float32) for v in self.model.losses]))
@@ -163,12 +167,13 @@ class Learner:
         step: tf.Tensor,
         images: tf.Tensor,
         labels: tf.Tensor,
-        teacher: Mapping[str, tf.Tensor] | None,
+        teacher: Mapping[str, Any] | None,
+        index: tf.Tensor,
     ) -> None:
         with tf.GradientTape() as tape:
-            logits, means = self.forward(images, labels, teacher)
+            logits, means = self.forward(images, labels, teacher, index, step)
             loss = self.optimizer.scale_loss(tf.add_n(means))
-        variables = self.model.trainable_variables
+        variables = self.trainable_variables
         gradients = tape.gradient(loss, variables)
         self.learning_rate.assign(tf.cast(self.schedule(step), tf.float32))
         self.optimizer.apply(gradients, variables)
@@ -203,7 +208,9 @@ class Engine:
         split: Training rows of a pool of images.
         batch_size: Examples per step; the last batch of an epoch is as small as it comes.
         data_seed: With the epoch it fixes the order of the examples.
-        logits: The teacher's logits [n, K] of the split's rows, in its order; one array per view.
+        stored: What the teacher says of the split's rows, in its order: arrays [n, width] by name,
+            one per view; `logits`, and what losses want of its layers.
+        shapes: Of the latter, by name and tap.
         teacher: A teacher to be asked at every step instead.
         views: The augmentation; None trains on the images as they are stored.
         repeats: After so many epochs the views come again, because only of these the teacher's
@@ -218,7 +225,8 @@ class Engine:
         batch_size: int,
         data_seed: int,
         *,
-        logits: Sequence[np.ndarray] = (),
+        stored: Mapping[str, Sequence[np.ndarray]] | None = None,
+        shapes: Mapping[str, Mapping[str, tuple[int, ...]]] | None = None,
         teacher: LiveTeacher | None = None,
         views: Views | None = None,
         repeats: int | None = None,
@@ -233,7 +241,8 @@ class Engine:
         self.repeats = repeats
         self.size = len(split)
         self.steps_per_epoch = -(-self.size // batch_size)
-        self.source = source(split, logits, batch_size, budget)
+        self.shapes = shapes or {}
+        self.source = source(split, stored or {}, batch_size, budget)
         self.rows = tf.constant(split.rows, dtype=tf.int64)
         self._stream: tuple[Any, ...] = ()
 
@@ -258,8 +267,8 @@ class Engine:
 
     def first_batch(
         self, teacher: LiveTeacher | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor] | None]:
-        """What the learners get at the first step of a training: images, labels, the teacher's.
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, Any] | None, tf.Tensor]:
+        """What the learners get at the first step: images, labels, the teacher's outputs, index.
 
         Args:
             teacher: To be asked in place of the engine's.
@@ -279,16 +288,16 @@ class Engine:
         step: tf.Tensor,
         *stream: Any,
         teacher: LiveTeacher | None = None,
-    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor] | None]:
-        images, labels, rows, logits = self.source.batch(step, *stream)
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, Any] | None, tf.Tensor]:
+        images, labels, rows, index, stored = self.source.batch(step, *stream)
         if self.views is None:
             images = for_teacher = tf.cast(images, tf.float32)
         else:
             images, labels, for_teacher = self.views(images, rows, labels, first_step + step)
         asked = teacher or self.teacher
         if asked is not None:
-            logits = asked(for_teacher)
-        return images, labels, None if logits is None else {"logits": logits}
+            return images, labels, asked(for_teacher), index
+        return images, labels, unpacked(stored, self.shapes) if stored else None, index
 
     @functools.cached_property
     def _batches(self) -> Callable[..., tf.Tensor]:

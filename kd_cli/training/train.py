@@ -200,7 +200,6 @@ def _finish(
     gradients: dict[str, Any] | None,
 ) -> Record:
     """Reads the test split, once; writes model, predictions, and the record last."""
-    from kd_cli.distillation.losses import formula
     from kd_cli.networks.doubts import doubts
     from kd_cli.networks.keras_file import weights_hash
     from kd_cli.networks.predict import predict_rows
@@ -268,10 +267,10 @@ def _finish(
         input=f"pixels 0..255, [batch, {', '.join(map(str, model.input_shape[1:]))}]",
         network=plan[role].name,
         parameters=model.count_params(),
-        loss=formula(plan.loss["_target_"], learner.hyper),
+        loss=learner.objective.words(),
         alpha=plan.get("alpha"),
         temperature=plan.get("temperature"),
-        class_weights=learner.hyper.get("class_weights"),
+        class_weights=learner.objective.hyper.get("class_weights"),
         epochs_done=ended.epoch,
         steps_done=ended.step,
         stopped=ended.stopped,

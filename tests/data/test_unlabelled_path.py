@@ -10,7 +10,7 @@ import pytest
 from kd_cli.config.plans import scratch_plan, teacher_plan
 from kd_cli.data.arrays import Arrays
 from kd_cli.data.dataset import Dataset, load_dataset
-from kd_cli.distillation import teacher_outputs
+from kd_cli.distillation import teacher_tables
 from kd_cli.errors import ConfigError
 from kd_cli.report import groups
 from kd_cli.runs.identity import dataset_spec, run_id, teacher_dir

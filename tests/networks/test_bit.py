@@ -17,7 +17,7 @@ from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.data.dataset import load_dataset
 from kd_cli.distillation import teacher as teachers
-from kd_cli.distillation import teacher_outputs
+from kd_cli.distillation import teacher_tables
 from kd_cli.errors import ConfigError
 from kd_cli.networks import bit
 from kd_cli.networks.keras_file import load_keras
@@ -468,7 +468,7 @@ def test_published_weights_give_a_ready_teacher(npz, short, weights):
     mlp([6, 6, 1], 4, units=[3])
     plain = {"augment": {"train": [], "evaluate": []}, "view": None, "part": "test"}
     origin = {"teacher": json.loads(json.dumps(teacher.origin)), **plain}
-    again, _, hashes = teacher_outputs.of_origin(origin, dataset, Session())
+    again, _, hashes = teacher_tables.of_origin(origin, dataset, Session())
     assert again is not teacher and again.network_sha256 == teacher.network_sha256
     assert hashes["weights"] == teacher.weights_sha256
 
