@@ -27,16 +27,17 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
     """Distils one teacher into students; trains the teacher first if it is missing."""
     plan = runs[0].plan
     device = set_up(plan.device)
-    from kd_cli.distillation import teacher_checks, teacher_outputs, teacher_tables
+    from kd_cli.distillation import loss_checks, teacher_checks, teacher_outputs, teacher_tables
     from kd_cli.distillation.prepare import prepare
     from kd_cli.distillation.teacher_features import wanted_by
 
     views = assembly.augmentation(plan, dataset, session)
+    for run in runs:
+        loss_checks.refuse(run.plan, dataset, views)
     prepared = prepare(plan, dataset, views, session)
     if prepared is None:
-        assembly.parts(plan, dataset, "student")  # its mistakes, before the teacher's training
         begun = time.monotonic()
-        _train_missing_teacher(runs[0], dataset, session)
+        _train_missing_teacher(runs, dataset, session)
         started += time.monotonic() - begun  # the teacher's record has its own time
         prepared = prepare(plan, dataset, views, session)
     teacher, scores = prepared.teacher, prepared.quality["test"]
@@ -78,15 +79,22 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
     return train(runs, dataset, started, "student", session, taught)
 
 
-def _train_missing_teacher(run: Run, dataset: Dataset, session: Session) -> None:
+def _train_missing_teacher(runs: list[Run], dataset: Dataset, session: Session) -> None:
     """Trains the teacher as `kd train-teacher` would from the same description."""
-    plan = run.plan
+    from kd_cli.distillation.teacher_features import Features, wanted_by
+
+    run, plan = runs[0], runs[0].plan
+    ours = dataset
     kept = teacher_overrides(run.typed, teacher_augment_follows(plan))
     wanted, out = teacher_plan(plan), identity.teacher_dir(plan)
     if wanted.dataset != plan.dataset:  # it may know more labels
         dataset = load_dataset(wanted.dataset, plan.device)
     check_before_start(wanted, out)
-    assembly.parts(wanted, dataset, "teacher")  # its mistakes, before there is a directory
+    # The mistakes of both networks, before there is a directory.
+    untrained = assembly.parts(wanted, dataset, "teacher").model
+    for one in runs:
+        shapes = Features(untrained, wanted_by([one.plan.loss])).shapes
+        assembly.parts(one.plan, ours, "student", shapes)
     with lock(out, wait=True):
         if Record.read(out) is not None:
             return  # another process has trained it meanwhile

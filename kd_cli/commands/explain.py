@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.commands import estimate
+from kd_cli.commands.explain_losses import loss_line, print_balance, print_taps, remarks
 from kd_cli.commands.job import is_sweep
 from kd_cli.commands.table import Request
 from kd_cli.config.compose import compose
@@ -30,20 +30,16 @@ from kd_cli.runs.quality import certainty
 from kd_cli.runs.record import Record
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
-from kd_cli.terminal import messages, print_table, shown
+from kd_cli.terminal import messages, shown
 from kd_cli.training import assembly
-from kd_cli.training.balance import Balance, balance
+from kd_cli.training.balance import balance
 from kd_cli.training.schedules import in_steps
 
 if TYPE_CHECKING:
     from kd_cli.data.views import Views
-    from kd_cli.distillation.objective import Objective
     from kd_cli.distillation.prepare import Prepared
     from kd_cli.distillation.teacher_outputs import Outputs
     from kd_cli.training.step import Engine
-
-
-FAINT = 0.01  # share of the gradient norm below which a term has almost no effect
 
 
 def run(request: Request) -> int:
@@ -87,12 +83,13 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         dataset = load_dataset(plan.dataset, plan.device)
         assembly.check_labels(plan, dataset)
         set_up(plan.device)
-        from kd_cli.distillation import teacher_outputs, teacher_tables
+        from kd_cli.distillation import loss_checks, teacher_outputs, teacher_tables
         from kd_cli.distillation.prepare import prepare
         from kd_cli.distillation.teacher_features import Features, wanted_by
         from kd_cli.networks.doubts import doubts
 
         views = assembly.augmentation(plan, dataset, session)
+        loss_checks.refuse(plan, dataset, views)
         prepared = prepare(plan, dataset, views, session)
         teacher = prepared.teacher if prepared else None
         first, network = (None, teacher.model) if teacher else _missing(plan, dataset)
@@ -124,8 +121,9 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         *_times(times),
     ]:
         print(f"{head:<12}{text}")
+    print_taps(learner.objective, learner.model, network)
     if prepared:
-        _print_balance(found, plan)
+        print_balance(found, plan.init_seed)
         warnings = [
             *remarks(found, learner.objective.hyper),
             *(f"warning: {text}" for text in warnings),
@@ -146,102 +144,9 @@ def _missing(plan: DictConfig, dataset: Dataset) -> tuple[estimate.Training | No
     return estimate.training(engine, wanted, dataset), engine.learners[0].model
 
 
-def _print_balance(found: Balance, plan: DictConfig) -> None:
-    print(f"first batch {found.examples} images; initial weights of init_seed {plan.init_seed}")
-    print_table(
-        "",
-        ["term", "value", "gradient norm", "share"],
-        [
-            [name, f"{value:.4g}", f"{norm:.4g}", f"{100 * share:.2f} %"]
-            for name, value, norm, share in zip(
-                found.terms, found.values, found.norms, found.shares, strict=True
-            )
-        ],
-    )
-    if len(found.terms) == 2 and np.isfinite(found.cosines[0, 1]):
-        first, second = found.terms
-        print(f"cosine of the gradients of {first} and {second}: {found.cosines[0, 1]:.3f}")
-
-
 def _times(times: estimate.Distilling | None) -> list[tuple[str, str]]:
     first, *rest = times.lines() if times else ["no estimate: the loss is not finite"]
     return [("time", first), *(("", text) for text in rest)]
-
-
-def remarks(found: Balance, hyper: Mapping[str, Any]) -> list[str]:
-    """Warnings about the balance of the terms, a line each, with what to change.
-
-    Args:
-        found: From `balance`.
-        hyper: The loss's keywords.
-
-    Returns:
-        Warnings for a value or gradient that is not finite, and for a term of the loss below 1 %
-        of the gradient norm (so that another is above 99 %); a note where alpha asks for that.
-    """
-    from kd_cli.training.step import REGULARISATION
-
-    finite = np.isfinite(found.values) & np.isfinite(found.norms)
-    if not finite.all():
-        name = found.terms[int(np.argmin(finite))]
-        return [
-            f"warning: the term '{name}' or its gradient is not finite at the first step; look at "
-            "the images' range (student.input, teacher.input)"
-        ]
-    loss = [name for name in found.terms if name != REGULARISATION]
-    if len(loss) < 2:
-        return []
-    if not found.norms.any():
-        return ["warning: no term has a gradient on this batch: nothing would be learned"]
-    lines = []
-    strongest = found.terms[int(np.argmax(found.shares))]
-    alpha = hyper.get("alpha")
-    for name, share in zip(found.terms, found.shares, strict=True):
-        if name not in loss or share >= FAINT:
-            continue
-        if alpha in (0, 1) and (name == "hard") == (alpha == 0):
-            lines.append(f"note: alpha={alpha:g} switches the term '{name}' off")
-        else:
-            lines.append(
-                f"warning: the term '{name}' has {100 * share:.2f} % of the gradient norm, "
-                f"'{strongest}' {100 * found.shares.max():.2f} %: it has almost no effect on "
-                f"the training; "
-                f"{_advice(name, found, hyper)}"
-            )
-    return lines
-
-
-def _advice(name: str, found: Balance, hyper: Mapping[str, Any]) -> str:
-    """What to type so that a faint term counts; numbers of this batch."""
-    alpha, temperature = hyper.get("alpha"), hyper.get("temperature")
-    loss = [term for term in found.terms if term in ("hard", "soft", "teacher")]
-    if name not in loss or "hard" not in loss or len(loss) != 2 or alpha in (None, 0, 1):
-        return "give it a larger weight"
-    # Without their weights, which are alpha for the labels and 1 - alpha for the teacher.
-    hard, other = (
-        found.norms[found.terms.index(term)] / weight
-        for term, weight in ((loss[0], alpha), (loss[1], 1 - alpha))
-    )
-    advice = []
-    if name == "soft" and temperature and temperature > 1 and not hyper.get("t_squared"):
-        factor = temperature**2
-        share = (1 - alpha) * other * factor / (alpha * hard + (1 - alpha) * other * factor)
-        advice.append(
-            f"t_squared=true (T^2 = {factor:g}) would give it {100 * share:.0f} % of the two"
-        )
-    even = other / (hard + other) if hard + other > 0 else 0.0
-    if 0 < float(f"{even:.4g}") < 1:
-        advice.append(f"alpha={even:.4g} would balance the two on this batch")
-    return ", ".join(advice) or "give it a larger weight"
-
-
-def loss_line(objective: Objective) -> str:
-    """The loss with its weights as numbers, and what T^2 is or would be."""
-    text, hyper = objective.words(), objective.hyper
-    if "t_squared" in hyper and hyper.get("temperature", 1) != 1:
-        squared = f"{hyper['temperature'] ** 2:g}"
-        text += f" (T^2 = {squared})" if hyper["t_squared"] else f" (without T^2 = {squared})"
-    return text
 
 
 def schedule_line(plan: DictConfig, schedule: Any, total: int, steps_per_epoch: int) -> str:

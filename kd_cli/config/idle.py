@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.keys import Augment, Dataset, Student, Teacher
+from kd_cli.config.losses import teacher_taps
 from kd_cli.config.overrides import is_typed
 from kd_cli.config.plans import given_by, is_taught
 from kd_cli.errors import ConfigError, suggest
@@ -118,6 +119,9 @@ def refuse_idle(plan: DictConfig, overrides: Sequence[str]) -> None:
                 refuse(f"{place}augment.{key}", _NO_NODES)
             if not place:
                 refuse("view", _NO_NODES)
+    if is_taught(plan) and not teacher_taps(plan.loss):
+        for key in ("features", "features_gib"):
+            refuse(f"cache.{key}", "no loss compares layers of the teacher; see kd guide methods")
     if is_taught(plan) and given_by(plan):
         given = given_by(plan)
         refuse("teacher.train_if_missing", f"the teacher is given by {given}")

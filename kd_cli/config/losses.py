@@ -88,6 +88,13 @@ def refuse_below_loss(cfg: DictConfig, overrides: Sequence[str]) -> None:
             )
 
 
+def teacher_taps(loss: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names of the teacher's layers that the losses compare."""
+    pairs = [pair[1] for node in loss.values() for pair in node.get("pairs") or ()]
+    alone = [tap for node in loss.values() for tap in node.get("teacher_taps") or ()]
+    return [*pairs, *alone]
+
+
 def check_entries(loss: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuses weights and taps that can't be."""
     for name, node in loss.items():

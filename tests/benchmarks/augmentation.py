@@ -82,13 +82,16 @@ def build(folder: Path) -> dict[str, Callable[[int], None]]:
 
     made = plan("distill", "none")
     teacher = build_network(made.teacher, (32, 32, 3), 10, "float32", "teacher")
-    live = lambda images: keras.ops.cast(teacher(images, training=False), "float32")  # noqa: E731
+
+    def live(images: Any) -> dict[str, Any]:
+        return {"logits": keras.ops.cast(teacher(images, training=False), "float32")}
+
     table = random.normal(size=(IMAGES, 10)).astype(np.float32)
 
     def engine(command: str, augment: str, **options: Any) -> Engine:
         settings = plan(command, augment)
         new = assembly.parts(settings, dataset, "student")
-        learner = Learner(new.model, new.optimizer, new.loss.func, new.loss.keywords, new.schedule)
+        learner = Learner(new.model, new.optimizer, new.objective, new.schedule)
         views = Views(settings.augment, "consistent", dataset, True) if augment != "none" else None
         return Engine([learner], dataset.train, BATCH, 0, views=views, **options)
 

@@ -29,7 +29,7 @@ def test_help_of_a_command_lists_its_keys(kd):
     assert shown.code == 0
     for text in (
         "alpha=0.1 ", "weight of the hard labels", "(number or null)",
-        "loss._target_=kd_cli.distillation.hinton", "[hinton]", "teacher.training.epochs=40",
+        "loss.hinton._target_=kd_cli.distillation.hinton", "[hinton]", "teacher.training.epochs=40",
         "optimizer.amsgrad=false", "init_seed=0",
     ):  # fmt: skip
         assert text in shown.out, text
@@ -95,7 +95,7 @@ def test_completion_of_words_of_other_commands_and_without_helpers(kd, monkeypat
         (work / "mine" / "student" / f"{name}.yaml").write_text("name: x\n")
     assert complete("kd distill student=o", "--config-dir", "mine") == ["student=own"]
     assert "student=_helper" not in complete("kd distill student=", "--config-dir", "mine")
-    assert complete("kd distill loss._t") == ["loss._target_="]
+    assert complete("kd distill loss.hinton._t") == ["loss.hinton._target_="]
 
 
 def test_config_dir_adds_an_option_and_a_function(kd, work, small):

@@ -13,6 +13,7 @@ from kd_cli.commands import estimate
 from kd_cli.commands.estimate import Distilling, Pace, Training, duration, seconds_each
 from kd_cli.data.dataset import Split
 from kd_cli.distillation.losses import cross_entropy
+from kd_cli.distillation.objective import Objective
 from kd_cli.training.step import Engine, Learner
 
 # 4 epochs of 10 steps of 2 s, of which 0.5 s for the batch. 100 images after each of them, 50 at
@@ -116,7 +117,7 @@ def slow(images):
 def test_what_is_measured_is_what_runs(monkeypatch):
     """Sleeping stands for computing, so that a busy machine can only be slower than the bounds."""
     monkeypatch.setattr(estimate, "SAMPLES", 2)
-    forward = estimate.forward(lambda images: slow(images), tf.zeros([4, 2]))
+    forward = estimate.forward(lambda images: {"logits": slow(images)}, tf.zeros([4, 2]))
     assert 0.01 <= forward < 0.1
     keras.utils.set_random_seed(0)
     inputs = keras.Input((2, 2, 1))
@@ -128,7 +129,7 @@ def test_what_is_measured_is_what_runs(monkeypatch):
         return cross_entropy(slow(tf.ensure_shape(known, labels.shape)), student, teacher)
 
     split = Split(np.zeros((10, 2, 2, 1), np.uint8), np.arange(10) % 3, np.arange(10))
-    learner = Learner(model, keras.optimizers.SGD(0.1), loss, {}, lambda step: 0.1)
+    learner = Learner(model, keras.optimizers.SGD(0.1), Objective.of(loss), lambda step: 0.1)
     engine = Engine([learner], split, 4, 0)  # 3 steps an epoch
     calls.clear()
     made = estimate.pace(engine, split)
@@ -142,5 +143,5 @@ def test_what_is_measured_is_what_runs(monkeypatch):
     def broken(labels, student, teacher):
         return {"hard": np.inf * tf.reduce_sum(student["logits"] ** 2, -1)}
 
-    learner = Learner(model, keras.optimizers.SGD(0.1), broken, {}, lambda step: 0.1)
+    learner = Learner(model, keras.optimizers.SGD(0.1), Objective.of(broken), lambda step: 0.1)
     assert estimate.pace(Engine([learner], split, 4, 0), split) is None

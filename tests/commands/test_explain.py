@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kd_cli.commands.explain import loss_line, optimizer_line, remarks, schedule_line
+from kd_cli.commands.explain_losses import loss_line, optimizer_line, remarks, schedule_line
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.distillation import losses
+from kd_cli.distillation.objective import Objective
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.training.balance import Balance, balance
 from kd_cli.training.schedules import cosine, warmup_cosine
@@ -32,7 +33,7 @@ def learner_of(loss, hyper, model=None, optimizer=None) -> Learner:
         inputs = keras.Input(SHAPE)
         model = keras.Model(inputs, keras.layers.Dense(CLASSES)(keras.layers.Flatten()(inputs)))
     optimizer = optimizer or keras.optimizers.SGD(0.1)
-    return Learner(model, optimizer, loss, hyper, lambda step: 0.1)
+    return Learner(model, optimizer, Objective.of(loss, **hyper), lambda step: 0.1)
 
 
 def batch(seed: int = 1):
@@ -40,7 +41,8 @@ def batch(seed: int = 1):
     images = generator.normal(size=(BATCH, *SHAPE)).astype(np.float32)
     labels = generator.integers(0, CLASSES, BATCH)
     logits = 3 * generator.normal(size=(BATCH, CLASSES)).astype(np.float32)
-    return tf.constant(images), tf.constant(labels), {"logits": tf.constant(logits)}
+    index = tf.range(BATCH, dtype=tf.int64)
+    return tf.constant(images), tf.constant(labels), {"logits": tf.constant(logits)}, index
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -48,7 +50,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def closed_form(learner, images, labels, teacher, alpha, temperature, t_squared):
+def closed_form(learner, images, labels, teacher, _, alpha, temperature, t_squared):
     """Norms [2] and cosine for a linear softmax student z = x W + b.
 
     d(hard)/dz = alpha (q - y) / B; d(soft)/dz = (1 - alpha) T^2 (q_T - p_T) / (T B).
@@ -422,8 +424,8 @@ def test_a_loss_of_the_user_s(kd, work, small, given):
         "    size = tf.reduce_sum(gap ** 2, -1)\n"
         "    return {'near': size, 'tiny': 1e-6 * size, 'still': 0 * size}\n"
     )
-    words = ["loss._target_=explained_losses.three", "~loss.alpha", "~loss.temperature"]
-    done = kd("explain", *small[:2], given, *words, "~loss.t_squared")
+    words = ["~loss.hinton", "+loss.mine._target_=explained_losses.three"]
+    done = kd("explain", *small[:2], given, *words)
     assert done.code == 0, done.err
     table = numbers(done.out)
     assert list(table) == ["near", "tiny", "still"]

@@ -198,8 +198,7 @@ MISTAKES = {
     "hinton": (["distill", *GIVEN, "alpha=0.1"], "loss kd_cli.distillation.hinton needs them (not"),
     "hard": (["distill", *GIVEN, "loss=hard", "alpha=1"], "kd_cli.distillation.hard needs them"),
     "a loss of the user's": (
-        ["distill", *GIVEN, "loss._target_=my_loss.mine", "~loss.alpha", "~loss.temperature",
-         "~loss.t_squared"],
+        ["distill", *GIVEN, "~loss.hinton", "+loss.mine._target_=my_loss.mine"],
         "the loss my_loss.mine needs them (",
     ),
     "patience": (

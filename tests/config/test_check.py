@@ -86,7 +86,7 @@ def test_a_recipe_gives_each_command_its_own_numbers(experiment, teacher, studen
     ],
 )
 def test_a_recipe_sets_the_published_loss(experiment, alpha, temperature, t_squared):
-    loss = plan("distill", f"experiment={experiment}").loss
+    (loss,) = plan("distill", f"experiment={experiment}").loss.values()
     assert (loss.alpha, loss.temperature, loss.t_squared) == (alpha, temperature, t_squared)
 
 
@@ -104,11 +104,8 @@ def test_epochs_on_the_command_line_are_the_role_s(tmp_path):
 
 def test_a_loss_may_replace_the_recipe_s():
     made = plan("distill", "experiment=cifar10_cnn", "loss=hard")
-    assert OmegaConf.to_container(made.loss) == {
-        "_target_": "kd_cli.distillation.hard",
-        "_partial_": True,
-        "alpha": 0.1,
-    }
+    node = {"_target_": "kd_cli.distillation.hard", "_partial_": True, "alpha": 0.1}
+    assert OmegaConf.to_container(made.loss) == {"hard": node}
     assert "temperature" not in made
 
 
@@ -116,14 +113,17 @@ def test_a_loss_of_the_user_may_have_a_key_of_its_own_below_it(tmp_path):
     """hinton's alpha is the root's; this loss's is a number of its own."""
     (tmp_path / "loss").mkdir()
     (tmp_path / "loss" / "mine.yaml").write_text(
-        "_target_: kd_cli.distillation.hard\n_partial_: true\nalpha: 0.5\n"
+        "mine: {_target_: kd_cli.distillation.hard, _partial_: true, alpha: 0.5}\n"
     )
     words = ("distill", "--config-dir", str(tmp_path), "loss=mine")
-    made = plan(*words, "loss.alpha=0.25")
-    assert made.loss.alpha == 0.25 and "alpha" not in made
-    with pytest.raises(ConfigError, match="loss=hard has its own, loss.alpha; remove alpha=0.3"):
+    made = plan(*words, "loss.mine.alpha=0.25")
+    assert made.loss.mine.alpha == 0.25 and "alpha" not in made
+    with pytest.raises(
+        ConfigError, match="loss=mine has its own, loss.mine.alpha; remove a"
+    ):
         plan(*words, "alpha=0.3")
-    assert plan("distill", "loss.alpha=${alpha}", "alpha=0.25").loss.alpha == 0.25
+    typed = plan("distill", "loss.hinton.alpha=${alpha}", "alpha=0.25")
+    assert typed.loss.hinton.alpha == 0.25
 
 
 def test_a_new_command_needs_no_entry_in_the_table_of_keys(tmp_path):
@@ -187,7 +187,7 @@ def test_all_labels_that_are_typed_leave_no_images_without():
 def test_keys_that_a_command_does_not_use_do_not_count():
     scratch = plan("train-student", "experiment=mnist_cnn")
     assert "teacher" not in scratch and "alpha" not in scratch
-    assert scratch.loss["_target_"] == "kd_cli.distillation.cross_entropy"
+    assert scratch.loss.ce["_target_"] == "kd_cli.distillation.cross_entropy"
 
 
 def test_seeds_do_not_move_the_split_or_the_teacher():

@@ -122,11 +122,11 @@ MISTAKES = {
         ["does not use temperature", "loss=hard does not use it"],
     ),
     "a loss's key below the loss": (
-        ["distill", "loss.alpha=3"],
-        ["loss.alpha=3", "loss=hinton takes alpha from the top level", "type alpha=3"],
+        ["distill", "loss.hinton.alpha=3"],
+        ["loss.hinton.alpha=3", "loss=hinton takes alpha from the top level", "type alpha=3"],
     ),
     "a loss's switch below the loss": (
-        ["distill", "loss=function_matching", "loss.t_squared=true"],
+        ["distill", "loss=function_matching", "loss.function_matching.t_squared=true"],
         ["loss=function_matching takes t_squared", "type t_squared=true"],
     ),
     "a size that nothing makes": (
@@ -186,7 +186,7 @@ MISTAKES = {
     "no loss": (["distill", "~loss"], ["distill needs a loss", "loss=OPTION"]),
     "no student option": (["distill", "~student"], ["distill needs a student"]),
     "no dataset": (["distill", "~dataset"], ["distill needs a dataset"]),
-    "no function": (["distill", "~loss._target_"], ["loss must name its function"]),
+    "no function": (["distill", "~loss.hinton._target_"], ["loss.hinton must name its function"]),
     "no shape": (["train-student", "~dataset.num_classes"], ["dataset.num_classes"]),
     "no name": (["train-student", "~dataset.name"], ["dataset.name is missing"]),
     "no source": (["distill", "dataset.source=null"], ["dataset.source._target_=..."]),

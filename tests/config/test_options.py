@@ -174,8 +174,8 @@ network:
     "dataset/own": "name: own\nimage_shape: [6, 6, 1]\nnum_classes: 4\n"
     "source: {_target_: own_module.data}\n",
     "dataset/shapeless": "name: own\nnum_classes: 4\nsource: {_target_: own_module.data}\n",
-    "loss/own": "_target_: own_module.loss\n",
-    "loss/nothing": "weight: 3\n",
+    "loss/own": "own: {_target_: own_module.loss}\n",
+    "loss/nothing": "nothing: {weight: 3}\n",
     "schedule/own": "_target_: own_module.schedule\n",
     "schedule/rising": "_target_: own_module.rising\n",
     "optimizer/own": "_target_: keras.optimizers.RMSprop\n",
@@ -226,7 +226,7 @@ def test_short_options_take_the_defaults(own):
     assert {k: v for k, v in full.items() if k not in own_keys} == {
         k: v for k, v in short.items() if k not in own_keys
     }
-    assert made.loss["_partial_"] and made.schedule["_partial_"]
+    assert made.loss.own["_partial_"] and made.schedule["_partial_"]
     assert made.augment.train[0]["_partial_"]
     typed = ("teacher.precision=mixed_bfloat16", "student.input.size=3", "dataset.limit=9")
     assert plan(*ALL_OWN, *typed, config_dir=own).dataset.limit == 9
@@ -254,7 +254,10 @@ MISTAKES = {
     "nameless": (["student=nameless"], ["student.name is missing"]),
     "no network": (["student=empty"], ["student.network must name its function"]),
     "no shape": (["dataset=shapeless"], ["dataset.image_shape"]),
-    "no function": (["loss=nothing"], ["loss must name its function: loss._target_=..."]),
+    "no function": (
+        ["loss=nothing"],
+        ["loss.nothing must name its function: loss.nothing._target_=..."],
+    ),
     "helper": (["student=_narrow"], ["no option '_narrow' in group 'student'", "to extend"]),
     "headless experiment": (["experiment=headless"], ["'# @package _global_'", "experiment="]),
     "headless choice": (["experiment=headless_too"], ["'# @package _global_'", "headless_too"]),

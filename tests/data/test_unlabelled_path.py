@@ -107,7 +107,7 @@ def test_stored_logits_are_known_by_the_images_that_the_limit_takes(folder):
     several = [load(folder, limit=16, validation_fraction=0, split_seed=n) for n in range(3)]
     assert len({one.split_fingerprint for one in several}) == 1  # all 16 labelled ones
     for part, count in (("train", 3), ("unlabelled", 3), ("test", 1)):
-        assert len({str(teacher_outputs._data(one, part)) for one in several}) == count
+        assert len({str(teacher_tables._data(one, part)) for one in several}) == count
 
 
 def test_another_picture_is_decoded(folder):

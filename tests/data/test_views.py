@@ -11,6 +11,7 @@ from kd_cli.config.keys import VIEWS
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.data.views import Views, preview
 from kd_cli.distillation.losses import cross_entropy
+from kd_cli.distillation.objective import Objective
 from kd_cli.errors import ConfigError
 from kd_cli.networks.predict import predict_rows
 from kd_cli.training.step import Engine, Learner
@@ -248,9 +249,11 @@ class Recorder:
         data = data or dataset()
         optimizer = keras.optimizers.SGD(1.0)
         labelled = data.train.labelled
-        learner = Learner(self.model, optimizer, self.loss, {}, lambda step: 0.0, labelled)
-        if "logits" not in more:
-            more["teacher"] = lambda images: images
+        learner = Learner(
+            self.model, optimizer, Objective.of(self.loss), lambda step: 0.0, labelled > 0
+        )
+        if "stored" not in more:
+            more["teacher"] = lambda images: {"logits": images}
         engine = Engine([learner], data.train, batch_size, 0, views=made, **more)
         self.steps.clear()  # the learner has tried the loss
         found = []
@@ -326,7 +329,7 @@ def test_epochs_use_the_views_in_turn_with_the_logits_of_each(budget):
     made, alone = views(*CROPS), views(*CROPS)
     tables = [RNG.normal(size=(len(ROWS), 5)).astype(np.float32) for _ in range(3)]
     recorder = Recorder()
-    shown = recorder.run([1, 2, 3, 4, 6], made, logits=tables, repeats=3, budget=budget)
+    shown = recorder.run([1, 2, 3, 4, 6], made, stored={"logits": tables}, repeats=3, budget=budget)
     epochs = np.repeat([1, 2, 3, 4, 6], 3)
     for epoch, (rows, _, student, teacher) in zip(epochs, shown, strict=True):
         alone.start((epoch - 1) % 3)
@@ -413,7 +416,8 @@ def test_one_step_on_mixed_images_equals_numpy():
     model = keras.Model(inputs, keras.layers.Dense(COUNT)(x))
     kernel, bias = model.get_weights()
     optimizer = keras.optimizers.SGD(1.0)
-    one = Learner(model, optimizer, cross_entropy, {"label_smoothing": 0.1}, lambda step: 0.5)
+    objective = Objective.of(cross_entropy, label_smoothing=0.1)
+    one = Learner(model, optimizer, objective, lambda step: 0.5)
     engine = Engine([one], dataset().train, len(ROWS), 0, views=made)
     engine.start_epoch(3)
     rows = engine.source.order.numpy()

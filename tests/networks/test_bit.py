@@ -468,7 +468,7 @@ def test_published_weights_give_a_ready_teacher(npz, short, weights):
     mlp([6, 6, 1], 4, units=[3])
     plain = {"augment": {"train": [], "evaluate": []}, "view": None, "part": "test"}
     origin = {"teacher": json.loads(json.dumps(teacher.origin)), **plain}
-    again, _, hashes = teacher_tables.of_origin(origin, dataset, Session())
+    again, _, _, hashes = teacher_tables.of_origin(origin, dataset, Session())
     assert again is not teacher and again.network_sha256 == teacher.network_sha256
     assert hashes["weights"] == teacher.weights_sha256
 

@@ -42,7 +42,7 @@ def test_they_are_part_of_a_run_and_of_its_scratch_student():
     assert run_id(plan) != run_id(plan_of("distill"))
     assert run_spec(plan)["class_weights"] == "balanced"
     plain = plan_of("distill")
-    assert "class_weights" not in {**run_spec(plain), **plain.loss}
+    assert "class_weights" not in {**run_spec(plain), **plain.loss.hinton}
     scratch = plan_of("train-student", "class_weights=balanced")
     assert run_id(scratch_plan(plan)) == run_id(scratch) != run_id(plan_of("train-student"))
     equal = [run_id(plan_of("distill", f"class_weights={[1.0, *[2] * 9]}".replace(" ", "")))]
@@ -56,15 +56,15 @@ def test_they_are_part_of_a_run_and_of_its_scratch_student():
 
 def test_the_loss_gets_them_beside_its_own_keywords():
     plan = plan_of("distill", "class_weights=[1,2,3,4,5,6,7,8,9,0]", "alpha=0.3")
-    loss = parts(plan, load_dataset(plan.dataset), "student").loss
-    assert loss.func is hinton
-    assert loss.keywords == {
+    (loss,) = parts(plan, load_dataset(plan.dataset), "student").objective.parts
+    assert loss.loss is hinton
+    assert loss.plain == {
         "alpha": 0.3,
         "temperature": 4.0,
         "t_squared": True,
         "class_weights": [1, 2, 3, 4, 5, 6, 7, 8, 9, 0],
     }
-    assert formula("kd_cli.distillation.hinton", loss.keywords) == (
+    assert formula("kd_cli.distillation.hinton", loss.plain) == (
         "0.3 * w[label] * CE(labels, student) + 0.7 * T^2 * KL(teacher/T || student/T), T = 4"
     )
 

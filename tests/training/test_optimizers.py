@@ -10,6 +10,7 @@ from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.config.instantiate import build
 from kd_cli.distillation.losses import cross_entropy
+from kd_cli.distillation.objective import Objective
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.training.optimizers import AdamW, TorchSGD
 from kd_cli.training.step import Engine, Learner
@@ -122,7 +123,8 @@ def test_the_engine_decays_at_every_step_of_a_chunk():
     model = linear()
     before = model.get_weights()
     optimizer = AdamW(1.0, 0.1, decoupled=True)
-    engine = Engine([Learner(model, optimizer, cross_entropy, {}, lambda step: 0.0)], SPLIT, 3, 0)
+    learner = Learner(model, optimizer, Objective.of(cross_entropy), lambda step: 0.0)
+    engine = Engine([learner], SPLIT, 3, 0)
     engine.start_epoch(1)
     engine.run(0, 0, 3)
     for old, new in zip(before, model.get_weights(), strict=True):

@@ -8,6 +8,7 @@ import tensorflow as tf
 from kd_cli.data.batches import InMemory, Streamed
 from kd_cli.data.dataset import Split
 from kd_cli.distillation.losses import cross_entropy, hinton
+from kd_cli.distillation.objective import Objective
 from kd_cli.networks.predict import predict_rows, predictor
 from kd_cli.training.step import Engine, Learner
 
@@ -28,7 +29,7 @@ def linear(scale: float = 1 / 255) -> keras.Model:
 
 def learner(model, loss=hinton, rate=0.5, **hyper):
     optimizer = keras.optimizers.SGD(1.0)  # its rate is replaced by the schedule's
-    return Learner(model, optimizer, loss, hyper, lambda step: rate)
+    return Learner(model, optimizer, Objective.of(loss, **hyper), lambda step: rate)
 
 
 def softmax(z):
@@ -45,7 +46,7 @@ def test_one_step_equals_numpy(t_squared, hidden):
     model = linear()
     kernel, bias = model.get_weights()
     one = learner(model, alpha=0.3, temperature=4.0, t_squared=t_squared)
-    engine = Engine([one], Split(IMAGES, labels, ROWS), 7, 0, logits=[TEACHER])
+    engine = Engine([one], Split(IMAGES, labels, ROWS), 7, 0, stored={"logits": [TEACHER]})
     engine.start_epoch(1)
     engine.run(0, 0, 1)
 
@@ -105,9 +106,9 @@ def test_cached_and_live_teacher_train_the_same_student():
     results = []
 
     def live(images):
-        return teacher(images, training=False)
+        return {"logits": teacher(images, training=False)}
 
-    for asked in ({"teacher": live}, {"logits": [logits]}):
+    for asked in ({"teacher": live}, {"stored": {"logits": [logits]}}):
         model = linear()
         one = learner(model, alpha=0.1, temperature=2.0, t_squared=True)
         engine = Engine([one], SPLIT, 3, 0, **asked)
@@ -123,7 +124,7 @@ def test_learners_train_side_by_side_as_if_alone():
     for alpha in (0.1, 0.9):
         model = linear()
         one = learner(model, alpha=alpha, temperature=2.0, t_squared=True)
-        engine = Engine([one], SPLIT, 3, 0, logits=[TEACHER])
+        engine = Engine([one], SPLIT, 3, 0, stored={"logits": [TEACHER]})
         engine.start_epoch(1)
         engine.run(0, 0, 3)
         alone.append((model.get_weights(), one.means(7)))
@@ -132,7 +133,7 @@ def test_learners_train_side_by_side_as_if_alone():
         learner(model, alpha=alpha, temperature=2.0, t_squared=True)
         for model, alpha in zip(models, (0.1, 0.9), strict=True)
     ]
-    engine = Engine(both, SPLIT, 3, 0, logits=[TEACHER])
+    engine = Engine(both, SPLIT, 3, 0, stored={"logits": [TEACHER]})
     engine.start_epoch(1)
     engine.run(0, 0, 3)
     for number, (weights, means) in enumerate(alone):
@@ -162,8 +163,7 @@ def test_the_schedule_sets_the_rate_of_every_step():
     one = Learner(
         model,
         keras.optimizers.SGD(1.0),
-        cross_entropy,
-        {},
+        Objective.of(cross_entropy),
         lambda step: 0.25 * tf.cast(step, "float32"),
     )
     engine = Engine([one], SPLIT, 7, 0)
@@ -200,7 +200,7 @@ def test_streamed_batches_are_those_in_memory(dtype):
     for budget, kind in ((split.images.nbytes + TEACHER.nbytes, InMemory), (100, Streamed)):
         model = linear()
         one = learner(model, alpha=0.3, temperature=2.0, t_squared=True)
-        engine = Engine([one], split, 3, 4, logits=[TEACHER], budget=budget)
+        engine = Engine([one], split, 3, 4, stored={"logits": [TEACHER]}, budget=budget)
         assert type(engine.source) is kind
         for epoch in (1, 2):
             engine.start_epoch(epoch)
@@ -266,13 +266,13 @@ def test_beginning_again_is_a_fresh_learner_without_a_new_trace(weighted):
         hypers[0]["class_weights"], hypers[1]["class_weights"] = [1.0, 2.0, 0.5], [3.0, 0.0, 1.0]
     alone = []
     for seed, hyper in enumerate(hypers):
-        one = Learner(*fresh(seed), hinton, hyper, lambda step: 0.1)
-        train(Engine([one], SPLIT, 3, seed, logits=[TEACHER]))
+        one = Learner(*fresh(seed), Objective.of(hinton, **hyper), lambda step: 0.1)
+        train(Engine([one], SPLIT, 3, seed, stored={"logits": [TEACHER]}))
         alone.append(one)
-    reused = Learner(*fresh(0), hinton, hypers[0], lambda step: 0.1)
-    engine = Engine([reused], SPLIT, 3, 0, logits=[TEACHER])
+    reused = Learner(*fresh(0), Objective.of(hinton, **hypers[0]), lambda step: 0.1)
+    engine = Engine([reused], SPLIT, 3, 0, stored={"logits": [TEACHER]})
     train(engine)
-    reused.begin_again(*fresh(1), hypers[1])
+    reused.begin_again(*fresh(1), Objective.of(hinton, **hypers[1]))
     engine.data_seed = 1
     train(engine)
     assert engine._chunk.experimental_get_tracing_count() == 1

@@ -17,7 +17,7 @@ def test_the_flowers102_recipe_is_the_published_one():
     plan = check(compose("distill", ["experiment=flowers102_function_matching"]))
     assert (plan.steps, plan.batch_size, plan.learning_rate) == (1992, 64, 0.003)
     assert plan.schedule.warmup_steps == 1500
-    assert plan.loss == {
+    assert plan.loss.function_matching == {
         "_target_": "kd_cli.distillation.function_matching",
         "_partial_": True,
         "temperature": 10.0,
