@@ -12,7 +12,6 @@ from typing import Any
 from kd_cli.config.compose import main_dir, register
 from kd_cli.config.keys import SHORT_NAMES
 from kd_cli.config.messages import explain_hydra
-from kd_cli.config.row import flat
 from kd_cli.errors import ConfigError
 from kd_cli.files import (
     DamagedError,
@@ -137,7 +136,9 @@ def finish(
             "left out of the table, because no run of kd wrote them: %s", ", ".join(foreign)
         )
     runs.sort(key=_rank)
-    settings = _varying([{"seed": run.record.seed, **flat(run.record.config)} for run in runs])
+    settings = _varying(
+        [{"seed": run.record.seed, **finished.settings_of(run.record.config)} for run in runs]
+    )
     names_of_settings = list(dict.fromkeys(key for one in settings for key in one))
     measured = columns(In.SWEEP, runs)
     rows = [

@@ -15,9 +15,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kd_cli.config.keys import SHORT_NAMES, UNUSED
-from kd_cli.config.row import flat
 from kd_cli.report import statistics
-from kd_cli.runs.finished import FinishedRun, Value, test_accuracy, validation_accuracy
+from kd_cli.runs.finished import (
+    FinishedRun,
+    Value,
+    settings_of,
+    test_accuracy,
+    validation_accuracy,
+)
 from kd_cli.runs.identity import digest
 from kd_cli.terminal import brief
 
@@ -204,7 +209,7 @@ def chosen(family: Sequence[Group]) -> Group | None:
 
 
 def _without_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {key: value for key, value in flat(config).items() if key not in _SEEDS}
+    settings = {key: value for key, value in settings_of(config).items() if key not in _SEEDS}
     settings.pop("teacher_dir", None)  # the teacher's weights are known by their hash
     settings.pop("dataset.source.unlabelled_path", None)  # it is dataset.unlabelled_path
     return settings
@@ -282,10 +287,7 @@ LOSS_SETTINGS = ("loss.alpha", "loss.temperature", "loss.label_smoothing")
 
 def _method(group: Group) -> str:
     if group.kind == DISTILLED:
-        loss = group.record["config"].get("loss") or {"distilled": {}}
-        if "_target_" in loss:  # one loss of weight 1
-            return str(loss["_target_"]).rsplit(".", 1)[-1]
-        return "+".join(loss)
+        return str(_settings(group).get("loss", "distilled"))
     return "self-train" if group.kind == SELF else "scratch"
 
 

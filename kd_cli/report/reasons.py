@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd_cli.report.groups import Comparison, Group
-from kd_cli.runs.finished import test_accuracy
+from kd_cli.runs.finished import settings_of, test_accuracy
 
 # Percentage points: with all labels of MNIST and Fashion-MNIST (0.5 and 1.5) nothing was gained.
 FAR_AHEAD = 2.0
@@ -143,24 +143,25 @@ def _fits(case: Case) -> str:
 
 
 def _share(case: Case) -> str:
-    """Of the labels' term `hard` and those that the teacher has a part in."""
+    """Of the labels' terms and those that the teacher has a part in."""
     cosine, record = case.mean("gradients.cosine"), case.group.record
     terms = record.get("gradients", {}).get("shares", {})
-    names = [name for name in terms if name not in ("hard", "regularisation")]
+    labels = [name for name in terms if name.rpartition(".")[2] in ("hard", "ce")]
+    names = [name for name in terms if name not in (*labels, "regularisation")]
     shares = [case.mean(f"gradients.shares.{name}") for name in names]
-    if "hard" not in terms or not names or None in shares or sum(shares) >= LITTLE:
+    if not labels or not names or None in shares or sum(shares) >= LITTLE:
         return ""
     along = (
         f" and points where the labels' does (cosine {cosine:.2f})"
         if cosine is not None and cosine >= ALONG
         else ""
     )
-    loss = record["config"]["loss"]
+    loss = settings_of(record["config"])
     advice = "give it a larger weight"
-    if loss.get("alpha"):
+    if loss.get("loss.alpha"):
         advice = "lower alpha"
-        if loss.get("temperature") and "t_squared" in loss:
-            more = "raise the temperature" if loss["t_squared"] else "type t_squared=true"
+        if loss.get("loss.temperature") and "loss.t_squared" in loss:
+            more = "raise the temperature" if loss["loss.t_squared"] else "type t_squared=true"
             advice += f", or {more}"
     return (
         f"The teacher's term has {100 * sum(shares):.2g} % of the gradient at the first step{along}"

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from kd_cli.config.keys import VARIABLES
+from kd_cli.config.row import flat
 from kd_cli.files import DamagedError, read_json, read_npz, read_rows
 from kd_cli.runs.record import FILE, Record, RecordError
 from kd_cli.terminal import shown
@@ -204,3 +206,24 @@ def unseen_teachers(runs: Iterable[FinishedRun]) -> list[FinishedRun]:
             name = f"{teacher.record['network']} {weights[:8]}"
             found.setdefault(weights, FinishedRun({**teacher.record, "network": name}))
     return list(found.values())
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's configuration by dotted keys; of the losses, their names as `loss`.
+
+    A loss that has no other function than its name says is not told again, and what it takes from
+    the root (`alpha`) is told once.
+    """
+    loss = config.get("loss") or {}
+    if "_target_" in loss:  # one loss of weight 1
+        loss = {str(loss["_target_"]).rsplit(".", 1)[-1]: loss}
+    found = flat({key: value for key, value in config.items() if key != "loss"})
+    if loss:
+        found["loss"] = "+".join(loss)
+    for name, node in loss.items():
+        for key, value in flat(node).items():
+            if key in VARIABLES or key == "label_smoothing":
+                found[f"loss.{key}"] = value
+            elif key != "_partial_" and (key != "_target_" or not str(value).endswith(f".{name}")):
+                found[f"loss.{name}.{key}"] = value
+    return found

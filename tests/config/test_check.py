@@ -118,9 +118,7 @@ def test_a_loss_of_the_user_may_have_a_key_of_its_own_below_it(tmp_path):
     words = ("distill", "--config-dir", str(tmp_path), "loss=mine")
     made = plan(*words, "loss.mine.alpha=0.25")
     assert made.loss.mine.alpha == 0.25 and "alpha" not in made
-    with pytest.raises(
-        ConfigError, match="loss=mine has its own, loss.mine.alpha; remove a"
-    ):
+    with pytest.raises(ConfigError, match="loss=mine has its own, loss.mine.alpha; remove a"):
         plan(*words, "alpha=0.3")
     typed = plan("distill", "loss.hinton.alpha=${alpha}", "alpha=0.25")
     assert typed.loss.hinton.alpha == 0.25
