@@ -192,7 +192,13 @@ def _rank(run: finished.FinishedRun) -> tuple[bool, float]:
 def _varying(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The settings that differ between the points, under the names that a user types."""
     keys = sorted({key for one in settings for key in one})
-    differing = [key for key in keys if len({str(one.get(key)) for one in settings}) > 1]
+
+    def values(key: str) -> set[str]:
+        # (The column `loss` tells which points have a loss, so its keys count among those.)
+        of_a_loss = key.startswith("loss.") and key.count(".") > 1
+        return {str(one.get(key)) for one in settings if key in one or not of_a_loss}
+
+    differing = [key for key in keys if len(values(key)) > 1]
     # seed implies both of these; a root learning_rate reappears in the nodes that use it.
     if "seed" in differing:
         differing = [key for key in differing if key not in ("init_seed", "data_seed")]

@@ -211,8 +211,7 @@ def unseen_teachers(runs: Iterable[FinishedRun]) -> list[FinishedRun]:
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """A record's configuration by dotted keys; of the losses, their names as `loss`.
 
-    A loss that has no other function than its name says is not told again, and what it takes from
-    the root (`alpha`) is told once.
+    What losses take from the root (`alpha`) is told once.
     """
     loss = config.get("loss") or {}
     if "_target_" in loss:  # one loss of weight 1
@@ -224,6 +223,6 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in flat(node).items():
             if key in VARIABLES or key == "label_smoothing":
                 found[f"loss.{key}"] = value
-            elif key != "_partial_" and (key != "_target_" or not str(value).endswith(f".{name}")):
+            elif key != "_partial_":
                 found[f"loss.{name}.{key}"] = value
     return found
