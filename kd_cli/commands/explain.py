@@ -115,6 +115,7 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         ("optimizer", optimizer_line(plan)),
         *_data_path(plan, dataset, views, engine),
         ("student", f"{plan.student.name}, {_network(learner.model)}"),
+        *_for_distilling(learner.objective.count_params()),
         *(_about_teacher(prepared) if prepared else _to_train(plan, train_it)),
         ("its logits", _answers_line(outputs, views)),
         *([("", _certainty_line(said, dataset.num_classes))] if prepared else []),
@@ -213,6 +214,11 @@ def _data_path(
         ("augment", f"{train or 'none'}; in evaluation {evaluation or 'none'}"),
         ("view", f"{plan.view}: {seen[plan.view]}, {list(views.shape)}"),
     ]
+
+
+def _for_distilling(parameters: int) -> list[tuple[str, str]]:
+    beside = f"{parameters:,} parameters are trained only for distilling, and not in model.keras"
+    return [("", beside)] if parameters else []
 
 
 def _to_train(plan: DictConfig, train_it: str) -> list[tuple[str, str]]:

@@ -1,11 +1,13 @@
 """From overrides to a checked configuration, the plan; without TensorFlow.
 
     keys         the table of keys: type, default, help, range, who uses it
+    nodes        the keys of dataset, cache, checkpoint and pseudo, a part of it
     row          one row of that table
     unused       why a command does not use a key
     compose      YAML and overrides become one configuration, by Hydra
     check        checks that configuration; the result is a plan, or an error in one line
     plans        the plans of the teacher and of the scratch student, from a distill plan
+    losses       the entries below loss
     idle         keys that would change nothing, and are refused
     debug        what debug=smoke makes smaller
     overrides    overrides, as the user typed them

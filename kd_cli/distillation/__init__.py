@@ -1,18 +1,23 @@
 """What the student learns from: the losses, and the teacher with its outputs.
 
-    losses           one function for each loss
-    prepare          finds and checks a run's teacher, and computes its held-out logits
-    teacher          the teacher of a run, from a directory or a file
-    teacher_checks   refuses unusable teachers, and warns about doubtful ones
-    teacher_outputs  its logits for the images of a run: stored, or computed at every step (live)
-    logits_cache     stored logits
+    interface         how a loss is called, and what it may need
+    losses            one function for each loss
+    objective         the sum of a run's losses, with their weights
+    loss_checks       refuses losses that can't work with a run's data or batches
+    prepare           finds and checks a run's teacher, and computes its held-out logits
+    teacher           the teacher of a run, from a directory or a file
+    teacher_checks    refuses unusable teachers, and warns about doubtful ones
+    teacher_outputs   what a training gets from it: stored, or computed at every step (live)
+    teacher_features  what losses get of its layers
+    teacher_tables    its outputs for the rows of a split
+    logits_cache      how they are stored
 
-To add a loss: write a function `(labels, student, teacher, *, ...) -> {term: [B]}` in `losses`: for
-each term one value per example. Add its name to PUBLIC below, so that YAML can write
-kd_cli.distillation.NAME. Then write conf/loss/NAME.yaml. If the loss uses `alpha`, `temperature` or
-`t_squared`, the file begins with the line `# @package _global_`, sets their defaults at the root,
-and passes them on, as in conf/loss/hinton.yaml. A branch in `losses.formula` is optional: without
-one, the formula is the function's name with its arguments.
+To add a loss: write a function `(labels, student, teacher, *, ...) -> {term: [B]}`, for each term
+one value per example, or a layer (see `interface`). Add its name to PUBLIC below, so that YAML can
+write kd_cli.distillation.NAME. Then write conf/loss/NAME.yaml, with one entry below `loss`. If the
+loss uses `alpha`, `temperature` or `t_squared`, the file sets their defaults at the root, and
+passes them on, as in conf/loss/hinton.yaml. A branch in `losses.formula` is optional: without one,
+the formula is the function's name with its arguments.
 """
 
 from kd_cli import public_names
@@ -23,6 +28,7 @@ PUBLIC = {
     "function_matching": "losses",
     "hard": "losses",
     "hinton": "losses",
+    "requires": "interface",
     "soft_cross_entropy": "losses",
 }
 __getattr__ = public_names(__name__, PUBLIC)

@@ -164,6 +164,10 @@ class Objective:
     def non_trainable_variables(self) -> list[Any]:
         return [variable for layer in self.layers for variable in layer.non_trainable_variables]
 
+    def count_params(self) -> int:
+        """Weights of the losses, which model.keras does not have."""
+        return sum(layer.count_params() for layer in self.layers)
+
     @property
     def hyper(self) -> dict[str, Any]:
         """The keywords of all functions."""

@@ -199,6 +199,7 @@ class Record(Part):
     input: str = _says("what model.keras takes")
     network: str = _says("name of the trained network")
     parameters: int = _says("parameters of model.keras")
+    parameters_for_distilling: int | None = _may_say("weights of losses, trained beside it")
     loss: str = _says("the loss as a formula")
     alpha: float | None = _says("weight of the hard labels, null where the loss has none")
     temperature: float | None = _says("temperature, null where the loss has none")

@@ -68,7 +68,9 @@ class Learner:
         # Traced, as in training, so that a loss that only works eagerly is found now.
         traced = tf.function(lambda *batch: objective(*batch), autograph=False)
         blank = objective.blank(model.output_shape[-1])
-        self.terms = list(traced(tf.zeros([2], tf.int64) if labelled else None, *blank))
+        labels = tf.zeros([2], tf.int64) if labelled else None
+        # (Not called: a loss may remember what it has seen.)
+        self.terms = list(traced.get_concrete_function(labels, *blank).structured_outputs)
         # (A network's own losses may appear only when it is called: one column is theirs.)
         self.sums = tf.Variable(tf.zeros([len(self.terms) + 3], tf.float64), trainable=False)
         self.broken = tf.Variable([-1, -1], dtype=tf.int64, trainable=False)

@@ -267,6 +267,7 @@ def _finish(
         input=f"pixels 0..255, [batch, {', '.join(map(str, model.input_shape[1:]))}]",
         network=plan[role].name,
         parameters=model.count_params(),
+        parameters_for_distilling=learner.objective.count_params() or None,
         loss=learner.objective.words(),
         alpha=plan.get("alpha"),
         temperature=plan.get("temperature"),

@@ -72,6 +72,8 @@ def options(group):
 def keys(group, option):
     """The plain keys of an option as it is composed."""
     plain = OmegaConf.to_container(composed("distill", f"{group}={option}"))[group]
+    if group == "loss":  # an entry
+        (plain,) = plain.values()
     return [key for key in plain if not key.startswith("_")]
 
 
@@ -210,7 +212,7 @@ LOSS = {
 def loss(option, *words, **given):
     # (At temperature 1 its square would not count.)
     hot = [] if option == "hard" else ["temperature=2"]
-    made = node("loss", f"loss={option}", *hot, *words)
+    (made,) = node("loss", f"loss={option}", *hot, *words).values()
     student, teacher = ({"logits": tf.constant(one)} for one in LOGITS)
     terms = build(made, "loss")(tf.constant(LABELS), student, teacher, **given)
     return np.sum([value.numpy() for value in terms.values()], axis=0)
@@ -332,6 +334,10 @@ TABLE = {
     "view": ["augment=flip_crop", "view=independent"],
     "cache.views": ["augment=flip_crop", "cache.views=7"],
     "cache.logits": ["cache.logits=float16"],
+    "cache.features": [
+        "+loss.own={_target_: own.x, pairs: [[pooled, pooled]]}",
+        "cache.features=float16",
+    ],
     "pseudo.labels": ["self-train", "pseudo.labels=hard"],
     "pseudo.threshold": ["self-train", "pseudo.threshold=0.7"],
     "pseudo.balance": ["self-train", "pseudo.balance=false"],
@@ -364,7 +370,7 @@ ELSEWHERE = {
     "schedule", "optimizer", "loss", "augment.train", "augment.evaluate", "augment.preview",
     "dataset.source", "student.network", "teacher.network", "command", "dataset.name",
     "student.name", "teacher.name", "student.checkpoint", "teacher.checkpoint", "teacher.weights",
-    "teacher.train_if_missing", "what", "teacher.module", "module",
+    "teacher.train_if_missing", "cache.features_gib", "what", "teacher.module", "module",
 }  # fmt: skip
 
 

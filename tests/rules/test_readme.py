@@ -55,6 +55,19 @@ def test_links_lead_somewhere(page):
             assert (page.parent / place).exists(), f"{page.name}: {place}"
 
 
+def write_examples(page, folder):
+    """The files that the guide's page on losses has you write."""
+    names = {
+        "python": ("my_losses.py", "my_projector.py"),
+        "yaml": ("loss/logit_distance.yaml", "loss/projected.yaml"),
+    }
+    for language, files in names.items():
+        blocks = re.findall(f"```{language}\n(.*?)```", page, flags=re.DOTALL)
+        for name, block in zip(files, blocks, strict=True):
+            (folder / name).parent.mkdir(exist_ok=True, parents=True)
+            (folder / name).write_text(block)
+
+
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
     """The files that the pages name."""
@@ -63,10 +76,7 @@ def example(tmp_path_factory):
         (folder / name).mkdir(parents=True)
         (folder / name / "1.png").touch()
     page = (guide.FOLDER / "losses.md").read_text()
-    for name, language in (("my_losses.py", "python"), ("loss/logit_distance.yaml", "yaml")):
-        (block,) = re.findall(f"```{language}\n(.*?)```", page, flags=re.DOTALL)
-        (folder / "my_conf" / name).parent.mkdir(exist_ok=True)
-        (folder / "my_conf" / name).write_text(block)
+    write_examples(page, folder / "my_conf")
     return folder
 
 
@@ -116,17 +126,17 @@ def test_the_first_run(work):
 
 
 def test_the_loss_of_the_guide(example, monkeypatch):
-    """alpha * CE + (1 - alpha) * weight * mean squared difference of the logits / T, by NumPy."""
+    """alpha * CE + (1 - alpha) * size * mean squared difference of the logits / T, by NumPy."""
     tf = pytest.importorskip("tensorflow")
     monkeypatch.chdir(example)
-    words = ["loss=logit_distance", "alpha=0.3", "temperature=2", "loss.weight=0.5"]
+    words = ["loss=logit_distance", "alpha=0.3", "temperature=2", "loss.logit_distance.size=0.5"]
     register_resolvers()
     plan = check(compose("distill", words, "my_conf"), words)
-    assert plan.loss.alpha == 0.3 and plan.temperature == 2
+    assert plan.loss.logit_distance.alpha == 0.3 and plan.temperature == 2
     student, teacher = np.array([[1.0, 2.0], [0.0, -1.0]]), np.array([[3.0, 2.0], [0.0, 1.0]])
     labels = np.array([0, 1])
     given = [{"logits": tf.constant(one, tf.float32)} for one in (student, teacher)]
-    found = build(plan.loss, "loss")(tf.constant(labels), *given)
+    found = build(plan.loss.logit_distance, "loss")(tf.constant(labels), *given)
     cross = np.log(np.exp(student).sum(1)) - student[[0, 1], labels]
     np.testing.assert_allclose(found["hard"], 0.3 * cross, rtol=1e-6)
     squares = ((student - teacher) / 2) ** 2

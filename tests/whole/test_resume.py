@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig
 
 from kd_cli import cli
-from kd_cli.commands import execute
+from kd_cli.commands import execute, guide
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.files import open_npz, read_rows
@@ -22,6 +22,7 @@ from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
 from kd_cli.training import loop, train
 from tests.conftest import SMALL, Disk, npz
+from tests.rules.test_readme import write_examples
 
 TIMES = ("seconds", "examples_per_second")
 COUNTED_TIMES = ("seconds", "train_seconds", "epoch_seconds", "learners")
@@ -64,6 +65,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the data and a trained teacher, to be copied."""
     folder = tmp_path_factory.mktemp("home")
     npz.__wrapped__(folder)
+    write_examples((guide.FOLDER / "losses.md").read_text(), folder / "my_conf")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert cli.main(["train-teacher", *DATA]) == 0
@@ -92,7 +94,7 @@ def given(more: tuple[str, ...]) -> list[str]:
 @functools.cache
 def plan_of(typed: tuple[str, ...]) -> DictConfig:
     """It holds no absolute path, so all places share it."""
-    return check(compose("distill", list(typed)), list(typed))
+    return check(compose("distill", list(typed), "my_conf"), list(typed))
 
 
 def runs(alphas: tuple[float, ...], *more: str) -> list[Run]:
@@ -147,6 +149,8 @@ def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset
         pytest.param(["memory_gib=0"], id="streamed"),
         pytest.param(["augment=flip_crop_mixup", "view=independent"], id="mixed"),
         pytest.param(["augment=flip_crop", "cache.views=2", "memory_gib=0"], id="kept-views"),
+        # The layer that the guide has you write, with its own weights and moments.
+        pytest.param(["loss=[hinton,projected]"], id="own-weights"),
     ],
 )
 def test_a_state_inside_an_epoch_continues_there(place, monkeypatch, more, session):
