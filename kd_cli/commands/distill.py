@@ -6,8 +6,10 @@ import functools
 import logging
 import time
 
-from kd_cli.config.overrides import teacher_overrides
-from kd_cli.config.plans import teacher_augment_follows, teacher_plan
+from omegaconf import DictConfig
+
+from kd_cli.config.overrides import is_typed, teacher_overrides
+from kd_cli.config.plans import member_plans, teacher_augment_follows, teacher_plan
 from kd_cli.config.quoting import command_line
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
@@ -45,7 +47,7 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
     for text in dict.fromkeys(text for lines in doubts.values() for text in lines):
         log.warning("%s", text)
     longest = max(assembly.epochs(run.plan, dataset) for run in runs)
-    wanted = wanted_by([run.plan.loss for run in runs])
+    wanted = wanted_by([run.plan for run in runs])
     outputs = teacher_outputs.outputs(teacher, plan, dataset, views, longest, session, wanted)
     log.info(
         "teacher: %s%s, test %.4f (%s, %s, on %s)",
@@ -56,7 +58,7 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
         outputs.how,
         device,
     )
-    own = teacher_checks.recorded(teacher)
+    own = teacher_checks.recorded(teacher.members[0] if teacher.members else teacher)
     record = {
         "path": shown(teacher.path),
         "name": teacher.name,
@@ -82,19 +84,31 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
 def _train_missing_teacher(runs: list[Run], dataset: Dataset, session: Session) -> None:
     """Trains the teacher as `kd train-teacher` would from the same description."""
     from kd_cli.distillation.teacher_features import Features, wanted_by
+    from kd_cli.networks.ensemble import together
 
-    run, plan = runs[0], runs[0].plan
-    ours = dataset
-    kept = teacher_overrides(run.typed, teacher_augment_follows(plan))
-    wanted, out = teacher_plan(plan), identity.teacher_dir(plan)
+    plan, members = runs[0].plan, member_plans(runs[0].plan)
+    data, wanted = dataset, teacher_plan(members[0])
     if wanted.dataset != plan.dataset:  # it may know more labels
-        dataset = load_dataset(wanted.dataset, plan.device)
-    check_before_start(wanted, out)
+        data = load_dataset(wanted.dataset, plan.device)
     # The mistakes of both networks, before there is a directory.
-    untrained = assembly.parts(wanted, dataset, "teacher").model
-    for one in runs:
-        shapes = Features(untrained, wanted_by([one.plan.loss])).shapes
-        assembly.parts(one.plan, ours, "student", shapes)
+    untrained = assembly.parts(wanted, data, "teacher").model
+    if len(members) > 1:
+        untrained = together([untrained] * len(members))
+    for run in runs:
+        shapes = Features(untrained, wanted_by([run.plan])).shapes
+        assembly.parts(run.plan, dataset, "student", shapes)
+    for one in members:
+        _train_teacher(one, data, runs[0], session)
+
+
+def _train_teacher(plan: DictConfig, dataset: Dataset, run: Run, session: Session) -> None:
+    """Trains the one teacher of a plan, unless it is there; `run` is the one that wants it."""
+    wanted, out = teacher_plan(plan), identity.teacher_dir(plan)
+    kept = teacher_overrides(run.typed, teacher_augment_follows(plan))
+    if run.plan.teacher.members > 1:
+        kept = [*(one for one in kept if not is_typed("teacher.training.seed", [one]))]
+        kept.append(f"teacher.training.seed={wanted.seed}")
+    check_before_start(wanted, out)
     with lock(out, wait=True):
         if Record.read(out) is not None:
             return  # another process has trained it meanwhile

@@ -80,6 +80,7 @@ class Distilling:
         images: Training images.
         views: Versions of an image whose outputs are stored; 0 for a live teacher.
         missing: Of these, how many the cache does not have.
+        teachers: How many are trained first.
         could: What to type so that the outputs of a live teacher are stored; empty if no cache
             serves.
     """
@@ -92,6 +93,7 @@ class Distilling:
     views: int
     missing: int
     could: str
+    teachers: int = 1
 
     def lines(self) -> list[str]:
         """For a person, a line each."""
@@ -102,8 +104,10 @@ class Distilling:
         found = [ABOUT]
         if self.teacher is not None:
             own = self.teacher
-            found.append(f"teacher, trained first: {_each(own)}, {duration(own.total())} in all")
-            total += own.total()
+            first = own.total() * self.teachers
+            each = f"{self.teachers} times " if self.teachers > 1 else ""
+            found.append(f"teacher, trained first: {each}{_each(own)}, {duration(first)} in all")
+            total += first
         found.append(f"student: {_each(one, live)}, {duration(one.total(live))} in all")
         if self.views:
             versions = f"{self.views} views of " if self.views > 1 else ""
@@ -158,6 +162,7 @@ def distilling(
     ask: LiveTeacher,
     planned: Planned,
     teacher: Training | None,
+    teachers: int = 1,
 ) -> Distilling | None:
     """Measures a distillation; None where the loss is not finite, which stops a training.
 
@@ -169,6 +174,7 @@ def distilling(
         ask: The teacher.
         planned: What the run will get from it.
         teacher: Its own training, if it has to be trained.
+        teachers: How many of them teach.
     """
     images, *_ = engine.first_batch()
     student = training(engine, plan, dataset)
@@ -189,6 +195,7 @@ def distilling(
         planned.views,
         planned.missing,
         " ".join(could),
+        teachers,
     )
 
 

@@ -19,7 +19,7 @@ from kd_cli.commands.job import is_sweep
 from kd_cli.commands.table import Request
 from kd_cli.config.compose import compose
 from kd_cli.config.overrides import teacher_overrides
-from kd_cli.config.plans import given_by, teacher_augment_follows, teacher_plan
+from kd_cli.config.plans import given_by, member_plans, teacher_augment_follows, teacher_plan
 from kd_cli.config.quoting import command_line
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
@@ -70,7 +70,9 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
     Raises:
         ConfigError: Anything that a run would refuse.
     """
-    untrained = not given_by(plan) and Record.read(teacher_dir(plan)) is None
+    untrained = not given_by(plan) and any(
+        Record.read(teacher_dir(one)) is None for one in member_plans(plan)
+    )
     kept = teacher_overrides(typed, teacher_augment_follows(plan))
     train_it = command_line("train-teacher", kept, config_dir)
     if untrained and not plan.teacher.train_if_missing:
@@ -93,7 +95,7 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         prepared = prepare(plan, dataset, views, session)
         teacher = prepared.teacher if prepared else None
         first, network = (None, teacher.model) if teacher else _missing(plan, dataset)
-        ask = Features(network, wanted_by([plan.loss]))
+        ask = Features(network, wanted_by([plan]))
         epochs = assembly.epochs(plan, dataset)
         planned = teacher_outputs.planned(teacher, ask, plan, dataset, views, epochs, session)
         outputs, stored = planned.outputs, planned.views > planned.missing == 0
@@ -108,7 +110,8 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
             warnings = [*prepared.warnings(plan), *warnings]
         times = None
         if teacher or first:
-            times = estimate.distilling(engine, plan, dataset, views, ask, planned, first)
+            teachers = (first, len(member_plans(plan)))
+            times = estimate.distilling(engine, plan, dataset, views, ask, planned, *teachers)
     for head, text in [
         ("loss", loss_line(learner.objective)),
         ("schedule", schedule_line(plan, learner.schedule, *assembly.length(plan, dataset))),
@@ -138,11 +141,15 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
 
 def _missing(plan: DictConfig, dataset: Dataset) -> tuple[estimate.Training | None, Any]:
     """The training of a teacher that kd trains first, and the network before it."""
+    from kd_cli.networks.ensemble import together
+
     wanted = teacher_plan(plan)
     if wanted.dataset != plan.dataset:  # it may know more labels
         dataset = load_dataset(wanted.dataset, plan.device)
     engine = assembly.engine_for([wanted], dataset, "teacher", None, Session())
-    return estimate.training(engine, wanted, dataset), engine.learners[0].model
+    model, count = engine.learners[0].model, len(member_plans(plan))
+    model = model if count == 1 else together([model] * count)
+    return estimate.training(engine, wanted, dataset), model
 
 
 def _times(times: estimate.Distilling | None) -> list[tuple[str, str]]:

@@ -49,23 +49,21 @@ def print_taps(objective: Objective, student: Any, teacher: Any) -> None:
         for loss, tap in taps:
             place = graph.find(tap)
             shape = "x".join("any" if side is None else str(side) for side in place.shape)
-            rows.append([loss, role, tap, place.path, shape, _multiply_adds(graph, place, model)])
+            rows.append([loss, role, tap, place.path, shape, _multiply_adds(graph, tap, model)])
     if rows:
         head = ["loss", "network", "tap", "layer", "shape", "multiply-adds up to it"]
         print_table("", head, rows)
 
 
-def _multiply_adds(graph: Any, place: Any, model: Any) -> str:
+def _multiply_adds(graph: Any, tap: str, model: Any) -> str:
     """Of one image, in thousands or millions, and the share of the whole network."""
-    import keras
-
     from kd_cli.networks.cost import UncountedError, flops
 
     shape = tuple(model.input_shape[1:])
     if None in shape:
         return ""
     try:
-        part = flops(keras.Model(graph.inputs, place.output), shape) / 2
+        part = flops(graph.with_taps([tap], logits=False), shape) / 2
         whole = flops(model, shape) / 2
     except UncountedError:
         return "not known"

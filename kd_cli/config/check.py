@@ -288,6 +288,11 @@ def check_ranges(plan: DictConfig) -> None:
             "null with teacher.checkpoint: the file has its own (leave one of the two out)",
         )
         require(
+            plan.teacher.members == 1 or not given_by(plan),
+            "teacher.members",
+            f"1 with {given_by(plan)}: these teachers are trained (leave one of the two out)",
+        )
+        require(
             plan.teacher.module is None or plan.teacher.checkpoint is not None,
             "teacher.module",
             "null without teacher.checkpoint: kd finds the layers of its own runs",

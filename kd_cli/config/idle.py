@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd_cli.config.keys import Augment, Dataset, Student, Teacher
 from kd_cli.config.losses import teacher_taps
 from kd_cli.config.overrides import is_typed
-from kd_cli.config.plans import given_by, is_taught
+from kd_cli.config.plans import given_by, is_taught, member_plans
 from kd_cli.errors import ConfigError, suggest
 
 # Groups whose options may add keys, for other keys to refer to.
@@ -122,6 +122,8 @@ def refuse_idle(plan: DictConfig, overrides: Sequence[str]) -> None:
     if is_taught(plan) and not teacher_taps(plan.loss):
         for key in ("features", "features_gib"):
             refuse(f"cache.{key}", "no loss compares layers of the teacher; see kd guide methods")
+    if is_taught(plan) and len(member_plans(plan)) == 1:
+        refuse("teacher.combine", "there is one teacher; type teacher.members=3")
     if is_taught(plan) and given_by(plan):
         given = given_by(plan)
         refuse("teacher.train_if_missing", f"the teacher is given by {given}")

@@ -18,6 +18,7 @@ from kd_cli.config.nodes import Cache, Checkpoint, Dataset, Pseudo
 from kd_cli.config.row import (
     CLASS_WEIGHTS,
     DEVICE,
+    FILES,
     LABELLED,
     MODULE,
     NAME,
@@ -154,8 +155,23 @@ class Student(Network):
 
 @dataclass
 class Teacher(Network):
-    checkpoint: str | None = key(
-        None, "a finished teacher: a .keras file, SavedModel or run's folder", unused=FOR_DISTILLING
+    checkpoint: Any = key(
+        None,
+        "a finished teacher: a .keras file, SavedModel or run's folder; or a list of several",
+        FILES,
+        unused=FOR_DISTILLING,
+    )
+    members: int = key(
+        1,
+        "teachers of so many seeds are trained, and teach together",
+        at_least(1),
+        unused=FOR_DISTILLING,
+    )
+    combine: str = key(
+        "mean",
+        "of several teachers: mean of the probabilities, or weighted by confidence in the label",
+        one_of("mean", "confidence"),
+        unused=FOR_DISTILLING,
     )
     module: str | None = key(
         None,

@@ -44,6 +44,24 @@ def given_by(plan: DictConfig) -> str:
     return "teacher_dir" if plan.teacher_dir is not None else ""
 
 
+def member_plans(plan: DictConfig) -> list[DictConfig]:
+    """Plans with one teacher each: of several files, or of the seeds of `teacher.members`."""
+    given = plan.teacher.checkpoint
+    plain = OmegaConf.to_container(plan)
+    if OmegaConf.is_list(given):
+        changes = [{"checkpoint": path} for path in given]
+    elif plan.teacher.members > 1:
+        training = plain["teacher"]["training"]
+        seeds = [key for key in training if key == "seed" or key.endswith("_seed")]
+        changes = [
+            {"members": 1, "training": {**training, **{key: training[key] + n for key in seeds}}}
+            for n in range(plan.teacher.members)
+        ]
+    else:
+        return [plan]
+    return [OmegaConf.create({**plain, "teacher": {**plain["teacher"], **c}}) for c in changes]
+
+
 def teacher_plan(plan: DictConfig) -> DictConfig:
     """The plan of `kd train-teacher` for the teacher that a plan describes.
 

@@ -104,6 +104,15 @@ LABELLED: Range = (
 )
 
 
+FILES: Range = (
+    lambda value: (
+        isinstance(value, str)
+        or (isinstance(value, list) and bool(value) and all(isinstance(x, str) for x in value))
+    ),
+    "a file or folder, or a list of them, as in [a.keras,b.keras]",
+)
+
+
 def _channels_last(shape: list[int]) -> bool:
     """Whether a shape is [H, W, C], and not [C, H, W] of images as other programs write them."""
     if len(shape) != 3 or min(shape) < 1:

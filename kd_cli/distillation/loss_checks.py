@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli.config.losses import loss_name
+from kd_cli.config.losses import loss_name, teacher_taps
+from kd_cli.config.plans import member_plans
 from kd_cli.data.dataset import Dataset
 from kd_cli.data.views import Views
 from kd_cli.distillation.objective import Part, of_plan
@@ -20,6 +21,17 @@ def refuse(plan: DictConfig, dataset: Dataset, views: Views | None) -> None:
         ConfigError: A loss needs a label for every image, images that are not mixed, or more than
             one image in a batch; or no loss teaches the student's last layer.
     """
+    members = len(member_plans(plan))
+    if members > 1 and teacher_taps(plan.loss):
+        raise ConfigError(
+            f"loss={loss_name(plan.loss)} compares layers of a teacher, and this run has "
+            f"{members}; give one teacher, or choose a loss of logits"
+        )
+    if plan.teacher.combine == "confidence" and not dataset.train.labelled:
+        raise ConfigError(
+            "teacher.combine=confidence weights the teachers by the labels, and the training "
+            "images have none; type teacher.combine=mean"
+        )
     parts = of_plan(OmegaConf.to_container(plan.loss)).parts
     for part in parts:
         why = _lacking(part, plan, dataset, views)

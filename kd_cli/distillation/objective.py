@@ -21,7 +21,9 @@ from kd_cli.config.instantiate import build
 from kd_cli.config.keys import VARIABLES
 from kd_cli.distillation.interface import Needs, needs_of
 from kd_cli.distillation.losses import formula
-from kd_cli.distillation.teacher_features import Wanted
+from kd_cli.distillation.several import combined, confidence
+from kd_cli.distillation.teacher_features import OF_MEMBERS, Wanted
+from kd_cli.networks.ensemble import MEMBERS
 
 Shape = tuple[int | None, ...]
 Shapes = Mapping[str, Shape]
@@ -131,10 +133,14 @@ class Objective:
 
     With one part a term has the name that its loss gives it; with several it is `at`, or
     `rkd.distance` where a loss has more than one.
+
+    Of several teachers each part gets one, made at the part's temperature; `combine` says how, as
+    the key `teacher.combine`.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[Part], combine: str = "mean") -> None:
         self.parts = list(parts)
+        self.combine = combine
         self.teacher_shapes: dict[str, Shapes] = {}
         self.student_shapes: Shapes = {}
 
@@ -207,7 +213,15 @@ class Objective:
     ) -> dict[str, tf.Tensor]:
         """The weighted terms [B] by name; their sum is the loss."""
         terms: dict[str, tf.Tensor] = {}
+        members = (
+            teacher[OF_MEMBERS.key][MEMBERS] if teacher and OF_MEMBERS.key in teacher else None
+        )
         for part in self.parts:
+            if members is not None:
+                by_label = self.combine == "confidence" and labels is not None
+                weights = confidence(members, labels) if by_label else None
+                logits = combined(members, part.keywords.get("temperature", 1.0), weights)
+                teacher = {**teacher, "logits": logits}
             found = part.evaluate(labels, student, teacher)
             factor = part.factor(step)
             for name, value in found.items():
@@ -240,6 +254,7 @@ def of_plan(
     loss: Mapping[str, Mapping[str, Any]],
     steps_per_epoch: int = 1,
     class_weights: Sequence[float] | None = None,
+    combine: str = "mean",
 ) -> Objective:
     """The objective that a checked configuration's `loss` describes.
 
@@ -247,6 +262,7 @@ def of_plan(
         loss: Its entries by name.
         steps_per_epoch: For ramps.
         class_weights: [K] for the losses that take them.
+        combine: Of several teachers.
     """
     parts = []
     for name, node in loss.items():
@@ -271,7 +287,7 @@ def of_plan(
                 Wanted.of(node, needs_of(target)),
             )
         )
-    return Objective(parts)
+    return Objective(parts, combine)
 
 
 def _ramp(weight: Any, steps_per_epoch: int) -> Ramp:

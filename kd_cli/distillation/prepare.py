@@ -59,7 +59,8 @@ def prepare(
     teacher = find(plan, dataset, session)
     if teacher is None:
         return None
-    teacher_checks.refuse(teacher, dataset)
+    for one in teacher.members or (teacher,):
+        teacher_checks.refuse(one, dataset)
     return ask(teacher, plan, dataset, views, session)
 
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,19 @@ from typing import Any
 import keras
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli.config.plans import view_shape
+from kd_cli.config.plans import given_by, member_plans, view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
 from kd_cli.networks.bit import load_published
+from kd_cli.networks.ensemble import together
 from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_of_run, weights_hash
 from kd_cli.networks.logits import as_logits
 from kd_cli.networks.predict import predictor
 from kd_cli.networks.saved_model import load_saved_model
 from kd_cli.networks.wrap import ADAPTER, build_network, check_network, with_adapter, with_precision
-from kd_cli.runs.identity import dataset_spec, network_spec, teacher_dir
+from kd_cli.runs import identity
+from kd_cli.runs.identity import dataset_spec, digest, network_spec, teacher_dir
 from kd_cli.runs.model_file import (
     checkpoint_file,
     is_run,
@@ -57,6 +60,7 @@ class Teacher:
         name: Its network.
         training: How it was trained, in words; empty when unknown.
         weights_sha256: Hash of its weights.
+        members: The teachers that it is made of, if these are several.
     """
 
     model: keras.Model
@@ -65,6 +69,7 @@ class Teacher:
     name: str
     training: str
     weights_sha256: str
+    members: tuple[Teacher, ...] = ()
 
     @functools.cached_property
     def predict(self) -> Callable[[Any], Any]:
@@ -104,6 +109,9 @@ def load(origin: dict[str, Any], path: Path, name: str, training: str, session: 
     stamp = [[mark.st_size, mark.st_mtime_ns, mark.st_ino] for mark in marks]
     key = json.dumps([origin, stamp, str(path), name, training])
     teacher = session.teacher.get(key)
+    if teacher is None and origin.get("members"):
+        members = [load(one, Path(one["file"]), "", "", Session()) for one in origin["members"]]
+        teacher = session.teacher.keep(key, _together(members, origin))
     if teacher is None:
         session.drop_teacher()
         model = _with_weights(origin) if origin.get("network") else _read(origin)
@@ -153,8 +161,53 @@ def _with_weights(origin: dict[str, Any]) -> keras.Model:
     return model
 
 
+def _together(members: list[Teacher], origin: dict[str, Any]) -> Teacher:
+    """Several teachers as one, whose logits are those of the mean of their probabilities."""
+    names = Counter(member.name for member in members)
+    trainings = list(dict.fromkeys(member.training for member in members))
+    return Teacher(
+        model=together([member.model for member in members]),
+        path=Path(" + ".join(shown(member.path) for member in members)),
+        origin=origin,
+        name=" + ".join(name if n == 1 else f"{n} x {name}" for name, n in names.items()),
+        training=trainings[0] if len(trainings) == 1 else "; ".join(filter(None, trainings)),
+        weights_sha256=digest([member.weights_sha256 for member in members], 64),
+        members=tuple(members),
+    )
+
+
 def find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | None:
     """The teacher that a distill run asks for, or None when it has to be trained first.
+
+    Several are one, made of all of them.
+
+    Raises:
+        ConfigError: As `_find`.
+    """
+    plans = member_plans(plan)
+    if len(plans) == 1:
+        return _find(plans[0], dataset, session)
+    key = f"{[_teacher_key(one) for one in plans]} {dataset.fingerprint} {plan.augment.size}"
+    found = session.teacher.get(key)
+    if found is None:
+        session.drop_teacher()
+        members = [_find(one, dataset, Session()) for one in plans]
+        if any(member is None for member in members):
+            return None
+        origins = [member.origin for member in members]
+        origin = {**origins[0], "members": origins}
+        found = session.teacher.keep(key, _together(members, origin))
+    return found
+
+
+def _teacher_key(plan: DictConfig) -> str:
+    """Which teacher a plan names: equal for the points of a sweep that share it."""
+    return str(identity.content(plan.teacher.checkpoint) if given_by(plan) == "teacher.checkpoint"
+               else teacher_dir(plan))  # fmt: skip
+
+
+def _find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | None:
+    """The one teacher that a plan names, or None when it has to be trained first.
 
     Raises:
         ConfigError: A given file is no teacher, or that in `teacher_dir` is of other data.

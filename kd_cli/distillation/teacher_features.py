@@ -16,9 +16,12 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from omegaconf import DictConfig
 
 from kd_cli.config.instantiate import build
+from kd_cli.config.plans import member_plans
 from kd_cli.distillation.interface import Needs, needs_of
+from kd_cli.networks.ensemble import MEMBERS
 from kd_cli.networks.taps import Graph
 
 Shape = tuple[int, ...]
@@ -64,11 +67,18 @@ class Wanted:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def wanted_by(losses: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[Wanted]:
-    """What the losses of several runs want, each wish once; `losses` are the plans' `loss`."""
+# Of several teachers the losses want the logits of each, because they are averaged at the
+# temperature of the loss.
+OF_MEMBERS = Wanted((MEMBERS,), None)
+
+
+def wanted_by(plans: Sequence[DictConfig]) -> list[Wanted]:
+    """What the losses of several runs with one teacher want, each wish once."""
     found: dict[str, Wanted] = {}
-    for loss in losses:
-        for name, node in loss.items():
+    if len(member_plans(plans[0])) > 1:
+        found[OF_MEMBERS.key] = OF_MEMBERS
+    for plan in plans:
+        for name, node in plan.loss.items():
             if not (node.get("pairs") or node.get("teacher_taps")):
                 continue
             plain = {key: value for key, value in node.items() if key != "weight"}

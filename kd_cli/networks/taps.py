@@ -34,26 +34,26 @@ _ACTIVATIONS = {
 _MOST_NAMES = 30  # in an error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
     """An operation in the graph of a network, nested models unfolded.
 
     Attributes:
         path: Names of the models around it and its own, from outside to inside.
         operation: A layer, or an operation such as `keras.ops.add`.
-        output: Its symbolic output [batch, ...]; of several the first.
+        outputs: Its symbolic outputs [batch, ...].
         inputs: Numbers of the places whose outputs it takes.
     """
 
     path: str
     operation: Any
-    output: Any
+    outputs: Any
     inputs: frozenset[int]
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """Of its output, without the batch."""
-        return tuple(self.output.shape[1:])
+        """Of its first output, without the batch."""
+        return tuple(tree.flatten(self.outputs)[0].shape[1:])
 
 
 class Graph:
@@ -71,42 +71,33 @@ class Graph:
     """
 
     def __init__(self, model: keras.Model, what: str) -> None:
+        self.model = model
         self.what = what
         self.places: list[Place] = []
-        self.inputs = keras.Input(model.input_shape[1:], name="pixels")
-        self._made: dict[int, int] = {id(self.inputs): -1}
-        self.logits = self._unfold(model, "", self.inputs)
+        inputs = keras.Input(model.input_shape[1:], name="pixels")
+        made = {id(inputs): -1}
+
+        def record(path: str, operation: Any, args: Any, kwargs: Any) -> Any:
+            outputs = operation(*args, **kwargs)
+            taken = {made.get(id(x)) for x in tree.flatten((args, kwargs))} - {None}
+            for output in tree.flatten(outputs):
+                made[id(output)] = len(self.places)
+            self.places.append(Place(path, operation, outputs, frozenset(taken)))
+            return outputs
+
+        logits = _unfold(model, "", inputs, record)
+        self.last = made[id(logits)]
         _require_graph(model, self.places, what)
 
-    def _unfold(self, model: keras.Model, prefix: str, inputs: Any) -> Any:
-        """Calls the layers of a model one by one; the layers, and so the weights, are its own."""
-        graph = getattr(model, "_functional", None) or model  # a Sequential model holds one
+    def with_taps(self, names: Sequence[str], logits: bool = True) -> Tapped:
+        """images -> [logits, tap, ...]: one model with the layers and weights of the first one.
 
-        def calling(operation: Any) -> Callable[..., Any]:
-            path = f"{prefix}{operation.name}"
-
-            def call(*args: Any, **kwargs: Any) -> Any:
-                # A shared layer, or a model in training that fixes `training`, is called as the
-                # model calls it: with the same arguments.
-                if isinstance(operation, keras.Model) and _has_graph(operation):
-                    return self._unfold(operation, f"{path}/", args[0])
-                outputs = operation(*args, **kwargs)
-                taken = {self._made.get(id(x)) for x in tree.flatten((args, kwargs))} - {None}
-                for output in tree.flatten(outputs):
-                    self._made[id(output)] = len(self.places)
-                first = tree.flatten(outputs)[0]
-                self.places.append(Place(path, operation, first, frozenset(taken)))
-                return outputs
-
-            return call
-
-        # (Keras has no public way to walk through a graph that keeps its layers.)
-        return graph._run_through_graph(inputs, operation_fn=calling)
-
-    def with_taps(self, names: Sequence[str]) -> keras.Model:
-        """images -> [logits, tap, ...]: one model with the layers and weights of the first one."""
-        outputs = [self.logits, *(self.find(name).output for name in names)]
-        return keras.Model(self.inputs, outputs, name=self.what)
+        Args:
+            names: Of the taps.
+            logits: False leaves them out, and all that no tap needs.
+        """
+        numbers = [self.places.index(self.find(name)) for name in names]
+        return Tapped(self, [self.last, *numbers] if logits else numbers)
 
     def find(self, name: str) -> Place:
         """The place that a tap's name means.
@@ -199,6 +190,69 @@ class Graph:
             if reach <= number:
                 yield number
             reach = max(reach, furthest[number])
+
+
+class Tapped(keras.Model):
+    """A network that also gives the outputs of places inside it: images -> a list.
+
+    It is no functional model, because layers of nested models may share their names.
+
+    Args:
+        graph: Of the network, whose layers it calls.
+        numbers: Of the places.
+    """
+
+    def __init__(self, graph: Graph, numbers: Sequence[int]) -> None:
+        super().__init__(name=f"{graph.what}_with_taps")
+        self.network = graph.model  # so that Keras clears the losses that its layers add
+        self._places = graph.places
+        self._numbers = list(numbers)
+        self._needed: set[int] = set()
+        for number in range(len(graph.places) - 1, -1, -1):
+            if number in self._numbers or number in self._needed:
+                self._needed |= {number, *graph.places[number].inputs}
+
+    def call(self, inputs: Any, training: bool | None = None) -> list[Any]:
+        values: list[Any] = []
+
+        def compute(path: str, operation: Any, args: Any, kwargs: Any) -> Any:
+            number = len(values)
+            if number not in self._needed:  # what follows of it is not needed either
+                values.append(None)
+                return self._places[number].outputs
+            if training is not None and "training" in getattr(operation, "_call_context_args", ()):
+                kwargs = {**kwargs, "training": training}
+            outputs = operation(*args, **kwargs)
+            values.append(tree.flatten(outputs)[0])
+            return outputs
+
+        _unfold(self.network, "", inputs, compute)
+        return [values[number] for number in self._numbers]
+
+
+def _unfold(model: keras.Model, prefix: str, inputs: Any, act: Callable[..., Any]) -> Any:
+    """Goes through a model, and the models inside it, in a fixed order; returns its output.
+
+    Args:
+        model: With a graph.
+        prefix: Names of the models around it.
+        inputs: Symbolic or not.
+        act: (path, operation, its arguments, its keywords) -> its outputs.
+    """
+    graph = getattr(model, "_functional", None) or model  # a Sequential model holds one
+
+    def calling(operation: Any) -> Callable[..., Any]:
+        path = f"{prefix}{operation.name}"
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if isinstance(operation, keras.Model) and _has_graph(operation):
+                return _unfold(operation, f"{path}/", args[0], act)
+            return act(path, operation, args, kwargs)
+
+        return call
+
+    # (Keras has no public way to walk through a graph that keeps its layers.)
+    return graph._run_through_graph(inputs, operation_fn=calling)
 
 
 def _kind(place: Place) -> str:

@@ -18,7 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.keys import PLACES, VARIABLES
 from kd_cli.config.overrides import override_key
-from kd_cli.config.plans import given_by, has_rounds, is_taught, teacher_plan, trains_teacher
+from kd_cli.config.plans import (
+    given_by,
+    has_rounds,
+    is_taught,
+    member_plans,
+    teacher_plan,
+    trains_teacher,
+)
 from kd_cli.config.quoting import command_line, quoted
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
@@ -142,6 +149,8 @@ def given_teacher(plan: DictConfig) -> Record:
 def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
     """What of the teacher counts: how it is trained, or the content of a given one."""
     teacher = plan.teacher
+    if is_taught(plan) and len(members := member_plans(plan)) > 1:
+        return {"members": [_teacher_spec(one) for one in members], "combine": teacher.combine}
     if trains_teacher(plan):
         start = {} if teacher.weights is None else {"weights": content(teacher.weights)}
         return {**network_spec(teacher), **start}

@@ -18,7 +18,13 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.overrides import is_typed, place_of, teacher_overrides
-from kd_cli.config.plans import given_by, is_taught, teacher_augment_follows, teacher_plan
+from kd_cli.config.plans import (
+    given_by,
+    is_taught,
+    member_plans,
+    teacher_augment_follows,
+    teacher_plan,
+)
 from kd_cli.config.quoting import command_line, quoted
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
@@ -76,6 +82,11 @@ def check_before_start(
         )
     if not is_taught(plan):
         return
+    for one in member_plans(plan):
+        _check_teacher(one, typed, config_dir)
+
+
+def _check_teacher(plan: DictConfig, typed: Sequence[str], config_dir: str | None) -> None:
     given = given_by(plan)
     if given == "teacher_dir":
         _refuse_another_network(plan, identity.given_teacher(plan), typed)
@@ -148,6 +159,10 @@ def check_given_files(plan: DictConfig) -> None:
         "teacher.weights": "a .npz file of BiT weights",
         "student.checkpoint": "a .keras file, or the folder of a finished run",
     }
+    if is_taught(plan) and len(members := member_plans(plan)) > 1:
+        for one in members:
+            check_given_files(one)
+        return
     for key, kind in expected.items():
         given = OmegaConf.select(plan, key)
         path = checkpoint_file(given or "")
@@ -242,17 +257,22 @@ def inputs(plan: DictConfig, dataset: Dataset) -> dict[str, str]:
     if dataset.unlabelled_fingerprint and plan.dataset.get("unlabelled_path") is not None:
         found["unlabelled"] = dataset.unlabelled_fingerprint
     if is_taught(plan):
-        if given_by(plan) in ("", "teacher_dir"):
-            teacher = Record.read(identity.teacher_dir(plan))
-            if teacher is not None:
-                found["teacher"] = teacher.weights_sha256
-        else:
-            found["teacher"] = identity.content(plan.teacher.checkpoint or plan.teacher.weights)
+        hashes = [_teacher_hash(one) for one in member_plans(plan)]
+        if all(hashes):
+            found["teacher"] = hashes[0] if len(hashes) == 1 else identity.digest(hashes, 64)
     elif "teacher" in plan and plan.teacher.weights is not None:
         found["teacher.weights"] = identity.content(plan.teacher.weights)
     if "student" in plan and plan.student.checkpoint is not None:
         found["student.checkpoint"] = identity.content(plan.student.checkpoint)
     return found
+
+
+def _teacher_hash(plan: DictConfig) -> str:
+    """Of a teacher's weights or file; empty where it has to be trained first."""
+    if given_by(plan) in ("", "teacher_dir"):
+        teacher = Record.read(identity.teacher_dir(plan))
+        return teacher.weights_sha256 if teacher is not None else ""
+    return identity.content(plan.teacher.checkpoint or plan.teacher.weights)
 
 
 _MADE_FROM = {

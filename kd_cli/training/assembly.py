@@ -171,7 +171,8 @@ def _objective(
 
     weights = class_weights.of_plan(plan, dataset)
     loss = OmegaConf.to_container(plan.loss)
-    objective = of_plan(loss, length(plan, dataset)[1], weights)
+    combine = plan.teacher.combine if is_taught(plan) else "mean"
+    objective = of_plan(loss, length(plan, dataset)[1], weights, combine)
     network, shapes = model, {}
     if objective.student_taps:
         from kd_cli.networks.taps import Graph
@@ -302,6 +303,7 @@ def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
         "schedule": plain["schedule"],
         "loss": loss,
         "class_weights": plan.get("class_weights") is not None,
+        "combine": plan.teacher.combine if is_taught(plan) else "",
     }
 
 

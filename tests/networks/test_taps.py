@@ -94,6 +94,8 @@ def test_one_pass_gives_logits_and_taps():
         pooled, by_hand[activations[-1]], rtol=1e-4, atol=1e-6
     )  # before the dropout
     assert found.with_taps(["pooled"]).weights[0] is model.weights[0]
+    (alone,) = found.with_taps(["stage1"], logits=False)(images)
+    np.testing.assert_array_equal(alone, stage)
 
 
 def nested():
@@ -114,6 +116,12 @@ def test_names_inside_nested_models():
     assert found.find("own/conv").path == "own/conv"
     assert found.find("sum").path == "own/block/sum"
     assert found.find("stage1").path == "own/block/act"
+    images = np.random.default_rng(0).uniform(0, 255, (3, 8, 8, 1)).astype(np.float32)
+    logits, inner = found.with_taps(["block/conv"])(images)
+    np.testing.assert_allclose(logits, found.model(images), rtol=1e-6)
+    block = found.model.layers[-1].get_layer("block")
+    outer = found.model.layers[-1].get_layer("conv")(images / 255)
+    np.testing.assert_allclose(inner, block.get_layer("conv")(outer), rtol=1e-4, atol=1e-6)
     with pytest.raises(ConfigError, match="2 layers that 'conv' may mean: own/conv, own/block/co"):
         found.find("conv")
 
@@ -138,3 +146,39 @@ def test_a_saved_model_has_no_taps(tmp_path):
     small().export(tmp_path / "saved", verbose=False)
     with pytest.raises(ConfigError, match="the teacher is a SavedModel, which shows no layers"):
         Graph(load_saved_model(tmp_path / "saved", "teacher.checkpoint"), "teacher")
+
+
+class Wrapped(keras.layers.Layer):
+    """A layer with a dropout inside whose call knows nothing of `training`."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = keras.layers.Dropout(0.5, seed=1)
+
+    def call(self, inputs):
+        return self.dropout(inputs)
+
+
+def test_training_reaches_the_layers_inside_layers():
+    inputs = keras.Input((2, 2, 1))
+    x = keras.layers.Dense(6, name="wide")(keras.layers.Flatten()(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3, name="scores")(Wrapped()(x)))
+    network = Graph(model, "student").with_taps(["layer-2"])
+    images = np.ones((4, 2, 2, 1), np.float32)
+    _, off = network(images, training=False)
+    _, on = network(images, training=True)
+    assert (np.asarray(off) != 0).all() and 0 < (np.asarray(on) == 0).sum() < 24
+    np.testing.assert_allclose(on[on != 0], 2 * np.asarray(off)[on != 0], rtol=1e-6)
+
+
+def test_a_layer_s_own_loss_is_counted_once():
+    inputs = keras.Input((2, 2, 1))
+    x = keras.layers.Flatten()(inputs)
+    x = keras.layers.Dense(6, name="wide", activity_regularizer=keras.regularizers.L2(1.0))(x)
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    network = Graph(model, "student").with_taps(["wide"])
+    images = np.ones((4, 2, 2, 1), np.float32)
+    for _ in range(3):
+        _, wide = network(images, training=True)
+        (loss,) = model.losses
+        assert float(loss) == pytest.approx(float(np.square(wide).sum() / 4), rel=1e-5)
