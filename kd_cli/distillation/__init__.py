@@ -1,7 +1,13 @@
 """What the student learns from: the losses, and the teacher with its outputs.
 
     interface         how a loss is called, and what it may need
-    losses            one function for each loss
+    losses            cross-entropy, hinton, function_matching, hard
+    logit_losses      DKD, DIST, NKD, the distillation token of DeiT
+    feature_losses    AT, SP, RKD, PKT
+    hint              projected features: FitNets, projector ensemble, VkD
+    contrastive       CRD
+    review            ReviewKD
+    several           several teachers as one
     objective         the sum of a run's losses, with their weights
     loss_checks       refuses losses that can't work with a run's data or batches
     prepare           finds and checks a run's teacher, and computes its held-out logits
@@ -24,11 +30,22 @@ from kd_cli import public_names
 
 # The file of each name that YAML uses.
 PUBLIC = {
+    "CRD": "contrastive",
+    "Hint": "hint",
+    "ReviewKD": "review",
+    "attention": "feature_losses",
     "cross_entropy": "losses",
+    "deit": "logit_losses",
+    "dist": "logit_losses",
+    "dkd": "logit_losses",
     "function_matching": "losses",
     "hard": "losses",
     "hinton": "losses",
+    "nkd": "logit_losses",
+    "pkt": "feature_losses",
+    "relational": "feature_losses",
     "requires": "interface",
+    "similarity": "feature_losses",
     "soft_cross_entropy": "losses",
 }
 __getattr__ = public_names(__name__, PUBLIC)

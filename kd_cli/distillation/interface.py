@@ -39,6 +39,7 @@ class Needs:
         relations: It compares the images of a batch: a batch of one image says nothing.
         head: Whether it teaches the student's last layer. One that compares features alone does
             not, and needs a second loss beside it.
+        words: Its formula, for people.
         teacher_part: feature of the teacher [B, ...] -> [B, ...], what the loss reads of it
             instead. It is applied before the cache, so the smaller it is the better.
     """
@@ -47,6 +48,7 @@ class Needs:
     unmixed: bool = False
     relations: bool = False
     head: bool = True
+    words: str = ""
     teacher_part: Callable[[Any], Any] | None = None
 
 

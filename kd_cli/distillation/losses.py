@@ -21,7 +21,7 @@ from typing import Any
 
 import tensorflow as tf
 
-Outputs = Mapping[str, tf.Tensor]
+from kd_cli.distillation.interface import Outputs
 
 
 def cross_entropy(
@@ -80,13 +80,15 @@ def hinton(
     temperature: Any,
     t_squared: Any = True,
     class_weights: Any = None,
+    standardise: bool = False,
 ) -> dict[str, tf.Tensor]:
     """alpha * CE(labels, student) + (1 - alpha) * T^2 * KL(teacher || student) at temperature T.
 
     T^2 keeps the size of the soft term's gradient as T changes; `t_squared=false` leaves it out.
+    `standardise` compares standardised logits; the labels' term keeps its own.
     Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", section 2.
     """
-    soft = _soft(student, teacher, temperature, t_squared)
+    soft = _soft(student, teacher, temperature, t_squared, standardise)
     hard = _labels_share(alpha, labels, student, class_weights)
     return {"hard": hard, "soft": (1 - alpha) * soft}
 
@@ -98,12 +100,13 @@ def function_matching(
     *,
     temperature: Any,
     t_squared: Any = False,
+    standardise: bool = False,
 ) -> dict[str, tf.Tensor]:
     """KL(teacher || student) at temperature T; labels are not used and may be None.
 
     Source: Beyer et al. 2021, "Knowledge distillation: A good teacher is patient and consistent".
     """
-    return {"soft": _soft(student, teacher, temperature, t_squared)}
+    return {"soft": _soft(student, teacher, temperature, t_squared, standardise)}
 
 
 def hard(
@@ -138,21 +141,46 @@ def _labels_share(
     return tf.fill(tf.shape(student["logits"])[:1], share)
 
 
-def _soft(student: Outputs, teacher: Outputs, temperature: Any, t_squared: Any) -> tf.Tensor:
+def standardised(logits: tf.Tensor) -> tf.Tensor:
+    """[B, K] -> (z - mean) / (std + 1e-7) of each row, with the unbiased standard deviation.
+
+    Then only the order and the relative gaps of the teacher's logits count.
+    Source: Sun et al. 2024, "Logit standardization in knowledge distillation", equation 9; agrees
+    with the authors' code.
+    """
+    gap = logits - tf.reduce_mean(logits, axis=-1, keepdims=True)
+    variance = tf.reduce_sum(tf.square(gap), axis=-1, keepdims=True) / (logits.shape[-1] - 1)
+    # (The square root of 0 has no finite gradient.)
+    return gap / (tf.sqrt(tf.maximum(variance, 1e-14)) + 1e-7)
+
+
+def _soft(
+    student: Outputs, teacher: Outputs, temperature: Any, t_squared: Any, standardise: bool
+) -> tf.Tensor:
     temperature = tf.cast(temperature, tf.float32)
-    log_p = tf.nn.log_softmax(teacher["logits"] / temperature)
-    log_q = tf.nn.log_softmax(student["logits"] / temperature)
+    ours, theirs = student["logits"], teacher["logits"]
+    if standardise:
+        ours, theirs = standardised(ours), standardised(theirs)
+    log_p = tf.nn.log_softmax(theirs / temperature)
+    log_q = tf.nn.log_softmax(ours / temperature)
     divergence = tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
     return divergence * tf.where(t_squared, temperature * temperature, 1.0)
 
 
-def formula(target: str, hyper: Mapping[str, Any]) -> str:
-    """The loss in one line, for people: with its weights and the T^2 factor spelled out."""
+def formula(target: str, hyper: Mapping[str, Any], words: str = "") -> str:
+    """The loss in one line, for people: with its weights and the T^2 factor spelled out.
+
+    Args:
+        target: The dotted name of its function.
+        hyper: Its keywords.
+        words: What the loss says of itself (`interface.Needs`).
+    """
     name = target.removeprefix("kd_cli.distillation.")
     alpha, temperature = hyper.get("alpha"), hyper.get("temperature")
     factor = "T^2 * " if hyper.get("t_squared") else ""
     degrees = "" if temperature is None else f", T = {temperature:g}"
-    soft = f"{factor}KL(teacher/T || student/T){degrees}"
+    z = "standardised " if hyper.get("standardise") else ""
+    soft = f"{factor}KL({z}teacher/T || {z}student/T){degrees}"
     weighted = hyper.get("class_weights") is not None
     labels = "w[label] * CE(labels, student)" if weighted else "CE(labels, student)"
     if name == "cross_entropy":
@@ -166,5 +194,10 @@ def formula(target: str, hyper: Mapping[str, Any]) -> str:
         return soft
     if name == "hard":
         return f"{alpha:g} * {labels} + {1 - alpha:g} * CE(argmax teacher, student)"
-    given = (f"{key}={'w' if key == 'class_weights' else value}" for key, value in hyper.items())
-    return f"{target}({', '.join(given)})"
+    given = [
+        f"{key}={'w' if key == 'class_weights' else value}"
+        for key, value in hyper.items()
+        if not words or (key not in ("pairs", "student_taps") and value is not False)
+    ]
+    told = f" ({', '.join(given)})" if given else ""
+    return f"{words}{told}" if words else f"{target}({', '.join(given)})"

@@ -8,8 +8,9 @@ The weights are tensors, so another weight builds no new training step. A weight
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from kd_cli.distillation.interface import Needs, needs_of
 from kd_cli.distillation.losses import formula
 from kd_cli.distillation.several import combined, confidence
 from kd_cli.distillation.teacher_features import OF_MEMBERS, Wanted
+from kd_cli.errors import ConfigError
 from kd_cli.networks.ensemble import MEMBERS
 
 Shape = tuple[int | None, ...]
@@ -110,15 +112,16 @@ class Part:
             student = {**student, "features": found}
         if self.wanted is not None and teacher is not None:
             teacher = {"logits": teacher["logits"], "features": teacher[self.wanted.key]}
-        if self.layer is not None:
-            value = self.layer.call(labels, student, teacher)
-        else:
-            value = self.loss(labels, student, teacher, **self.keywords)
+        with _named(self.name):
+            if self.layer is not None:
+                value = self.layer.call(labels, student, teacher)
+            else:
+                value = self.loss(labels, student, teacher, **self.keywords)
         return dict(value) if isinstance(value, Mapping) else {"loss": value}
 
     def words(self) -> str:
         """Its formula for people, with the weight."""
-        text = formula(self.target, self.plain)
+        text = formula(self.target, self.plain, self.needs.words)
         ramp = self.weight
         if ramp.start == ramp.stop == 1:
             return text
@@ -195,9 +198,9 @@ class Objective:
             if part.layer is not None:
                 own = {tap: student[tap] for tap in part.student_taps}
                 theirs = teacher[part.wanted.key] if part.wanted else {}
-                part.layer.build(
-                    {**own, "logits": (classes,)}, {**theirs, "logits": (classes,)}, labels
-                )
+                shapes = {**own, "logits": (classes,)}, {**theirs, "logits": (classes,)}
+                with _named(part.name):
+                    part.layer.build(*shapes, labels)
 
     def begin_again(self, other: Objective) -> None:
         """Takes over the values of an objective with the same parts."""
@@ -271,7 +274,8 @@ def of_plan(
         keywords = dict(made.keywords)
         target = made.func
         if isinstance(target, type):
-            target, keywords = made(), {}
+            with _named(name):
+                target, keywords = made(), {}
         elif class_weights is not None and takes_class_weights(target):
             keywords["class_weights"] = class_weights
         pairs = node.get("pairs") or []
@@ -288,6 +292,15 @@ def of_plan(
             )
         )
     return Objective(parts, combine)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Says which loss a mistake is about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"loss.{name}: {error}") from error
 
 
 def _ramp(weight: Any, steps_per_epoch: int) -> Ramp:

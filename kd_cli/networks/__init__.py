@@ -13,6 +13,7 @@
     torch_file        tensors of an old PyTorch file
     saved_model       SavedModel directories
     saved_model_graph the operations that a SavedModel may hold
+    ensemble          several networks as one
     taps              layers inside a network, named and asked for
     predict           logits of a network in inference mode
     fused_batch_norm  a faster BatchNormalization for training

@@ -172,9 +172,16 @@ def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
 
 
 def _loss_spec(loss: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The entries; one alone with weight 1 is its function, whatever its name."""
+    """The entries; one alone with weight 1 is its function, whatever its name.
+
+    A key that came later does not count where it says what was so before, so that older runs keep
+    their ids.
+    """
+    before = {"weight": 1, "standardise": False}
     bare = {
-        name: {key: value for key, value in node.items() if key != "weight" or value != 1}
+        name: {
+            key: value for key, value in node.items() if key not in before or value != before[key]
+        }
         for name, node in loss.items()
     }
     (first, *others) = bare.values()

@@ -71,7 +71,7 @@ def balance(
     """
     import tensorflow as tf
 
-    optimizer, variables = learner.optimizer, learner.model.trainable_variables
+    optimizer, variables = learner.optimizer, learner.trainable_variables
     # A forward pass in training moves the seeds of dropout, the statistics of normalisation, and
     # what losses remember.
     moving = [*learner.model.non_trainable_variables, *learner.objective.non_trainable_variables]

@@ -151,6 +151,12 @@ def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset
         pytest.param(["augment=flip_crop", "cache.views=2", "memory_gib=0"], id="kept-views"),
         # The layer that the guide has you write, with its own weights and moments.
         pytest.param(["loss=[hinton,projected]"], id="own-weights"),
+        # Banks, embeddings, and negatives that are drawn anew at each step.
+        pytest.param(["loss=[hinton,crd]", "loss.crd.negatives=50"], id="crd"),
+        pytest.param(
+            ["loss=[hinton,hint]", "loss.hint.pairs=[[pooled,pooled]]"],
+            id="hint",
+        ),
     ],
 )
 def test_a_state_inside_an_epoch_continues_there(place, monkeypatch, more, session):

@@ -1,0 +1,168 @@
+"""Losses that compare layers without weights of their own: AT, SP, RKD, PKT.
+
+A feature is a map [B, H, W, C] or a vector [B, C]. What compares the images of a batch gives the
+mean of each row of the comparison, so that the batch mean is the published number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from kd_cli.distillation.interface import Outputs, requires
+from kd_cli.errors import ConfigError
+
+Pairs = Sequence[Sequence[str]]
+_TINY = 1e-12
+
+
+def attention_map(feature: tf.Tensor) -> tf.Tensor:
+    """[B, H, W, C] -> [B, H, W]: the mean square over the channels, of length 1 over the pixels."""
+    power = tf.reduce_mean(tf.square(feature), axis=-1)
+    length = tf.sqrt(tf.reduce_sum(tf.square(power), axis=[1, 2], keepdims=True) + _TINY**2)
+    return power / length
+
+
+@requires(
+    head=False,
+    teacher_part=attention_map,
+    words="sum over stages of the mean square distance of the normalised attention maps",
+)
+def attention(
+    labels: tf.Tensor | None, student: Outputs, teacher: Outputs, *, pairs: Pairs
+) -> dict[str, tf.Tensor]:
+    """Sum over the pairs of mean((n(mean_c f_s^2) - n(mean_c f_t^2))^2), n = length 1 over pixels.
+
+    A finer map of the student is averaged down to the teacher's resolution.
+    Source: Zagoruyko, Komodakis 2017, "Paying more attention to attention", section 3.1; agrees
+    with the authors' code and RepDistiller (the paper writes the norm in place of its mean square).
+
+    Raises:
+        ConfigError: A layer is no map, or the student's is coarser than the teacher's.
+    """
+    found = []
+    for ours, theirs in pairs:
+        feature, wanted = student["features"][ours], teacher["features"][theirs]
+        if len(feature.shape) != 4 or len(wanted.shape) != 3:
+            raise ConfigError(f"pair [{ours},{theirs}]: attention needs maps [H, W, C], as stage1")
+        feature = _pooled(feature, wanted.shape[1:3], f"pair [{ours},{theirs}]")
+        gap = attention_map(feature) - wanted
+        found.append(tf.reduce_mean(tf.square(gap), axis=[1, 2]))
+    return {"attention": tf.add_n(found)}
+
+
+def _pooled(feature: tf.Tensor, size: Sequence[int], what: str) -> tf.Tensor:
+    (height, width), (rows, columns) = feature.shape[1:3], size
+    if (height, width) == (rows, columns):
+        return feature
+    if height % rows or width % columns:
+        raise ConfigError(
+            f"{what}: the student's map is {height}x{width} and the teacher's {rows}x{columns}; "
+            "choose layers of the same size, or a student's layer whose sides are multiples"
+        )
+    steps = [height // rows, width // columns]
+    return tf.nn.avg_pool2d(feature, steps, steps, "VALID")
+
+
+@requires(head=False, relations=True, words="square distance of the batch's similarity matrices")
+def similarity(
+    labels: tf.Tensor | None, student: Outputs, teacher: Outputs, *, pairs: Pairs
+) -> dict[str, tf.Tensor]:
+    """Sum over the pairs of |n(F_t F_t') - n(F_s F_s')|^2 / B^2, n = rows of length 1.
+
+    Source: Tung, Mori 2019, "Similarity-preserving knowledge distillation", equations 1 to 4;
+    agrees with RepDistiller and mdistiller.
+    """
+
+    def matrix(feature: tf.Tensor) -> tf.Tensor:
+        flat = tf.reshape(feature, [tf.shape(feature)[0], -1])
+        return tf.math.l2_normalize(tf.matmul(flat, flat, transpose_b=True), axis=1, epsilon=1e-24)
+
+    found = [
+        tf.reduce_mean(
+            tf.square(matrix(teacher["features"][theirs]) - matrix(student["features"][ours])),
+            axis=1,
+        )
+        for ours, theirs in pairs
+    ]
+    return {"similarity": tf.add_n(found)}
+
+
+@requires(
+    head=False,
+    relations=True,
+    words="distance * huber(distances) + angle * huber(angles) of the images of a batch",
+)
+def relational(
+    labels: tf.Tensor | None,
+    student: Outputs,
+    teacher: Outputs,
+    *,
+    pairs: Pairs,
+    distance: float = 25.0,
+    angle: float = 50.0,
+) -> dict[str, tf.Tensor]:
+    """Huber distances of the batch's relative distances, and of the cosines in its triples.
+
+    Distances are divided by their mean over the batch. The vectors are not normalised.
+    Source: Park et al. 2019, "Relational knowledge distillation", equations 5 to 10; agrees with
+    RepDistiller, torchdistill and mdistiller.
+    """
+    lengths, corners = [], []
+    for ours, theirs in pairs:
+        pair = [_vectors(x) for x in (student["features"][ours], teacher["features"][theirs])]
+        lengths.append(tf.reduce_mean(_huber(*map(_distances, pair)), axis=1))
+        corners.append(tf.reduce_mean(_huber(*map(_cosines, pair)), axis=[1, 2]))
+    return {"distance": distance * tf.add_n(lengths), "angle": angle * tf.add_n(corners)}
+
+
+def _vectors(feature: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(feature, [tf.shape(feature)[0], -1])
+
+
+def _distances(vectors: tf.Tensor) -> tf.Tensor:
+    """[B, B] Euclidean distances over their mean; the diagonal is 0."""
+    squares = tf.reduce_sum(tf.square(vectors), axis=1)
+    product = tf.matmul(vectors, vectors, transpose_b=True)
+    between = tf.maximum(squares[:, None] + squares[None] - 2 * product, _TINY)
+    away = 1 - tf.eye(tf.shape(vectors)[0])
+    found = tf.sqrt(between) * away
+    return found / tf.maximum(tf.reduce_sum(found) / tf.maximum(tf.reduce_sum(away), 1), _TINY)
+
+
+def _cosines(vectors: tf.Tensor) -> tf.Tensor:
+    """[B, B, B] cosine of the angle at image i between images j and k."""
+    gaps = vectors[None] - vectors[:, None]
+    units = tf.math.l2_normalize(gaps, axis=2, epsilon=1e-24)
+    return tf.matmul(units, units, transpose_b=True)
+
+
+def _huber(ours: tf.Tensor, theirs: tf.Tensor) -> tf.Tensor:
+    size = tf.abs(ours - theirs)
+    return tf.where(size < 1, 0.5 * tf.square(size), size - 0.5)
+
+
+@requires(head=False, relations=True, words="KL of the batch's cosine similarities, as shares")
+def pkt(
+    labels: tf.Tensor | None, student: Outputs, teacher: Outputs, *, pairs: Pairs
+) -> dict[str, tf.Tensor]:
+    """Mean over B^2 of P_t log(P_t / P_s), P = (cos + 1) / 2 of the images, rows summing to 1.
+
+    Source: Passalis, Tefas 2018, "Learning deep representations with probabilistic knowledge
+    transfer", equations 3 to 6; agrees with RepDistiller.
+    """
+    epsilon = 1e-7
+
+    def shares(feature: tf.Tensor) -> tf.Tensor:
+        vectors = _vectors(feature)
+        length = tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(vectors), 1, keepdims=True), 1e-24))
+        units = vectors / (length + epsilon)
+        close = (tf.matmul(units, units, transpose_b=True) + 1) / 2
+        return close / tf.reduce_sum(close, axis=1, keepdims=True)
+
+    found = []
+    for ours, theirs in pairs:
+        p, q = shares(teacher["features"][theirs]), shares(student["features"][ours])
+        found.append(tf.reduce_mean(p * tf.math.log((p + epsilon) / (q + epsilon)), axis=1))
+    return {"pkt": tf.add_n(found)}
