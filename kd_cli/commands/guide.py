@@ -12,7 +12,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "guide"
 MARGIN = 100  # columns; longer lines are hard to read
 # The pages by what they are for; those that no group names stand under the last title.
 GROUPS = {
-    "to start": ("commands", "configuration", "losses", "explain"),
+    "to start": ("commands", "configuration", "losses", "methods", "explain"),
     "data, networks, teachers": (
         "data",
         "networks",

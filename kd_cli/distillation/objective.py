@@ -233,8 +233,17 @@ class Objective:
                 terms[name] = factor * value
         return terms
 
-    def blank(self, classes: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What student and teacher give for two black images, to see which terms come out."""
+    def terms(self, classes: int, labelled: bool) -> list[str]:
+        """The names of the terms, found on images that are nothing.
+
+        It traces the losses, as in training, so that a loss that only works eagerly or gets shapes
+        that don't fit fails here. (It does not run them: one may remember what it has seen.)
+        """
+        traced = tf.function(lambda *batch: self(*batch), autograph=False)
+        labels = tf.zeros([2], tf.int64) if labelled else None
+        return list(traced.get_concrete_function(labels, *self._blank(classes)).structured_outputs)
+
+    def _blank(self, classes: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
         def zeros(shapes: Shapes) -> dict[str, tf.Tensor]:
             return {tap: tf.zeros([2, *(side or 1 for side in s)]) for tap, s in shapes.items()}
@@ -270,7 +279,7 @@ def of_plan(
     parts = []
     for name, node in loss.items():
         plain = {key: value for key, value in node.items() if key != "weight"}
-        made = build(plain, f"loss.{name}")
+        made = build({**plain, "_partial_": True}, f"loss.{name}")
         keywords = dict(made.keywords)
         target = made.func
         if isinstance(target, type):

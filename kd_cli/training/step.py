@@ -65,12 +65,7 @@ class Learner:
         self.network = network or model
         fuse_batch_norm(model)
         optimizer.build(self.trainable_variables)
-        # Traced, as in training, so that a loss that only works eagerly is found now.
-        traced = tf.function(lambda *batch: objective(*batch), autograph=False)
-        blank = objective.blank(model.output_shape[-1])
-        labels = tf.zeros([2], tf.int64) if labelled else None
-        # (Not called: a loss may remember what it has seen.)
-        self.terms = list(traced.get_concrete_function(labels, *blank).structured_outputs)
+        self.terms = objective.terms(model.output_shape[-1], labelled)
         # (A network's own losses may appear only when it is called: one column is theirs.)
         self.sums = tf.Variable(tf.zeros([len(self.terms) + 3], tf.float64), trainable=False)
         self.broken = tf.Variable([-1, -1], dtype=tf.int64, trainable=False)

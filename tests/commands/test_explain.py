@@ -12,12 +12,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from omegaconf import OmegaConf
 
-from kd_cli.commands.explain_losses import loss_line, optimizer_line, remarks, schedule_line
+from kd_cli.commands.explain import optimizer_line, schedule_line
+from kd_cli.commands.explain_losses import loss_line, remarks
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.distillation import losses
-from kd_cli.distillation.objective import Objective
+from kd_cli.distillation.objective import Objective, of_plan
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.training.balance import Balance, balance
 from kd_cli.training.schedules import cosine, warmup_cosine
@@ -218,12 +220,15 @@ def test_the_loss_and_the_optimizer_in_a_line():
     def plan(*words):
         return check(compose("distill", list(words)))
 
-    assert loss_line(plan("alpha=0.25", "temperature=3")) == (
+    def line(*words):
+        return loss_line(of_plan(OmegaConf.to_container(plan(*words).loss)))
+
+    assert line("alpha=0.25", "temperature=3")) == (
         "0.25 * CE(labels, student) + 0.75 * T^2 * KL(teacher/T || student/T), T = 3 (T^2 = 9)"
     )
-    bare = loss_line(plan("temperature=10", "t_squared=false"))
+    bare = line("temperature=10", "t_squared=false")
     assert bare.endswith("0.9 * KL(teacher/T || student/T), T = 10 (without T^2 = 100)")
-    assert loss_line(plan("loss=hard")) == (
+    assert line("loss=hard") == (
         "0.5 * CE(labels, student) + 0.5 * CE(argmax teacher, student)"
     )
     assert optimizer_line(plan("optimizer=sgd", "precision=mixed_bfloat16")) == (

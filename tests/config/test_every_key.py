@@ -20,6 +20,7 @@ from kd_cli.config.check import check
 from kd_cli.config.compose import compose, conf_dir
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import PLACES, walk
+from kd_cli.distillation.objective import of_plan
 from kd_cli.errors import ConfigError
 from kd_cli.runs.identity import run_spec
 from kd_cli.runs.resolvers import register_resolvers
@@ -202,28 +203,75 @@ def test_every_key_of_a_schedule_changes_the_rates(option, key):
 # --- losses ---
 
 LOSS = {
-    "alpha": ["alpha=0.7"],
-    "temperature": ["temperature=3"],
-    "t_squared": ["t_squared={}"],
-    "class_weights": [],  # the loss gets what they come to on the data, see below
+    "alpha": "alpha=0.7",
+    "temperature": "temperature=3",
+    "t_squared": "t_squared={}",
+    "class_weights": "",
+    "weight": "loss.{}.weight=3.5",
+    "standardise": "loss.{}.standardise=true",
+    "label_smoothing": "loss.{}.label_smoothing=0.3",
+    "target": "loss.{}.target=2",
+    "nontarget": "loss.{}.nontarget=2",
+    "beta": "loss.{}.beta=2",
+    "gamma": "loss.{}.gamma=2",
+    "student_taps": "loss.{}.student_taps=[token_head,class_head]",
+    "pairs": "loss.{}.pairs=[[stage-1,stage-1]]",
+    "angle": "loss.{}.angle=2",
+    "projector": "loss.{}.projector=linear",
+    "normalise": "loss.{}.normalise=layer",
+    "negatives": "loss.{}.negatives=9",
+    "dimensions": "loss.{}.dimensions=5",
+    "nce_temperature": "loss.{}.nce_temperature=0.2",
+    "bank_momentum": "loss.{}.bank_momentum=0.9",
+    "width": "loss.{}.width=2",
 }
+OTHER = {("sp", "pairs"): "[[stage-2,stage-2]]", ("hint", "distance"): "cosine"}
+SIDES = {"stage-3": (8, 8), "stage-2": (4, 4), "stage-1": (2, 2), "pooled": ()}
+HEADS = {"class_head": (4,), "token_head": (4,)}
+
+
+def features(width, seed):
+    random = np.random.default_rng(seed)
+    shapes = {tap: (*side, width) for tap, side in SIDES.items()} | (HEADS if seed else {})
+    found = {
+        tap: tf.constant(random.normal(size=(len(LABELS), *s)), tf.float32)
+        for tap, s in shapes.items()
+    }
+    return shapes, found
 
 
 def loss(option, *words, **given):
     # (At temperature 1 its square would not count.)
-    hot = [] if option == "hard" else ["temperature=2"]
-    (made,) = node("loss", f"loss={option}", *hot, *words).values()
-    student, teacher = ({"logits": tf.constant(one)} for one in LOGITS)
-    terms = build(made, "loss")(tf.constant(LABELS), student, teacher, **given)
+    plain = OmegaConf.to_container(composed("distill", f"loss={option}"))
+    hot = ["temperature=2"] if "temperature" in plain else []
+    entry = node("loss", f"loss={option}", *hot, *words)
+    entry[option].pop("class_weights", None)  # it gets what they come to on the data
+    keras.utils.set_random_seed(0)
+    made = of_plan(entry, **given)
+    (part,) = made.parts
+    (ours, student), (theirs, teacher) = features(3, 1), features(4, 0)
+    shapes, told = {}, {}
+    if part.wanted:
+        change = part.wanted.part or tf.identity
+        told = {part.wanted.key: {tap: change(teacher[tap]) for tap in part.wanted.taps}}
+        shapes = {part.wanted.key: {tap: theirs[tap] for tap in part.wanted.taps}}
+    made.build(ours, shapes, 4, LABELS)
+    index = tf.range(len(LABELS), dtype=tf.int64)
+    student = {"logits": tf.constant(LOGITS[0]), "features": student, "index": index}
+    for _ in range(2):  # a bank shows in the second step
+        terms = made(tf.constant(LABELS), student, {"logits": tf.constant(LOGITS[1]), **told})
     return np.sum([value.numpy() for value in terms.values()], axis=0)
 
 
 @pytest.mark.parametrize(("option", "key"), cases("loss"))
 def test_every_key_of_a_loss_changes_its_value(option, key):
-    other = "false" if option == "hinton" else "true"
-    words = [word.format(other) for word in LOSS[key]]
-    given = {"class_weights": tf.constant([3.0, 0.5, 1.0, 2.0])} if key == "class_weights" else {}
-    assert not np.allclose(loss(option), loss(option, *words, **given))
+    word = LOSS.get(key, f"loss.{{}}.{key}=2").format(
+        option if "loss." in LOSS.get(key, "loss.") else "false" if option == "hinton" else "true"
+    )
+    if (option, key) in OTHER:
+        word = f"loss.{option}.{key}={OTHER[option, key]}"
+    given = {"class_weights": [3.0, 0.5, 1.0, 2.0]} if key == "class_weights" else {}
+    assert not np.allclose(loss(option), loss(option, *filter(None, [word]), **given))
 
 
 # --- augmentation ---
@@ -362,6 +410,8 @@ TABLE = {
     "teacher.input.size": ["teacher.input.size=4"],
     "teacher.input.scale": ["teacher.input.scale=1"],
     "teacher.input.offset": ["teacher.input.offset=1"],
+    "teacher.members": ["teacher.members=2"],
+    "teacher.combine": ["teacher.members=2", "teacher.combine=confidence"],
     "teacher.precision": ["teacher.precision=mixed_bfloat16"],
 }
 # Built nodes (tested above), lists of nodes, names, given files (their content counts, in
