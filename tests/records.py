@@ -68,6 +68,7 @@ _RECORD: dict[str, Any] = {
     "loss": "CE(labels, student)",
     "alpha": None,
     "class_weights": [0.5, 1.5],
+    "parameters_for_distilling": 40,
     "temperature": None,
     "epochs_done": 2,
     "steps_done": 4,

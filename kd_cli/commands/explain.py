@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.commands import estimate
@@ -275,11 +276,13 @@ def _network(model: Any) -> str:
         size = found[f"{ADAPTER}_size"]
         words.append(f"resized to {size.height}x{size.width}")
     if ADAPTER in found:
-        scale, offset = found[ADAPTER].scale, found[ADAPTER].offset
-        words.append(
+        pair = np.broadcast_arrays(found[ADAPTER].scale, found[ADAPTER].offset)
+        each = [
             f"pixels * {scale:.6g} {'-' if offset < 0 else '+'} {abs(offset):g} (0..255 becomes "
             f"{offset:.4g}..{255 * scale + offset:.4g})"
-        )
+            for scale, offset in zip(*map(np.atleast_1d, pair), strict=True)
+        ]
+        words.append("; ".join(each))
     return ", ".join(words)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kd_cli.commands.table import TABLE, Request
-from kd_cli.config.compose import conf_dir
+from kd_cli.config.compose import ROLES, conf_dir, networks_by_name
 from kd_cli.errors import ConfigError
 
 GROUPS = (
@@ -17,6 +17,7 @@ GROUPS = (
     "augment",
     "tracker",
     "experiment",
+    "pair",
     "debug",
 )
 _USAGE = """\
@@ -72,8 +73,9 @@ def page() -> str:
 
 def options(group: str) -> list[str]:
     """The options of a group that kd ships; files that begin with _ are parts of others."""
-    names = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-    return [name for name in names if not name.startswith("_")]
+    names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+    names.update(networks_by_name(group) if group in ROLES else [])
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def _wrapped(head: str, words: list[str], width: int = 100) -> str:

@@ -42,7 +42,7 @@ from kd_cli.errors import ConfigError
 from kd_cli.terminal import brief
 
 # Groups whose options set keys of others.
-RECIPES = ("experiment", "debug")
+RECIPES = ("experiment", "pair", "debug")
 # Where each group names the function that is called.
 _BUILT = {
     "dataset": "dataset.source",

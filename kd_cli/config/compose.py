@@ -21,11 +21,27 @@ if _PLUGINS not in sys.path:
     sys.path.append(_PLUGINS)
 
 
+ROLES = ("student", "teacher")  # a network serves as both
+
+
 def conf_dir() -> Path:
     """The folder of the shipped YAML: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
+
+
+def networks_by_name(role: str) -> list[str]:
+    """The networks that are options of a role without a file of their own there.
+
+    A network that has a file in the other role, because that says more than its name (the input's
+    scale), is none of them.
+    """
+    network, *others = (
+        {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+        for group in ("network", *(other for other in ROLES if other != role))
+    )
+    return sorted(network.difference(*others))
 
 
 def main_dir(config_dir: str | None) -> str:

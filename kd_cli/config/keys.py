@@ -16,6 +16,7 @@ from omegaconf import II, MISSING
 
 from kd_cli.config.nodes import Cache, Checkpoint, Dataset, Pseudo
 from kd_cli.config.row import (
+    CHANNELS,
     CLASS_WEIGHTS,
     DEVICE,
     FILES,
@@ -50,8 +51,12 @@ class Input:
     size: int | None = key(
         None, "images are resized to this side; null leaves them", at_least(1, ", or null")
     )
-    scale: float = key(1.0 / 255.0, "pixels 0..255 are multiplied by this")
-    offset: float = key(0.0, "added after scaling")
+    scale: Any = key(
+        1.0 / 255.0,
+        "pixels 0..255 are multiplied by this; or a list of one for each channel",
+        CHANNELS,
+    )
+    offset: Any = key(0.0, "added after scaling; or a list of one for each channel", CHANNELS)
 
 
 @dataclass
@@ -310,6 +315,12 @@ class Config(Keys):
         None,
         "a recipe: options and keys of other groups",
         unused={"evaluate": "the data are chosen by dataset=OPTION"},
+        place=True,
+    )
+    pair: Any = key(
+        None,
+        "a teacher and a student of the CIFAR tables",
+        unused={"evaluate": "the run or file to evaluate is the word after it"},
         place=True,
     )
     debug: Any = key(None, "smoke: few images, one epoch", unused=TRAINS_NOTHING, place=True)

@@ -8,7 +8,8 @@ from kd_cli.config.keys import TRAINING, UNUSED
 
 # Root keys that say how the teacher is made, beside all of `teacher`.
 _TEACHER_KEYS = (
-    *("dataset", "experiment", "debug", "augment", "data_dir", "cache_dir", "outputs", "device"),
+    *("dataset", "experiment", "pair", "debug", "augment"),
+    *("data_dir", "cache_dir", "outputs", "device"),
 )
 
 

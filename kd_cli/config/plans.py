@@ -46,16 +46,16 @@ def given_by(plan: DictConfig) -> str:
 
 def member_plans(plan: DictConfig) -> list[DictConfig]:
     """Plans with one teacher each: of several files, or of the seeds of `teacher.members`."""
-    given = plan.teacher.checkpoint
+    given, count = plan.teacher.checkpoint, plan.teacher.get("members", 1)
     plain = OmegaConf.to_container(plan)
     if OmegaConf.is_list(given):
         changes = [{"checkpoint": path} for path in given]
-    elif plan.teacher.members > 1:
+    elif count > 1:
         training = plain["teacher"]["training"]
         seeds = [key for key in training if key == "seed" or key.endswith("_seed")]
         changes = [
             {"members": 1, "training": {**training, **{key: training[key] + n for key in seeds}}}
-            for n in range(plan.teacher.members)
+            for n in range(count)
         ]
     else:
         return [plan]

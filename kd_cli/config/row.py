@@ -113,6 +113,19 @@ FILES: Range = (
 )
 
 
+def _number(value: Any) -> bool:
+    kind = isinstance(value, int | float) and not isinstance(value, bool)
+    return kind and math.isfinite(value)
+
+
+CHANNELS: Range = (
+    lambda value: (
+        _number(value) or (isinstance(value, list) and bool(value) and all(map(_number, value)))
+    ),
+    "a number, or a list of one for each channel",
+)
+
+
 def _channels_last(shape: list[int]) -> bool:
     """Whether a shape is [H, W, C], and not [C, H, W] of images as other programs write them."""
     if len(shape) != 3 or min(shape) < 1:

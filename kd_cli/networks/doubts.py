@@ -61,12 +61,13 @@ def scaled_twice(model: keras.Model, key: str) -> list[str]:
     first = _first_scaling(model.layers[-1])
     if first is None:
         return []
-    pixels = np.array([0, 255]) * float(adapter.scale) + float(adapter.offset)
-    ends = np.asarray(first(np.broadcast_to(pixels[:, None, None, None], _small(first))))
+    scale = np.asarray(adapter.scale)
+    pixels = np.array([[0], [255]]) * scale + np.asarray(adapter.offset)  # [2, 1 or channels]
+    ends = np.asarray(first(np.broadcast_to(pixels[:, None, None], _small(first))))
     if np.max(np.abs(ends[1] - ends[0])) >= _SPAN:
         return []
     return [
-        f"{key}.scale={float(adapter.scale):.4g}: the network begins with {type(first).__name__}, "
+        f"{key}.scale={np.max(scale):.4g}: the network begins with {type(first).__name__}, "
         f"which scales these pixels once more: all that is left is {ends.min():.4g}.."
         f"{ends.max():.4g}; type {key}.scale=1 {key}.offset=0"
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.instantiate import build
 from kd_cli.errors import ConfigError, first_line
@@ -54,7 +54,15 @@ def with_adapter(
         # Keras calls this layer with training=True where nothing is said, and lets that reach the
         # dropout behind it: a plain `model(images)` would draw masks.
         x = layers.Resizing(adapter.size, adapter.size, name=f"{ADAPTER}_size")(x, training=False)
-    x = layers.Rescaling(adapter.scale, adapter.offset, name=ADAPTER)(x)
+    for key in ("scale", "offset"):
+        given = adapter[key]
+        if OmegaConf.is_list(given) and len(given) != image_shape[-1]:
+            raise ConfigError(
+                f"{what}.input.{key}={given} has {len(given)} numbers, and the images have "
+                f"{image_shape[-1]} channels; type one number, or one for each channel"
+            )
+    scale, offset = (_plain(adapter[key]) for key in ("scale", "offset"))
+    x = layers.Rescaling(scale, offset, name=ADAPTER)(x)
     expected = tuple(network.input_shape[1:])
     if any(e not in (None, r) for e, r in zip(expected, x.shape[1:], strict=False)) or len(
         expected
@@ -65,6 +73,10 @@ def with_adapter(
             f"{what}.input.size"
         )
     return keras.Model(inputs, network(x), name=what)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if OmegaConf.is_list(value) else value
 
 
 def with_precision(model: keras.Model, policy: str) -> keras.Model:

@@ -124,11 +124,11 @@ def test_a_network_with_dropout_batch_norm_and_a_loss_of_its_own():
     x = keras.layers.BatchNormalization()(x)
     x = keras.layers.Dropout(0.4, seed=8)(keras.layers.ReLU()(x))
     model = keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
-    images, labels, teacher = batch()
+    images, labels, teacher, index = batch()
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
     learner = learner_of(losses.hard, {"alpha": 0.3}, model)
-    found = balance(learner, images, labels, teacher)
+    found = balance(learner, images, labels, teacher, index)
     assert found.terms == ["hard", "teacher", "regularisation"]
     # The regulariser's gradient is 2 l W.
     kernel = model.layers[2].kernel.numpy()
@@ -223,14 +223,12 @@ def test_the_loss_and_the_optimizer_in_a_line():
     def line(*words):
         return loss_line(of_plan(OmegaConf.to_container(plan(*words).loss)))
 
-    assert line("alpha=0.25", "temperature=3")) == (
+    assert line("alpha=0.25", "temperature=3") == (
         "0.25 * CE(labels, student) + 0.75 * T^2 * KL(teacher/T || student/T), T = 3 (T^2 = 9)"
     )
     bare = line("temperature=10", "t_squared=false")
     assert bare.endswith("0.9 * KL(teacher/T || student/T), T = 10 (without T^2 = 100)")
-    assert line("loss=hard") == (
-        "0.5 * CE(labels, student) + 0.5 * CE(argmax teacher, student)"
-    )
+    assert line("loss=hard") == ("0.5 * CE(labels, student) + 0.5 * CE(argmax teacher, student)")
     assert optimizer_line(plan("optimizer=sgd", "precision=mixed_bfloat16")) == (
         "SGD(momentum=0.9, nesterov=False), mixed_bfloat16"
     )

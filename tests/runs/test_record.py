@@ -94,6 +94,7 @@ OPTIONAL |= {
     (key,)
     for key in (
         *("validation", "fidelity", "gradients", "teacher", "class_weights"),
+        "parameters_for_distilling",
         *("pseudo_labels", "rounds", "best_round"),
     )
 }

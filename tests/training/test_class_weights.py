@@ -62,6 +62,7 @@ def test_the_loss_gets_them_beside_its_own_keywords():
         "alpha": 0.3,
         "temperature": 4.0,
         "t_squared": True,
+        "standardise": False,
         "class_weights": [1, 2, 3, 4, 5, 6, 7, 8, 9, 0],
     }
     assert formula("kd_cli.distillation.hinton", loss.plain) == (

@@ -22,6 +22,7 @@ def test_the_flowers102_recipe_is_the_published_one():
         "_partial_": True,
         "temperature": 10.0,
         "t_squared": False,
+        "standardise": False,
     }
     optimizer = dict(plan.optimizer)
     assert optimizer.pop("_target_") == "kd_cli.training.AdamW"

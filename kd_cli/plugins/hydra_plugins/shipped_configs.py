@@ -12,3 +12,5 @@ from kd_cli.config.compose import conf_dir
 class ShippedConfigs(SearchPathPlugin):
     def manipulate_search_path(self, search_path):
         search_path.append(provider="kd", path=f"file://{conf_dir()}")
+        # After the files, so that one that says more about a network wins.
+        search_path.append(provider="kd-networks", path="kd-networks://")
