@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from kd_cli.distillation.interface import Outputs, requires
@@ -53,16 +54,30 @@ def attention(
 
 
 def _pooled(feature: tf.Tensor, size: Sequence[int], what: str) -> tf.Tensor:
-    (height, width), (rows, columns) = feature.shape[1:3], size
-    if (height, width) == (rows, columns):
-        return feature
-    if height % rows or width % columns:
+    sides, wanted = tuple(feature.shape[1:3]), tuple(size)
+    if any(own < other for own, other in zip(sides, wanted, strict=True)):
         raise ConfigError(
-            f"{what}: the student's map is {height}x{width} and the teacher's {rows}x{columns}; "
-            "choose layers of the same size, or a student's layer whose sides are multiples"
+            f"{what}: the student's map is {sides[0]}x{sides[1]}, coarser than the teacher's "
+            f"{wanted[0]}x{wanted[1]}; choose an earlier layer of the student"
         )
-    steps = [height // rows, width // columns]
-    return tf.nn.avg_pool2d(feature, steps, steps, "VALID")
+    return feature if sides == wanted else averaged(feature, *wanted)
+
+
+def averaged(feature: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
+    """[B, H, W, C] -> [B, rows, columns, C]: means of parts that are as equal as can be.
+
+    Part i of n goes from floor(i H / n) to ceil((i + 1) H / n), as in PyTorch's adaptive pooling.
+    """
+
+    def shares(side: int, parts: int) -> np.ndarray:
+        made = np.zeros([parts, side], np.float32)
+        for part in range(parts):
+            first, end = part * side // parts, -(-(part + 1) * side // parts)
+            made[part, first:end] = 1 / (end - first)
+        return made
+
+    height, width = feature.shape[1:3]
+    return tf.einsum("ih,bhwc,jw->bijc", shares(height, rows), feature, shares(width, columns))
 
 
 @requires(head=False, relations=True, words="square distance of the batch's similarity matrices")

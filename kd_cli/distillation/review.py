@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kd_cli.distillation.feature_losses import averaged
 from kd_cli.distillation.interface import Outputs, requires
 from kd_cli.errors import ConfigError
 
@@ -100,17 +101,14 @@ def _nearest(feature: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
 
 def _pyramid(ours: tf.Tensor, theirs: tf.Tensor) -> tf.Tensor:
     """[B]: mean square distance, and those of 4x4, 2x2 and 1x1 averages at 1/2, 1/4 and 1/8."""
-    height, width = ours.shape[1:3]
+    height = ours.shape[1]
     gap = ours - theirs  # an average of a difference is the difference of the averages
     total, weight, share = tf.reduce_mean(tf.square(gap), axis=[1, 2, 3]), 1.0, 1.0
     for level in _LEVELS:
         if level >= height:
             continue
         share /= 2
-        if height % level or width % level:
-            raise ConfigError(f"reviewkd averages maps to {level}x{level}: {height}x{width} can't")
-        steps = [height // level, width // level]
-        pooled = tf.nn.avg_pool2d(gap, steps, steps, "VALID")
+        pooled = averaged(gap, level, level)
         total += share * tf.reduce_mean(tf.square(pooled), axis=[1, 2, 3])
         weight += share
     return total / weight

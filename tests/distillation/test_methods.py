@@ -14,7 +14,14 @@ import tensorflow as tf
 
 from kd_cli.distillation import losses
 from kd_cli.distillation.contrastive import CRD
-from kd_cli.distillation.feature_losses import attention, attention_map, pkt, relational, similarity
+from kd_cli.distillation.feature_losses import (
+    attention,
+    attention_map,
+    averaged,
+    pkt,
+    relational,
+    similarity,
+)
 from kd_cli.distillation.hint import Hint
 from kd_cli.distillation.logit_losses import deit, dist, dkd, nkd
 from kd_cli.distillation.review import ReviewKD
@@ -217,7 +224,7 @@ def test_shapes_that_do_not_fit_are_one_line():
         assert said in str(refused.value) and "\n" not in str(refused.value)
     with pytest.raises(ConfigError, match="projector=big must be none, linear, conv, orth"):
         Hint(pairs=PAIR, projector="big")
-    with pytest.raises(ConfigError, match="choose layers of the same size"):
+    with pytest.raises(ConfigError, match="coarser than the teacher's 8x8"):
         features(attention, attention_map(tf.ones([2, 8, 8, 3])))(tf.ones([2, 4, 4, 3]))
     with pytest.raises(ConfigError, match="attention needs maps"):
         features(attention, tf.ones([2, 8]))(tf.ones([2, 8]))
@@ -323,6 +330,15 @@ def test_review_against_a_computation_by_hand():
     with pytest.raises(ConfigError, match="pairs must go from fine to coarse"):
         wrong = ReviewKD(pairs=pairs[::-1])
         wrong.build(*({k: v[n] for k, v in shapes.items()} for n in (0, 1)), np.zeros(4))
+
+
+def test_averages_of_parts_that_overlap_where_they_must():
+    """6 numbers in 4 parts: 0-1, 1-2, 3-4, 4-5, as PyTorch's adaptive pooling."""
+    line = tf.reshape(tf.constant([1.0, 2, 4, 8, 16, 32]), [1, 6, 1, 1])
+    np.testing.assert_allclose(averaged(line, 4, 1)[0, :, 0, 0], [1.5, 3, 12, 24])
+    square = tf.random.stateless_normal([2, 8, 4, 3], [1, 2])
+    expected = square.numpy().reshape(2, 4, 2, 2, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(averaged(square, 4, 2), expected, rtol=1e-5, atol=1e-6)
 
 
 # --- extremes ---
