@@ -1,8 +1,9 @@
 """Networks: how they are built, read from files, wrapped, evaluated and measured.
 
     simple            mlp, cnn and vgg
-    residual          ResNet-9, the ResNets of the CIFAR tables, wide ResNets
+    residual          ResNet-9, the ResNets of the CIFAR tables, wide ResNets, ResNet-18 and 50
     mobile            MobileNetV2 and the ShuffleNets, for small images
+    transformer       vision transformers with a distillation token
     efficientnet      EfficientNet-Lite0, with ImageNet weights out of a package
     bit               BiT ResNets, with their published weights
     blocks            what residual, mobile and vgg are made of
@@ -26,13 +27,16 @@ kd_cli.networks.NAME. Then write conf/network/NAME.yaml with its `_target_` and
     image_shape: ${kd.input_shape:${dataset.image_shape},${..input.size}}
     num_classes: ${dataset.num_classes}
 
-and use it in a file of conf/student/ or conf/teacher/, such as conf/student/mlp.yaml.
+That is a teacher and a student too: teacher=NAME, student=NAME. A network of other sizes is a short
+file beside it, such as conf/network/resnet20.yaml. A file in conf/student/ or conf/teacher/ of the
+same name is used instead, for an option that also needs other keys, such as `input`.
 """
 
 from kd_cli import public_names
 
 # The file of each name that YAML uses.
 PUBLIC = {
+    "vit": "transformer",
     "cnn": "simple",
     "mlp": "simple",
     "bit_resnet": "bit",
@@ -41,6 +45,7 @@ PUBLIC = {
     "resnet9": "residual",
     "wide_resnet": "residual",
     "vgg": "simple",
+    "imagenet_resnet": "residual",
     "mobilenet_v2": "mobile",
     "shufflenet_v1": "mobile",
     "shufflenet_v2": "mobile",

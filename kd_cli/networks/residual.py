@@ -1,4 +1,4 @@
-"""Residual networks for small images: ResNet-9, the ResNets of the CIFAR tables, wide ResNets."""
+"""Residual networks for small images: ResNet-9, those of the CIFAR tables, ResNet-18 and 50."""
 
 from __future__ import annotations
 
@@ -97,10 +97,49 @@ def wide_resnet(image_shape: list[int], num_classes: int, *, depth: int, width: 
     return keras.Model(inputs, head(norm(x), num_classes), name=f"wrn_{depth}_{width}")
 
 
+def imagenet_resnet(image_shape: list[int], num_classes: int, *, depth: int) -> keras.Model:
+    """ResNet-18 or ResNet-50 with a first convolution for small images: 3x3, stride 1, no pooling.
+
+    Args:
+        image_shape: [H, W, C].
+        num_classes: Number of logits.
+        depth: 18 (11,173,962 parameters for 10 classes) or 50 (23,520,842).
+
+    Raises:
+        ConfigError: Another depth.
+
+    Source: He et al. 2016, as in RepDistiller.
+    """
+    if depth not in _IMAGENET:
+        raise ConfigError(f"imagenet_resnet: depth={depth} must be 18 or 50")
+    blocks, build = _IMAGENET[depth]
+    inputs = keras.Input(image_shape)
+    x = convolution(inputs, 64)
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            x = build(x, 64 * 2**stage, stride=2 if stage and not block else 1)
+    return keras.Model(inputs, head(x, num_classes), name=f"resnet{depth}")
+
+
 def _block(x: Any, width: int, stride: int) -> Any:
-    """Two convolutions, and beside them the input: a 1x1 convolution of it where shapes differ."""
+    """Two convolutions, and beside them the input."""
     y = convolution(x, width, stride=stride)
-    y = convolution(y, width, activate=False)
+    return _joined(x, convolution(y, width, activate=False), stride)
+
+
+def _bottleneck(x: Any, width: int, stride: int) -> Any:
+    """Narrow by a 1x1 convolution, 3x3, four times as wide by a 1x1; beside them the input."""
+    y = convolution(convolution(x, width, size=1), width, stride=stride)
+    return _joined(x, convolution(y, 4 * width, size=1, activate=False), stride)
+
+
+def _joined(x: Any, y: Any, stride: int) -> Any:
+    """The ReLU of y plus the input x, of which a 1x1 convolution is taken where shapes differ."""
+    width = y.shape[-1]
     if stride > 1 or x.shape[-1] != width:
         x = convolution(x, width, size=1, stride=stride, activate=False)
     return layers.ReLU()(layers.Add()([x, y]))
+
+
+# Blocks of each stage, and their kind.
+_IMAGENET = {18: ((2, 2, 2, 2), _block), 50: ((3, 4, 6, 3), _bottleneck)}

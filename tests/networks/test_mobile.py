@@ -1,4 +1,4 @@
-"""VGG, MobileNetV2 and the ShuffleNets: parameters and maps as counted in the authors' code."""
+"""VGG, MobileNetV2 and the ShuffleNets: their maps and parts. (Parameters: test_named.)"""
 
 import keras
 import numpy as np
@@ -8,31 +8,22 @@ from kd_cli.errors import ConfigError
 from kd_cli.networks import mobilenet_v2, shufflenet_v1, shufflenet_v2, vgg
 from kd_cli.networks.mobile import _shuffled
 
-# Counted in PyTorch in the code of RepDistiller: parameters at 10 and 100 classes, statistics of
-# BatchNormalization, and the shape before the mean.
-TABLE = {
-    "vgg8": (vgg, dict(depth=8), 3_918_858, 3_965_028, 2_944, (4, 4, 512)),
-    "vgg13": (vgg, dict(depth=13), 9_416_010, 9_462_180, 5_888, (4, 4, 512)),
-    "mobilenet_v2": (mobilenet_v2, {}, 697_546, 812_836, 18_368, (2, 2, 1280)),
-    "shufflenet_v1": (shufflenet_v1, {}, 862_768, 949_258, 23_736, (4, 4, 960)),
-    "shufflenet_v2": (shufflenet_v2, {}, 1_263_278, 1_355_528, 16_180, (4, 4, 1024)),
+# The shape before the mean, in the code of RepDistiller.
+MAPS = {
+    "vgg8": (vgg, dict(depth=8), (4, 4, 512)),
+    "mobilenet_v2": (mobilenet_v2, {}, (2, 2, 1280)),
+    "shufflenet_v1": (shufflenet_v1, {}, (4, 4, 960)),
+    "shufflenet_v2": (shufflenet_v2, {}, (4, 4, 1024)),
 }
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(one, marks=[pytest.mark.slow] * one.startswith("shuffle")) for one in TABLE],
+    [pytest.param(one, marks=[pytest.mark.slow] * one.startswith("shuffle")) for one in MAPS],
 )
-def test_parameters_and_last_maps(name: str) -> None:
-    build, options, ten, hundred, moving, maps = TABLE[name]
+def test_last_maps(name: str) -> None:
+    build, options, maps = MAPS[name]
     model = build([32, 32, 3], 10, **options)
-    counts = [
-        sum(int(np.prod(w.shape)) for w in weights)
-        for weights in (model.trainable_weights, model.non_trainable_weights)
-    ]
-    assert counts == [ten, moving]
-    # Ninety more classes are ninety more columns of the last layer, each with its bias.
-    assert ten + 90 * (model.get_layer("logits").input.shape[-1] + 1) == hundred
     mean = next(x for x in model.layers if isinstance(x, keras.layers.GlobalAveragePooling2D))
     assert mean.input.shape[1:] == maps
 
