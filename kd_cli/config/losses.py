@@ -33,8 +33,8 @@ def require_entries(cfg: DictConfig, command: str, overrides: Sequence[str]) -> 
         if override_key(override) == "loss" and twice:
             name = twice[0]
             raise ConfigError(
-                f"{override}: {name} is chosen twice; for a second one with other settings type "
-                f"'+loss.{name}2=${{loss.{name}}}' and, for example, loss.{name}2.weight=0.5"
+                f"{override}: {name} is chosen twice; a second one needs a name of its own, as in "
+                f"'+loss.{name}2={{_target_: ..., weight: 0.5}}' (see kd guide losses)"
             )
     if not isinstance(loss, DictConfig) or not loss:
         raise ConfigError(f"{command} needs a loss: type loss=OPTION (see kd --help)")

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf, flag_override, open_dict
 from kd_cli.commands.help import GROUPS, options
 from kd_cli.commands.table import TABLE
 from kd_cli.config.check import check
-from kd_cli.config.compose import compose, conf_dir
+from kd_cli.config.compose import ROLES, compose, conf_dir
 from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import override_key
 from kd_cli.errors import ConfigError
@@ -27,6 +27,16 @@ NEEDED = {
     "experiment=flowers12_function_matching": ["dataset.path={dir}"],
     "experiment=flowers12_pretrained": ["dataset.path={dir}"],
     "schedule=multistep": ["schedule.milestones=[2,5]"],
+    **{
+        f"{role}={name}": [f"{role}.network.{key}={value}" for key, value in sizes.items()]
+        for role in ROLES
+        for name, sizes in {
+            "resnet": {"depth": 8},
+            "vgg": {"depth": 8},
+            "wide_resnet": {"depth": 16, "width": 2},
+            "bit_resnet": {"depth": 50, "width": 1},
+        }.items()
+    },
 }
 
 

@@ -52,7 +52,7 @@ def test_a_network_option_has_every_key_of_its_function(name):
 def test_options_of_one_function_have_the_same_keys(role, option):
     node = OmegaConf.to_container(compose("distill", [f"{role}={option}"]))[role]
     of_teacher = (
-        {"weights", "module", "train_if_missing", "precision", "training"}
+        {"weights", "module", "train_if_missing", "precision", "training", "members", "combine"}
         if role == "teacher"
         else set()
     )

@@ -348,7 +348,7 @@ def test_a_loss_without_a_keyword_does_not_reuse_the_graph_of_one_with_it(place)
     found = []
     for cleared in (False, True):
         session = Session()
-        (default,) = runs((0.3,), "~loss.t_squared")  # its default is true
+        (default,) = runs((0.3,), "~loss.hinton.t_squared")  # its default is true
         (without,) = runs((0.3,), "t_squared=false")
         execute.execute(default, session, table=False)
         if cleared:
