@@ -88,6 +88,13 @@ TABLE = (
         note="compare takes the keys of distill, seeds=5 and controls=label_smoothing",
     ),
     Command(
+        "chain",
+        ("distil step by step: each student teaches the next one, or its own next generation",),
+        "chain:run",
+        config="distill",
+        note="chain takes the keys of distill, and student=A,B,C or generations=3",
+    ),
+    Command(
         "self-train",
         ("train the student on labels that it has given to unlabelled images, in rounds",),
         "job:run",
