@@ -107,16 +107,18 @@ class Features:
         self.wanted = list(wanted)
         self.taps = list(dict.fromkeys(tap for one in wanted for tap in one.taps))
         self._network = Graph(model, "teacher").with_taps(self.taps) if wanted else model
-        size = [side or 32 for side in model.input_shape[1:]]
-        images = tf.TensorSpec([2, *size], tf.float32)
-        traced = tf.function(self.__call__, autograph=False).get_concrete_function(images)
-        self.shapes: dict[str, dict[str, Shape]] = {
-            one.key: {
-                tap: tuple(part.shape[1:])
-                for tap, part in traced.structured_outputs[one.key].items()
+        self.shapes: dict[str, dict[str, Shape]] = {}
+        if wanted:
+            size = [side or 32 for side in model.input_shape[1:]]
+            images = tf.TensorSpec([2, *size], tf.float32)
+            traced = tf.function(self.__call__, autograph=False).get_concrete_function(images)
+            self.shapes = {
+                one.key: {
+                    tap: tuple(part.shape[1:])
+                    for tap, part in traced.structured_outputs[one.key].items()
+                }
+                for one in wanted
             }
-            for one in wanted
-        }
 
     def __call__(self, images: tf.Tensor) -> dict[str, Any]:
         """`logits` [B, K], and by each wish's key its parts by tap; all in float32."""

@@ -11,6 +11,7 @@ import pytest
 
 from kd_cli.commands import cache, guide, report
 from kd_cli.commands.arguments import arrange
+from kd_cli.commands.chain import links
 from kd_cli.commands.compare import sweeps
 from kd_cli.commands.sweep import expand
 from kd_cli.commands.table import COMMANDS as TABLE
@@ -102,7 +103,11 @@ def test_every_command_composes(line, example, npz, monkeypatch):
         groups = ("student=", "teacher=", "dataset=", "loss=", "tracker=", "network=", "loss.")
         overrides = [o for o in overrides if not o.startswith(groups)]
     swept = "--multirun" in request.flags or word == "compare"
-    asked = sweeps(overrides) if word == "compare" else [(word, overrides)]
+    asked = [(word, overrides)]
+    if word == "compare":
+        asked = sweeps(overrides)
+    elif word == "chain":
+        asked = [(word, link) for link in links(overrides)]
     for name, typed in asked:
         points = expand(typed)[0] if swept else [typed]
         for point in points[:1] + points[1:][-1:]:  # the first and the last
