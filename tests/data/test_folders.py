@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -425,9 +426,8 @@ def test_a_long_decoding_is_told_in_one_line(folder, monkeypatch, caplog):
     assert "decoding" not in caplog.text
     monkeypatch.setattr(terminal, "_LONG", -1.0)
     read_folder(folder, (2, 2, 3))
-    assert [m for m in caplog.messages if "decoding" in m] == [
-        "decoding images: 1 of 12, 0m00s left"
-    ]
+    (line,) = (m for m in caplog.messages if "decoding" in m)
+    assert re.fullmatch(r"decoding images: 1 of 12, 0m\d\ds left", line)  # busy machines take 1 s
 
 
 def test_what_a_killed_process_was_decoding_is_removed(folder):
