@@ -108,7 +108,7 @@ def explain_hydra(
     text = str(error)
     if isinstance(error.__cause__, ValidationError):
         return explain(error.__cause__, keys)
-    found = re.search(r"In '((?:experiment|debug)/\S+)': Could not override '\w+@", text)
+    found = re.search(r"In '((?:experiment|pair|debug)/\S+)': Could not override '\w+@", text)
     if found:
         return f"{found[1]}.yaml: {GLOBAL}"
     found = re.search(r"Could not override '([^']+)'", text)
