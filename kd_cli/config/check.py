@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kd_cli.config.adapter import check_adapter
 from kd_cli.config.debug import WHERE_PRESENT, smaller
 from kd_cli.config.idle import count_typed_epochs, refuse_idle, refuse_unread
 from kd_cli.config.instantiate import build
@@ -281,6 +282,8 @@ def check_ranges(plan: DictConfig) -> None:
             f"{place}.preview",
             f"false (or left out): it draws images of 1 or 3 channels, not {channels}",
         )
+    for place in ("teacher.input", "student.input", "input"):
+        check_adapter(plan, place)
     if is_taught(plan):
         require(
             plan.teacher.checkpoint is None or plan.teacher.weights is None,

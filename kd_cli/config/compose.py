@@ -31,14 +31,19 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def networks_by_name(role: str) -> list[str]:
+def networks_by_name(role: str, folder: Path | None = None) -> list[str]:
     """The networks that are options of a role without a file of their own there.
 
     A network that has a file in the other role, because that says more than its name (the input's
     scale), is none of them.
+
+    Args:
+        role: `student` or `teacher`.
+        folder: That has the groups: the shipped YAML, or the user's --config-dir.
     """
+    folder = conf_dir() if folder is None else folder
     network, *others = (
-        {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+        {path.stem for path in (folder / group).glob("[!_]*.yaml")}
         for group in ("network", *(other for other in ROLES if other != role))
     )
     return sorted(network.difference(*others))

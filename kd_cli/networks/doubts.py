@@ -63,7 +63,7 @@ def scaled_twice(model: keras.Model, key: str) -> list[str]:
         return []
     scale = np.asarray(adapter.scale)
     pixels = np.array([[0], [255]]) * scale + np.asarray(adapter.offset)  # [2, 1 or channels]
-    ends = np.asarray(first(np.broadcast_to(pixels[:, None, None], _small(first))))
+    ends = np.asarray(first(_small(pixels[:, None, None], first)))
     if np.max(np.abs(ends[1] - ends[0])) >= _SPAN:
         return []
     return [
@@ -73,10 +73,10 @@ def scaled_twice(model: keras.Model, key: str) -> list[str]:
     ]
 
 
-def _small(layer: layers.Layer) -> tuple[int, ...]:
-    """The shape of two images of one pixel for a layer that scales channels."""
-    channels = layer.input.shape[-1] if isinstance(layer, layers.Normalization) else 1
-    return (2, 1, 1, channels or 1)
+def _small(pixels: np.ndarray, layer: layers.Layer) -> np.ndarray:
+    """Two images of one pixel, with the channels that a layer scales one by one."""
+    channels = layer.input.shape[-1] if isinstance(layer, layers.Normalization) else None
+    return np.broadcast_to(pixels, (2, 1, 1, channels or pixels.shape[-1]))
 
 
 def _first_scaling(layer: layers.Layer) -> layers.Layer | None:

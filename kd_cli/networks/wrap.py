@@ -54,13 +54,6 @@ def with_adapter(
         # Keras calls this layer with training=True where nothing is said, and lets that reach the
         # dropout behind it: a plain `model(images)` would draw masks.
         x = layers.Resizing(adapter.size, adapter.size, name=f"{ADAPTER}_size")(x, training=False)
-    for key in ("scale", "offset"):
-        given = adapter[key]
-        if OmegaConf.is_list(given) and len(given) != image_shape[-1]:
-            raise ConfigError(
-                f"{what}.input.{key}={given} has {len(given)} numbers, and the images have "
-                f"{image_shape[-1]} channels; type one number, or one for each channel"
-            )
     scale, offset = (_plain(adapter[key]) for key in ("scale", "offset"))
     x = layers.Rescaling(scale, offset, name=ADAPTER)(x)
     expected = tuple(network.input_shape[1:])

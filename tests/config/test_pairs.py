@@ -3,11 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose, conf_dir
-from kd_cli.config.instantiate import build
 from kd_cli.errors import ConfigError
 from kd_cli.networks.wrap import with_adapter
 from kd_cli.runs.identity import run_spec
@@ -28,6 +26,17 @@ def test_a_file_of_the_user_s_wins_over_a_network_s_name(tmp_path):
     )
     made = compose("distill", ["student=resnet20"], str(tmp_path))
     assert made.student.name == "mine" and made.student.network.depth == 8
+
+
+def test_a_network_of_the_user_s_is_a_teacher_and_a_student(tmp_path):
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network" / "r26.yaml").write_text("defaults: [resnet, _self_]\ndepth: 26\n")
+    (tmp_path / "network" / "_part.yaml").write_text("defaults: [resnet, _self_]\n")
+    made = compose("distill", ["student=r26", "teacher=r26"], str(tmp_path))
+    assert (made.student.name, made.teacher.name) == ("r26", "r26")
+    assert made.student.network.depth == made.teacher.network.depth == 26
+    with pytest.raises(ConfigError, match="no option '_part' in group 'student'"):
+        compose("distill", ["student=_part"], str(tmp_path))
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -62,9 +71,13 @@ def test_the_recipe_of_the_tables_normalises_each_colour():
 def test_a_scale_for_each_channel_counts_in_the_run_id_and_needs_one_for_each():
     words = ["dataset=cifar10", "student.input.scale=[0.1,0.2,0.3]"]
     assert run_spec(plan(*words)) != run_spec(plan("dataset=cifar10", "student.input.scale=0.1"))
-    network = build(plan(*words, "student=cnn_small").student.network, "student.network")
-    adapter = OmegaConf.create({"size": None, "scale": [0.1, 0.2], "offset": 0.0})
-    with pytest.raises(ConfigError, match="has 2 numbers, and the images have 3 channels"):
-        with_adapter(network, adapter, (32, 32, 3), "student")
+    for typed in ("teacher.input.offset", "student.input.scale"):
+        for value, expected in (
+            ("[0.1,0.2]", r"=\[0.1, 0.2\] must be a number, or a list .* \(the images have 3\)"),
+            ("null", "=null: it needs a value"),
+            ("[]", r"=\[\] must be a number"),
+        ):
+            with pytest.raises(ConfigError, match=typed + expected):
+                plan("dataset=cifar10", f"{typed}={value}")
     with pytest.raises(ConfigError, match="scale=big must be a number, or a list of one for each"):
         plan("student.input.scale=big")

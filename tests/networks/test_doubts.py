@@ -11,16 +11,25 @@ from kd_cli.networks.doubts import doubts
 from kd_cli.networks.wrap import with_adapter
 
 
-def behind(scale: float, offset: float, *first: layers.Layer) -> keras.Model:
-    network = keras.Sequential([keras.Input((4, 4, 1)), *first, layers.Flatten(), layers.Dense(3)])
+def behind(
+    scale: float | list[float], offset: float | list[float], *first: layers.Layer
+) -> keras.Model:
+    shape = (4, 4, len(scale) if isinstance(scale, list) else 1)
+    network = keras.Sequential([keras.Input(shape), *first, layers.Flatten(), layers.Dense(3)])
     adapter = OmegaConf.create({"size": None, "scale": scale, "offset": offset})
-    return with_adapter(network, adapter, (4, 4, 1), "student")
+    return with_adapter(network, adapter, shape, "student")
 
 
 # Of 0..255 is left by the two scalings: 255/255/255, 2/127.5 around -1, (0..1 - 120) / 60.
 TWICE = {
     "rescaling": ((1 / 255, 0, layers.Rescaling(1 / 255)), "Rescaling", "0..0.003922"),
     "both ways": ((1 / 127.5, -1, layers.Rescaling(1 / 127.5, -1)), "Rescaling", "-1.008..-0.9922"),
+    "a number a channel": (
+        ([1 / 255], [0], layers.Rescaling(1 / 255)), "Rescaling", "0..0.003922"
+    ),
+    "three channels": (
+        ([1 / 255] * 3, [0] * 3, layers.Rescaling(1 / 255)), "Rescaling", "0..0.003922"
+    ),
     "behind a flip": (
         (1 / 255, 0, layers.RandomFlip(), layers.Rescaling(1 / 255)), "Rescaling", "0..0.003922"
     ),

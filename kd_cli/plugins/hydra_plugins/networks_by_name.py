@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import OmegaConf
@@ -10,7 +12,7 @@ from kd_cli.config.compose import ROLES, networks_by_name
 
 
 class NetworksByName(ConfigSource):
-    """What stands behind `kd-networks://` on the search path."""
+    """What stands behind `kd-networks://FOLDER` on the search path."""
 
     @staticmethod
     def scheme() -> str:
@@ -34,9 +36,9 @@ class NetworksByName(ConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         group, _, name = config_path.removesuffix(".yaml").rpartition("/")
-        return group in ROLES and name in networks_by_name(group)
+        return group in ROLES and name in networks_by_name(group, Path(self.path))
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         if config_path.rstrip("/") in ROLES and results_filter != ObjectType.GROUP:
-            return networks_by_name(config_path.rstrip("/"))
+            return networks_by_name(config_path.rstrip("/"), Path(self.path))
         return [*ROLES] if config_path == "" and results_filter != ObjectType.CONFIG else []

@@ -11,6 +11,9 @@ from kd_cli.config.compose import conf_dir
 
 class ShippedConfigs(SearchPathPlugin):
     def manipulate_search_path(self, search_path):
+        folders = [one.path.removeprefix("file://") for one in search_path.get_path()]
         search_path.append(provider="kd", path=f"file://{conf_dir()}")
-        # After the files, so that one that says more about a network wins.
-        search_path.append(provider="kd-networks", path="kd-networks://")
+        # After the files, so that one that says more about a network wins; --config-dir's, too.
+        for folder in dict.fromkeys([*folders, str(conf_dir())]):
+            if "://" not in folder:
+                search_path.append(provider="kd-networks", path=f"kd-networks://{folder}")
