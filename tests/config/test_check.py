@@ -26,6 +26,16 @@ NEEDED = {
     "dataset=image_folder": ["dataset.path={dir}"],
     "experiment=flowers12_function_matching": ["dataset.path={dir}"],
     "experiment=flowers12_pretrained": ["dataset.path={dir}"],
+    **{
+        f"{role}={name}": [f"{role}.network.{key}={value}" for key, value in sizes.items()]
+        for role in ROLES
+        for name, sizes in {
+            "resnet": {"depth": 26},
+            "vgg": {"depth": 13},
+            "wide_resnet": {"depth": 22, "width": 3},
+            "bit_resnet": {"depth": 50, "width": 3},
+        }.items()
+    },
     "schedule=multistep": ["schedule.milestones=[2,5]"],
     **{
         f"{role}={name}": [f"{role}.network.{key}={value}" for key, value in sizes.items()]

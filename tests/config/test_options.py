@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from kd_cli.commands.help import page
+from kd_cli.commands.help import options, page
 from kd_cli.config.compose import compose, conf_dir
 from kd_cli.config.instantiate import build
 from kd_cli.config.overrides import place_of
@@ -47,7 +47,7 @@ def test_a_network_option_has_every_key_of_its_function(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("role", "option"), [(role, name) for role in ("teacher", "student") for name in names(role)]
+    ("role", "option"), [(role, name) for role in ("teacher", "student") for name in options(role)]
 )
 def test_options_of_one_function_have_the_same_keys(role, option):
     node = OmegaConf.to_container(compose("distill", [f"{role}={option}"]))[role]
