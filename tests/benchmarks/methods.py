@@ -86,7 +86,7 @@ def main() -> None:
         np.savez("random.npz", x_train=images, y_train=labels, x_test=images[:50],
                  y_test=labels[:50])  # fmt: skip
         sides = {
-            (n, live): engine(w, live)[0] for n, w in METHODS.items() for live in (False, True)
+            (n, live): engine(w, live) for n, w in METHODS.items() for live in (False, True)
         }
         times: dict[Any, list[float]] = {side: [] for side in sides}
         for _ in range(rounds):
