@@ -85,9 +85,7 @@ def main() -> None:
         labels = np.arange(IMAGES) % 10
         np.savez("random.npz", x_train=images, y_train=labels, x_test=images[:50],
                  y_test=labels[:50])  # fmt: skip
-        sides = {
-            (n, live): engine(w, live) for n, w in METHODS.items() for live in (False, True)
-        }
+        sides = {(n, live): engine(w, live) for n, w in METHODS.items() for live in (False, True)}
         times: dict[Any, list[float]] = {side: [] for side in sides}
         for _ in range(rounds):
             for side, made in sides.items():
