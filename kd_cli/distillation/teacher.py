@@ -20,7 +20,7 @@ from typing import Any
 import keras
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli.config.plans import given_by, member_plans, view_shape
+from kd_cli.config.plans import member_plans, view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
@@ -187,7 +187,8 @@ def find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | None
     plans = member_plans(plan)
     if len(plans) == 1:
         return _find(plans[0], dataset, session)
-    key = f"{[_teacher_key(one) for one in plans]} {dataset.fingerprint} {plan.augment.size}"
+    spec = identity.run_spec(plan)["teacher"]
+    key = f"{spec} {plan.outputs} {dataset.fingerprint} {plan.augment.size}"
     found = session.teacher.get(key)
     if found is None:
         session.drop_teacher()
@@ -198,12 +199,6 @@ def find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | None
         origin = {**origins[0], "members": origins}
         found = session.teacher.keep(key, _together(members, origin))
     return found
-
-
-def _teacher_key(plan: DictConfig) -> str:
-    """Which teacher a plan names: equal for the points of a sweep that share it."""
-    return str(identity.content(plan.teacher.checkpoint) if given_by(plan) == "teacher.checkpoint"
-               else teacher_dir(plan))  # fmt: skip
 
 
 def _find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | None:

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from kd_cli.config.compose import conf_dir
+from kd_cli.data.dataset import load_dataset
+from kd_cli.distillation.teacher import find
 from kd_cli.networks.keras_file import load_keras
-from tests.conftest import read_record
+from kd_cli.runs.session import Session
+from tests.conftest import plan_of, read_record
 
 CNN = (
     "student=cnn",
@@ -100,6 +103,12 @@ def test_teachers_of_several_seeds_are_trained_and_kept(kd, work, data):
     assert again.code == 0, again.err
     explained = kd("explain", *data[:4], "epochs=1", f"teacher.checkpoint=[{files}]")
     assert "with members as float32" in explained.out
+    # Points of a sweep that differ in how the teachers compute don't share them.
+    session, keys = Session(), set()
+    for more in ([], ["teacher.precision=mixed_bfloat16"]):
+        plan = plan_of("distill", *data[:4], "epochs=1", f"teacher.checkpoint=[{files}]", *more)
+        keys.add(find(plan, load_dataset(plan.dataset), session).key)
+    assert len(keys) == 2
 
 
 MISTAKES = {
