@@ -31,7 +31,7 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
     device = set_up(plan.device)
     from kd_cli.distillation import loss_checks, teacher_checks, teacher_outputs, teacher_tables
     from kd_cli.distillation.prepare import prepare
-    from kd_cli.distillation.teacher_features import wanted_by
+    from kd_cli.distillation.teacher_features import Features, wanted_by
 
     views = assembly.augmentation(plan, dataset, session)
     for run in runs:
@@ -47,8 +47,8 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
     for text in dict.fromkeys(text for lines in doubts.values() for text in lines):
         log.warning("%s", text)
     longest = max(assembly.epochs(run.plan, dataset) for run in runs)
-    wanted = wanted_by([run.plan for run in runs])
-    outputs = teacher_outputs.outputs(teacher, plan, dataset, views, longest, session, wanted)
+    features = Features(teacher.model, wanted_by([run.plan for run in runs]))
+    outputs = teacher_outputs.outputs(teacher, features, plan, dataset, views, longest, session)
     log.info(
         "teacher: %s%s, test %.4f (%s, %s, on %s)",
         teacher.name,
@@ -107,7 +107,7 @@ def _train_teacher(plan: DictConfig, dataset: Dataset, run: Run, session: Sessio
     wanted, out = teacher_plan(plan), identity.teacher_dir(plan)
     kept = teacher_overrides(run.typed, teacher_augment_follows(plan))
     if run.plan.teacher.members > 1:
-        kept = [*(one for one in kept if not is_typed("teacher.training.seed", [one]))]
+        kept = [one for one in kept if not is_typed("teacher.training.seed", [one])]
         kept.append(f"teacher.training.seed={wanted.seed}")
     check_before_start(wanted, out)
     with lock(out, wait=True):

@@ -9,7 +9,6 @@ loss:
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.keys import VARIABLES
 from kd_cli.config.overrides import override_key, place_of
+from kd_cli.config.row import is_number
 from kd_cli.errors import ConfigError
 
 _RAMP = {"start", "stop", "epochs"}
@@ -120,19 +120,14 @@ def _is_list(value: Any) -> bool:
 def _check_weight(place: str, weight: Any) -> None:
     leave_out = f"; to leave the loss out, type ~{place}"
     if isinstance(weight, Mapping):
-        if set(weight) != _RAMP or not all(map(_number, weight.values())):
+        if set(weight) != _RAMP or not all(map(is_number, weight.values())):
             raise ConfigError(f"{place}.weight={dict(weight)} must be a number, or {_EXAMPLE}")
         if weight["start"] < 0 or weight["stop"] <= 0 or weight["epochs"] <= 0:
             raise ConfigError(
                 f"{place}.weight={dict(weight)} must have a start of at least 0, and stop and "
                 f"epochs above 0{leave_out}"
             )
-    elif not _number(weight) or weight <= 0:
+    elif not is_number(weight) or weight <= 0:
         raise ConfigError(
             f"{place}.weight={weight} must be a number above 0, or {_EXAMPLE}{leave_out}"
         )
-
-
-def _number(value: Any) -> bool:
-    kind = isinstance(value, int | float) and not isinstance(value, bool)
-    return kind and math.isfinite(value)

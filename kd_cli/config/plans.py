@@ -47,18 +47,19 @@ def given_by(plan: DictConfig) -> str:
 def member_plans(plan: DictConfig) -> list[DictConfig]:
     """Plans with one teacher each: of several files, or of the seeds of `teacher.members`."""
     given, count = plan.teacher.checkpoint, plan.teacher.get("members", 1)
+    several = OmegaConf.is_list(given)
+    if not several and count == 1:
+        return [plan]
     plain = OmegaConf.to_container(plan)
-    if OmegaConf.is_list(given):
+    if several:
         changes = [{"checkpoint": path} for path in given]
-    elif count > 1:
+    else:
         training = plain["teacher"]["training"]
         seeds = [key for key in training if key == "seed" or key.endswith("_seed")]
         changes = [
             {"members": 1, "training": {**training, **{key: training[key] + n for key in seeds}}}
             for n in range(count)
         ]
-    else:
-        return [plan]
     return [OmegaConf.create({**plain, "teacher": {**plain["teacher"], **c}}) for c in changes]
 
 

@@ -113,14 +113,14 @@ FILES: Range = (
 )
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     kind = isinstance(value, int | float) and not isinstance(value, bool)
     return kind and math.isfinite(value)
 
 
 CHANNELS: Range = (
     lambda value: (
-        _number(value) or (isinstance(value, list) and bool(value) and all(map(_number, value)))
+        is_number(value) or (isinstance(value, list) and bool(value) and all(map(is_number, value)))
     ),
     "a number, or a list of one for each channel",
 )

@@ -91,7 +91,7 @@ def similarity(
     """
 
     def matrix(feature: tf.Tensor) -> tf.Tensor:
-        flat = tf.reshape(feature, [tf.shape(feature)[0], -1])
+        flat = _vectors(feature)
         return tf.math.l2_normalize(tf.matmul(flat, flat, transpose_b=True), axis=1, epsilon=1e-24)
 
     found = [
@@ -127,8 +127,8 @@ def relational(
     lengths, corners = [], []
     for ours, theirs in pairs:
         pair = [_vectors(x) for x in (student["features"][ours], teacher["features"][theirs])]
-        lengths.append(tf.reduce_mean(_huber(*map(_distances, pair)), axis=1))
-        corners.append(tf.reduce_mean(_huber(*map(_cosines, pair)), axis=[1, 2]))
+        lengths.append(tf.reduce_mean(huber(*map(_distances, pair)), axis=1))
+        corners.append(tf.reduce_mean(huber(*map(_cosines, pair)), axis=[1, 2]))
     return {"distance": distance * tf.add_n(lengths), "angle": angle * tf.add_n(corners)}
 
 
@@ -153,7 +153,8 @@ def _cosines(vectors: tf.Tensor) -> tf.Tensor:
     return tf.matmul(units, units, transpose_b=True)
 
 
-def _huber(ours: tf.Tensor, theirs: tf.Tensor) -> tf.Tensor:
+def huber(ours: tf.Tensor, theirs: tf.Tensor) -> tf.Tensor:
+    """Half the square of a distance below 1, the distance less a half above."""
     size = tf.abs(ours - theirs)
     return tf.where(size < 1, 0.5 * tf.square(size), size - 0.5)
 

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kd_cli.distillation.feature_losses import huber
 from kd_cli.distillation.interface import Outputs, requires
 from kd_cli.errors import ConfigError
 
@@ -87,15 +88,10 @@ def _cosine(ours: tf.Tensor, theirs: tf.Tensor) -> tf.Tensor:
     return 1 - tf.reduce_sum(tf.multiply(*units), axis=-1, keepdims=True)
 
 
-def _smooth_l1(ours: tf.Tensor, theirs: tf.Tensor) -> tf.Tensor:
-    size = tf.abs(ours - theirs)
-    return tf.where(size < 1, 0.5 * tf.square(size), size - 0.5)
-
-
 _DISTANCES: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "mse": tf.math.squared_difference,
     "cosine": _cosine,
-    "smooth_l1": _smooth_l1,
+    "smooth_l1": huber,
 }
 
 

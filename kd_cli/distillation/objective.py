@@ -18,12 +18,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kd_cli.config.instantiate import build
 from kd_cli.config.keys import VARIABLES
 from kd_cli.distillation.interface import Needs, needs_of
 from kd_cli.distillation.losses import formula
 from kd_cli.distillation.several import combined, confidence
-from kd_cli.distillation.teacher_features import OF_MEMBERS, Wanted
+from kd_cli.distillation.teacher_features import OF_MEMBERS, Wanted, function_of
 from kd_cli.errors import ConfigError
 from kd_cli.networks.ensemble import MEMBERS
 
@@ -88,7 +87,7 @@ class Part:
         return needs_of(self.loss)
 
     def begin_again(self, other: Part) -> None:
-        """Takes over the keywords, weight and initial weights of a part like it."""
+        """Takes over the keywords and the weight of a part like it."""
         self.plain, self.weight = other.plain, other.weight
         for key in self.keywords.keys() & set(VARIABLES):
             self.keywords[key].assign(other.plain[key])
@@ -219,10 +218,11 @@ class Objective:
         members = (
             teacher[OF_MEMBERS.key][MEMBERS] if teacher and OF_MEMBERS.key in teacher else None
         )
+        weights = None
+        if members is not None and self.combine == "confidence" and labels is not None:
+            weights = confidence(members, labels)
         for part in self.parts:
             if members is not None:
-                by_label = self.combine == "confidence" and labels is not None
-                weights = confidence(members, labels) if by_label else None
                 logits = combined(members, part.keywords.get("temperature", 1.0), weights)
                 teacher = {**teacher, "logits": logits}
             found = part.evaluate(labels, student, teacher)
@@ -278,8 +278,7 @@ def of_plan(
     """
     parts = []
     for name, node in loss.items():
-        plain = {key: value for key, value in node.items() if key != "weight"}
-        made = build({**plain, "_partial_": True}, f"loss.{name}")
+        made = function_of(name, node)
         keywords = dict(made.keywords)
         target = made.func
         if isinstance(target, type):

@@ -7,6 +7,7 @@ the parts of all taps, flattened, one behind the other.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import math
@@ -19,6 +20,7 @@ import tensorflow as tf
 from omegaconf import DictConfig
 
 from kd_cli.config.instantiate import build
+from kd_cli.config.losses import teacher_taps
 from kd_cli.config.plans import member_plans
 from kd_cli.distillation.interface import Needs, needs_of
 from kd_cli.networks.ensemble import MEMBERS
@@ -42,7 +44,7 @@ class Wanted:
     @classmethod
     def of(cls, node: Mapping[str, Any], needs: Needs) -> Wanted | None:
         """Of an entry below `loss`; None for one that names no layer of the teacher."""
-        taps = [*(pair[1] for pair in node.get("pairs") or []), *(node.get("teacher_taps") or [])]
+        taps = teacher_taps({"": node})
         return cls(tuple(dict.fromkeys(taps)), needs.teacher_part) if taps else None
 
     @property
@@ -67,6 +69,12 @@ class Wanted:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def function_of(name: str, node: Mapping[str, Any]) -> functools.partial[Any]:
+    """The function or class of an entry below `loss`, with its keywords."""
+    plain = {key: value for key, value in node.items() if key != "weight"}
+    return build({**plain, "_partial_": True}, f"loss.{name}")
+
+
 # Of several teachers the losses want the logits of each, because they are averaged at the
 # temperature of the loss.
 OF_MEMBERS = Wanted((MEMBERS,), None)
@@ -79,10 +87,10 @@ def wanted_by(plans: Sequence[DictConfig]) -> list[Wanted]:
         found[OF_MEMBERS.key] = OF_MEMBERS
     for plan in plans:
         for name, node in plan.loss.items():
-            if not (node.get("pairs") or node.get("teacher_taps")):
+            # (A node that names no layer imports nothing.)
+            if not teacher_taps({name: node}):
                 continue
-            plain = {key: value for key, value in node.items() if key != "weight"}
-            one = Wanted.of(node, needs_of(build(plain, f"loss.{name}").func))
+            one = Wanted.of(node, needs_of(function_of(name, node).func))
             if one is not None:
                 found[one.key] = one
     return list(found.values())

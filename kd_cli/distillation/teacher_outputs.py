@@ -57,26 +57,25 @@ class Outputs:
 
 def outputs(
     teacher: Teacher,
+    features: Features,
     plan: DictConfig,
     dataset: Dataset,
     views: Views | None,
     epochs: int,
     session: Session,
-    wanted: Sequence[Wanted] = (),
 ) -> Outputs:
     """The teacher's outputs: read from the cache if the images repeat, else computed at every step.
 
     Args:
         teacher: Whom to ask.
+        features: Of that teacher, with what the losses want of its layers.
         plan: Its `view` and `cache` choose.
         dataset: Its training split is asked about.
         views: The run's augmentation, or None.
         epochs: No more views than these are used.
         session: As `logits`.
-        wanted: What the losses want of its layers.
     """
-    started = time.monotonic()
-    features = Features(teacher.model, wanted)
+    started, wanted = time.monotonic(), features.wanted
     key = " ".join([teacher.key, *(one.key for one in wanted)])
     numbers = _stored_views(plan, views, epochs)
     why = why_live(plan, views) or _too_large(features, plan, len(dataset.train), len(numbers))
@@ -190,7 +189,7 @@ def planned(
         ]  # fmt: skip
         missing = sum(lost)
         if not missing:
-            found = outputs(teacher, plan, dataset, views, epochs, session, wanted)
+            found = outputs(teacher, features, plan, dataset, views, epochs, session)
             return Planned(found, len(numbers), 0)
     kinds = {key: plan.cache.features for key in blank} | {"logits": plan.cache.logits}
     tables = {

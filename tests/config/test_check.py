@@ -37,16 +37,6 @@ NEEDED = {
         }.items()
     },
     "schedule=multistep": ["schedule.milestones=[2,5]"],
-    **{
-        f"{role}={name}": [f"{role}.network.{key}={value}" for key, value in sizes.items()]
-        for role in ROLES
-        for name, sizes in {
-            "resnet": {"depth": 8},
-            "vgg": {"depth": 8},
-            "wide_resnet": {"depth": 16, "width": 2},
-            "bit_resnet": {"depth": 50, "width": 1},
-        }.items()
-    },
 }
 
 
