@@ -1,6 +1,6 @@
 """kill -9 at random moments and the same command again: the end must be that of an undisturbed run.
 
-    python tests/benchmarks/kills.py [--kinds run,sweep,joint,teacher,cache] [--kills 25] [--seed 0]
+    python tests/benchmarks/kills.py [--kinds run,methods,sweep,joint,teacher,cache] [--kills 25] [--seed 0]
 
 For each kind the command runs once undisturbed: the reference. A trial is a fresh directory (at the
 same path, with the same teacher) in which the command is started, killed, started again and killed
@@ -50,7 +50,7 @@ import numpy as np
 
 LIMIT = 300.0  # seconds after which a command is taken to hang
 MOST_KILLS = 6  # of a trial
-KINDS = ("run", "sweep", "joint", "teacher", "cache")
+KINDS = ("run", "methods", "sweep", "joint", "teacher", "cache")
 TIMES = {"timings", "seconds", "train_seconds", "examples_per_second", "written"}
 DATED = "/origin/teacher/sha256"  # in a cache's manifest: a .keras file holds its date of saving
 # Neither results nor state: logs, locks, Hydra's notes, and the table that sweep.json repeats.
@@ -259,6 +259,11 @@ def kind_of(name: str, folder: Path) -> Kind:
         words = [*shared, *student, "batch_size=256", "epochs=2"]
         before = ["train-teacher", *shared]
         return Kind(["distill", *words], before, (*Kind.hit, "partial.npy"))
+    if name == "methods":  # banks, drawn negatives and a projector are part of the state
+        shared += ["teacher=cnn", "teacher.training.steps=40"]
+        words = [*shared, *student, "student=cnn", "batch_size=16", "epochs=4"]
+        words += "loss=[hinton,crd,hint] loss.crd.negatives=32 loss.crd.dimensions=8".split()
+        return Kind(["distill", *words], ["train-teacher", *shared])
     shared += ["teacher=mlp", "teacher.network.units=[16]", "teacher.training.epochs=6"]
     words = [*shared, *student, "epochs=8", "early_stopping.patience=2"]
     before = ["train-teacher", *shared]
