@@ -38,8 +38,8 @@ BASE = (
 )  # fmt: skip
 
 
-def engine(words: list[str], live: bool) -> Any:
-    """An engine as the run has it, with numbers in the place of a trained teacher's."""
+def engine(typed: list[str], live: bool) -> Any:
+    """An engine as the run has it, with an untrained teacher."""
     from kd_cli.config.check import check
     from kd_cli.config.compose import compose
     from kd_cli.data.dataset import load_dataset
@@ -48,7 +48,6 @@ def engine(words: list[str], live: bool) -> Any:
     from kd_cli.runs.session import Session
     from kd_cli.training import assembly
 
-    typed = [*BASE, *words]
     plan = check(compose("distill", typed), typed)
     dataset, session = load_dataset(plan.dataset), Session()
     teacher = assembly.parts(plan, dataset, "teacher").model
@@ -62,6 +61,24 @@ def engine(words: list[str], live: bool) -> Any:
     return made
 
 
+def write_images(classes: int) -> None:
+    """random.npz in the working folder: images of 32x32x3."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(IMAGES) % classes
+    np.savez("random.npz", x_train=images, y_train=labels, x_test=images[:50],
+             y_test=labels[:50])  # fmt: skip
+
+
+def ready() -> None:
+    """kd can be imported and composes; GPUs are hidden."""
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from kd_cli.runs.resolvers import register_resolvers
+
+    register_resolvers()
+
+
 def seconds(made: Any) -> float:
     begun = time.perf_counter()
     made.run(0, 0, STEPS)
@@ -73,19 +90,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from kd_cli.runs.resolvers import register_resolvers
-
-    register_resolvers()
+    ready()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        random = np.random.default_rng(0)
-        images = random.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
-        labels = np.arange(IMAGES) % 10
-        np.savez("random.npz", x_train=images, y_train=labels, x_test=images[:50],
-                 y_test=labels[:50])  # fmt: skip
-        sides = {(n, live): engine(w, live) for n, w in METHODS.items() for live in (False, True)}
+        write_images(10)
+        sides = {
+            (n, live): engine([*BASE, *w], live)
+            for n, w in METHODS.items()
+            for live in (False, True)
+        }
         times: dict[Any, list[float]] = {side: [] for side in sides}
         for _ in range(rounds):
             for side, made in sides.items():
