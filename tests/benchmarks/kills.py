@@ -1,7 +1,7 @@
 """kill -9 at random moments and the same command again: the end must be that of an undisturbed run.
 
     python tests/benchmarks/kills.py
-    python tests/benchmarks/kills.py --kinds run,methods,sweep,joint,teacher,cache --kills 25 --seed 0
+    python tests/benchmarks/kills.py --kinds run,methods,teacher --kills 25 --seed 0
 
 For each kind the command runs once undisturbed: the reference. A trial is a fresh directory (at the
 same path, with the same teacher) in which the command is started, killed, started again and killed
