@@ -25,6 +25,7 @@ from kd_cli.report.build import build_report, left_out, write_report
 from kd_cli.report.columns import NONE, PERCENT, In, columns
 from kd_cli.report.statistics import MAX_SEEDS, MIN_SEEDS
 from kd_cli.runs import finished
+from kd_cli.runs.finished import validation_accuracy
 from kd_cli.runs.identity import sweep_id
 from kd_cli.runs.session import Session
 from kd_cli.terminal import messages, print_table, shown
@@ -139,10 +140,10 @@ def conclude(folder: Path) -> None:
     print_table(f"{shown(folder)}: mean and standard deviation over seeds", heads, rows)
     for sentence in sentences:
         print(sentence)
-    print(
-        "Epochs are chosen by validation accuracy; the verdict is a paired t test on test "
-        "accuracy, one pair per seed."
-    )
+    chosen = "Epochs are chosen by validation accuracy"
+    if not any(group.summary(validation_accuracy) for group in every):
+        chosen = "There is no validation split, so the last epochs count"
+    print(f"{chosen}; the verdict is a paired t test on test accuracy, one pair per seed.")
     with where_possible(folder / "report"):
         write_report(folder / "report", build_report(found, [shown(folder)]))
         print(f"report:            {shown(folder / 'report' / 'report.html')}")

@@ -129,9 +129,11 @@ def similar_teachers(plan: DictConfig) -> list[str]:
             identity.digest(spec.get(key)) == identity.digest(wanted[key])
             for key in ("dataset", "teacher")
         ):
+            # (None: they are called alike in another way only, as by teacher.name.)
             differing = differences(spec, wanted)
+            others = f"other settings ({differing})" if differing else "another name"
             found.append(
-                f"take one that was trained with other settings ({differing}): "
+                f"take one that was trained with {others}: "
                 f"{shlex.quote(f'teacher_dir={quoted(shown(folder))}')}"
             )
     return found
