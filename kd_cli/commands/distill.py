@@ -95,8 +95,8 @@ def _train_missing_teacher(runs: list[Run], dataset: Dataset, session: Session) 
     if len(members) > 1:
         untrained = together([untrained] * len(members))
     for run in runs:
-        shapes = Features(untrained, wanted_by([run.plan])).shapes
-        student = assembly.parts(run.plan, dataset, "student", shapes)
+        features = Features(untrained, wanted_by([run.plan]))
+        student = assembly.parts(run.plan, dataset, "student", features)
         student.objective.terms(dataset.num_classes, dataset.train.labelled > 0)
     for one in members:
         _train_teacher(one, data, runs[0], session)

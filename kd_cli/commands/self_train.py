@@ -237,7 +237,7 @@ def _training_set(
     from kd_cli.distillation.teacher_outputs import Outputs
 
     seconds = time.monotonic() - begun
-    outputs = Outputs(sha, "soft pseudo-labels", {"logits": [targets]}, {}, None, None, seconds)
+    outputs = Outputs(sha, "soft pseudo-labels", {"logits": [targets]}, None, None, None, seconds)
     enlarged = dataclasses.replace(enlarged, split_fingerprint=sha)
     return enlarged, Taught(outputs, seconds, record)
 

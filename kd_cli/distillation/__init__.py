@@ -7,6 +7,7 @@
     hint              projected features: FitNets, projector ensemble, VkD
     contrastive       CRD
     review            ReviewKD
+    simkd             SimKD, whose student ends in the teacher's classifier
     several           several teachers as one
     objective         the sum of a run's losses, with their weights
     loss_checks       refuses losses that can't work with a run's data or batches
@@ -33,6 +34,7 @@ PUBLIC = {
     "CRD": "contrastive",
     "Hint": "hint",
     "ReviewKD": "review",
+    "SimKD": "simkd",
     "attention": "feature_losses",
     "cross_entropy": "losses",
     "deit": "logit_losses",

@@ -16,7 +16,13 @@ A loss with weights of its own is a `keras.layers.Layer` that is called in the s
                                       numbers [n] of all training images, -1 where not known
     call(labels, student, teacher)    as above; it is only called in training
 
-Its variables are trained with the student and kept in state/, not in model.keras.
+Its variables are trained with the student and kept in state/, not in model.keras. One that also
+changes what is trained, evaluated and saved has a method, called before `build`,
+
+    deploy(network, teacher)          two Keras models -> the one in the place of the student's
+                                      network, which sits behind the input adapter
+
+and counts its parameters as `deployed`, the fields of `runs.record.Deployed`.
 """
 
 from __future__ import annotations

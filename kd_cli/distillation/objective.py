@@ -201,6 +201,31 @@ class Objective:
                 with _named(part.name):
                     part.layer.build(*shapes, labels)
 
+    def deploy(self, network: keras.Model, teacher: keras.Model) -> keras.Model:
+        """The network that is trained in the student's place; as a rule the student itself.
+
+        Raises:
+            ConfigError: A loss can't build it of these two, or two losses would.
+        """
+        parts = [part for part in self.parts if hasattr(part.layer, "deploy")]
+        if len(parts) > 1:
+            names = " and ".join(part.name for part in parts)
+            raise ConfigError(f"loss: {names} each change what the student is made of; choose one")
+        for part in parts:
+            with _named(part.name):
+                network = part.layer.deploy(network, teacher)
+        return network
+
+    @property
+    def deploys(self) -> bool:
+        """Whether a loss builds another network than the student."""
+        return any(hasattr(layer, "deploy") for layer in self.layers)
+
+    @property
+    def deployed(self) -> Mapping[str, int] | None:
+        """Parameters of the parts of what `deploy` has built; None for the student itself."""
+        return next((d for one in self.layers if (d := getattr(one, "deployed", None))), None)
+
     def begin_again(self, other: Objective) -> None:
         """Takes over the values of an objective with the same parts."""
         for mine, theirs in zip(self.parts, other.parts, strict=True):

@@ -35,7 +35,7 @@ class Outputs:
         how: In words: `cached as float32`, or `live` and why.
         stored: Rows [n, width] of the training split by name, for each view; memory-mapped. These
             are `logits` [n, K], and what losses want of layers; empty for a live teacher.
-        shapes: Of the latter, by name and tap; of a live teacher's too.
+        features: What the losses get of its layers; None where there is no network.
         live: images -> the same as a mapping; None for a cached teacher.
         repeats: How many views of an image there are; None for a new one in every epoch.
         seconds: Spent on computing or reading them now.
@@ -44,10 +44,15 @@ class Outputs:
     key: str
     how: str
     stored: dict[str, list[np.ndarray]]
-    shapes: dict[str, dict[str, tuple[int, ...]]]
+    features: Features | None
     live: LiveTeacher | None
     repeats: int | None
     seconds: float
+
+    @property
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Of what losses want of layers, by name and tap."""
+        return self.features.shapes if self.features else {}
 
     @property
     def logits(self) -> list[np.ndarray]:
@@ -82,7 +87,7 @@ def outputs(
     if why:
         how = f"live ({why})"
         took = time.monotonic() - started
-        return Outputs(f"{key} {how}", how, {}, features.shapes, features, None, took)
+        return Outputs(f"{key} {how}", how, {}, features, features, None, took)
     stored = {
         "logits": [logits(teacher, plan, dataset, "train", views, session, v) for v in numbers]
     }
@@ -95,7 +100,7 @@ def outputs(
     if repeats:
         key += f" of seed {views.seed}"
     took = time.monotonic() - started
-    return Outputs(f"{key} {how}", how, stored, features.shapes, None, repeats, took)
+    return Outputs(f"{key} {how}", how, stored, features, None, repeats, took)
 
 
 def _too_large(features: Features, plan: DictConfig, rows: int, views: int) -> str:
@@ -173,7 +178,7 @@ def planned(
             rows = {key: tf.repeat(row[None], count, axis=0) for key, row in blank.items()}
             return unpacked(rows, shapes)
 
-        return Planned(Outputs(f"planned {how}", how, {}, shapes, live, None, 0.0), 0, 0)
+        return Planned(Outputs(f"planned {how}", how, {}, features, live, None, 0.0), 0, 0)
     how, repeats = _how(plan, numbers, wanted)
     missing = len(numbers)
     if teacher is not None:
@@ -197,7 +202,7 @@ def planned(
         * len(numbers)
         for key, row in blank.items()
     }
-    made = Outputs(f"planned {how}", how, tables, shapes, None, repeats, 0.0)
+    made = Outputs(f"planned {how}", how, tables, features, None, repeats, 0.0)
     return Planned(made, len(numbers), missing)
 
 

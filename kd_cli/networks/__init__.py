@@ -15,6 +15,7 @@
     saved_model       SavedModel directories
     saved_model_graph the operations that a SavedModel may hold
     ensemble          several networks as one
+    reused_head       students that end in their teacher's classifier
     taps              layers inside a network, named and asked for
     predict           logits of a network in inference mode
     fused_batch_norm  a faster BatchNormalization for training

@@ -6,6 +6,7 @@ A tap is typed as
                         networks around it may be left out as long as one layer fits.
     layer4, layer-2     the fifth operation from the input, the second from the end
     stage1, stage-1     where a resolution ends: see `stages`
+    map                 the last map of features: what global pooling or Flatten gets
     pooled              the input of the last layer with weights, before its dropout
     head                the output of that layer
 
@@ -31,6 +32,7 @@ _ACTIVATIONS = {
     "Activation", "Celu", "ELU", "Elu", "Gelu", "HardSilu", "LeakyReLU", "LeakyRelu", "PReLU",
     "ReLU", "Relu", "Relu6", "Selu", "Silu", "Softplus", "Tanh",
 }  # fmt: skip
+POOLINGS = {"GlobalAveragePooling2D", "GlobalMaxPooling2D"}
 _MOST_NAMES = 30  # in an error
 
 
@@ -64,7 +66,9 @@ class Graph:
         what: How to name it in errors (`student`).
 
     Attributes:
+        inputs: Symbolic images, from which all outputs are computed.
         places: Every operation comes after those that it takes outputs of.
+        last: Number of the place that gives the logits.
 
     Raises:
         ConfigError: It has no graph, as a SavedModel.
@@ -74,8 +78,8 @@ class Graph:
         self.model = model
         self.what = what
         self.places: list[Place] = []
-        inputs = keras.Input(model.input_shape[1:], name="pixels")
-        made = {id(inputs): -1}
+        self.inputs = keras.Input(model.input_shape[1:], name="pixels")
+        made = {id(self.inputs): -1}
 
         def record(path: str, operation: Any, args: Any, kwargs: Any) -> Any:
             outputs = operation(*args, **kwargs)
@@ -85,7 +89,7 @@ class Graph:
             self.places.append(Place(path, operation, outputs, frozenset(taken)))
             return outputs
 
-        logits = _unfold(model, "", inputs, record)
+        logits = _unfold(model, "", self.inputs, record)
         self.last = made[id(logits)]
         _require_graph(model, self.places, what)
 
@@ -116,6 +120,8 @@ class Graph:
             return self.places[int(found[1])]
         if name in ("pooled", "head"):
             return self._head(name)
+        if name == "map":
+            return self._map()
         exact = [p for p in self.places if p.path == name]
         fitting = exact or [p for p in self.places if p.path.endswith(f"/{name}")]
         if len(fitting) == 1:
@@ -130,7 +136,8 @@ class Graph:
 
     def _names(self, wanted: str) -> str:
         """All names, or those most like the wanted one."""
-        words = [f"stage{number + 1}" for number in range(len(self.stages()))] + ["pooled", "head"]
+        words = [f"stage{number + 1}" for number in range(len(self.stages()))]
+        words += ["map", "pooled", "head"]
         own = [p.path.split("/", 1)[-1] for p in self.places]
         if len(own) > _MOST_NAMES:
             like = get_close_matches(wanted, own, 6, 0.3) or own[:6]
@@ -150,6 +157,21 @@ class Graph:
         if before < 0:
             raise ConfigError(f"the {self.what} has one layer alone, so it has no 'pooled'")
         return self.places[before]
+
+    def _map(self) -> Place:
+        """What the last global pooling over the pixels gets; without one, what Flatten gets."""
+        passed = list(self._passed_by_all())
+        for kinds in (POOLINGS, {"Flatten"}):
+            found = [n for n in passed if _kind(self.places[n]) in kinds]
+            before = max(self.places[found[-1]].inputs) if found else -1
+            shape = self.places[before].shape if before >= 0 else ()
+            weighted = any(getattr(p.operation, "weights", None) for p in self.places[: before + 1])
+            if len(shape) == 3 and weighted:
+                return self.places[before]
+        raise ConfigError(
+            f"the {self.what} has no 'map': it does not end in features [height, width, channels] "
+            "and a global pooling, as resnet8 and resnet20 do"
+        )
 
     def stages(self) -> list[Place]:
         """Where each resolution ends, from the finest to the coarsest.

@@ -6,6 +6,7 @@ A network is reached through `_target_`, so any Keras function or a user's own s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.instantiate import build
 from kd_cli.errors import ConfigError, first_line
+from kd_cli.networks.taps import Graph, Tapped
 
 # The adapter's first layer is named so that a `.keras` file tells whether it has one already.
 ADAPTER = "kd_input"
@@ -40,6 +42,28 @@ def build_network(
         network = build(node.network, f"{what}.network")
         check_network(network, num_classes, what)
         return with_adapter(network, node.input, image_shape, what)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def rebuilt(
+    model: keras.Model,
+    change: Callable[[keras.Model], keras.Model],
+    adapter: DictConfig,
+    precision: str,
+    what: str,
+) -> keras.Model:
+    """A model of `build_network` with another network behind its adapter.
+
+    Args:
+        model: What `build_network` gave.
+        change: Its network -> the other one.
+        adapter, precision, what: As when it was built.
+    """
+    keras.config.set_dtype_policy(precision)
+    try:
+        network = change(model.layers[-1])
+        return with_adapter(network, adapter, tuple(model.input_shape[1:]), what)
     finally:
         keras.config.set_dtype_policy("float32")
 
@@ -224,11 +248,12 @@ def dead_layers(model: keras.Model, images: np.ndarray) -> dict[str, int]:
     x = keras.ops.convert_to_tensor(images)
     for layer in model.layers[1:-1]:
         x = layer(x)
-    probe = keras.Model(network.inputs, [layer.output for layer in hidden])
-    outputs = probe(x, training=False)
-    outputs = outputs if isinstance(outputs, list) else [outputs]
+    # (Not by `layer.output`: a layer of a student that SimKD has rebuilt has two.)
+    graph = Graph(network, "network")
+    numbers = [n for n, place in enumerate(graph.places) if place.operation in hidden]
+    outputs = Tapped(graph, numbers)(x, training=False)
     return {
-        layer.name: int(output.shape[-1])
-        for layer, output in zip(hidden, outputs, strict=True)
+        graph.places[number].operation.name: int(output.shape[-1])
+        for number, output in zip(numbers, outputs, strict=True)
         if float(keras.ops.max(output)) <= 0
     }

@@ -7,7 +7,6 @@ and the like put their values into its variables instead of tracing the step aga
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from kd_cli.training import class_weights
 
 if TYPE_CHECKING:
     from kd_cli.data.views import Views
+    from kd_cli.distillation.teacher_features import Features
     from kd_cli.distillation.teacher_outputs import Outputs
     from kd_cli.training.step import Engine
 
@@ -113,14 +113,13 @@ def parts(
     plan: DictConfig,
     dataset: Dataset,
     role: str,
-    teacher: Mapping[str, Mapping[str, tuple[int, ...]]] | None = None,
+    teacher: Features | None = None,
 ) -> Parts:
     """Builds what the configuration names; the schedule first, because it needs no Keras.
 
     Args:
         plan, dataset, role: As in `engine_for`.
-        teacher: Shapes of what the losses get of its layers; None leaves the losses' own weights
-            out.
+        teacher: What the losses get of its layers; None where no loss wants any.
     """
     steps = length(plan, dataset)
     schedule = build(plan.schedule, "schedule")(*steps)
@@ -156,7 +155,7 @@ def parts(
         refuse_idle(optimizer, plan.optimizer)
     if plan.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    objective, network = _objective(plan, dataset, model, teacher)
+    objective, model, network = _objective(plan, dataset, model, teacher)
     return Parts(model, optimizer, objective, schedule, network)
 
 
@@ -164,15 +163,22 @@ def _objective(
     plan: DictConfig,
     dataset: Dataset,
     model: Any,
-    teacher: Mapping[str, Mapping[str, tuple[int, ...]]] | None,
-) -> tuple[Any, Any]:
-    """The losses, and the student's network with the taps that they name."""
+    teacher: Features | None,
+) -> tuple[Any, Any, Any]:
+    """The losses, the network that is trained, and the same with the taps that they name."""
     from kd_cli.distillation.objective import of_plan
+    from kd_cli.networks.wrap import rebuilt
 
     weights = class_weights.of_plan(plan, dataset)
     loss = OmegaConf.to_container(plan.loss)
     combine = plan.teacher.combine if is_taught(plan) else "mean"
     objective = of_plan(loss, length(plan, dataset)[1], weights, combine)
+    if teacher is not None and objective.deploys:
+
+        def change(network: Any) -> Any:
+            return objective.deploy(network, teacher.model)
+
+        model = rebuilt(model, change, plan.student.input, plan.precision, "student")
     network, shapes = model, {}
     if objective.student_taps:
         from kd_cli.networks.taps import Graph
@@ -180,10 +186,10 @@ def _objective(
         graph = Graph(model, "student")
         network = graph.with_taps(objective.student_taps)
         shapes = {tap: graph.find(tap).shape for tap in objective.student_taps}
-    if teacher is not None:
-        split = dataset.train
-        objective.build(shapes, teacher, dataset.num_classes, split.labels[split.rows])
-    return objective, network
+    split = dataset.train
+    found = teacher.shapes if teacher else {}
+    objective.build(shapes, found, dataset.num_classes, split.labels[split.rows])
+    return objective, model, network
 
 
 def augmentation(plan: DictConfig, dataset: Dataset, session: Session) -> Views | None:
@@ -234,7 +240,7 @@ def engine_for(
     from kd_cli.training.step import Engine, Learner
 
     first = plans[0]
-    shapes = outputs.shapes if outputs else {}
+    features = outputs.features if outputs else None
     key = digest(
         {
             "learners": [[_graph(plan, role), length(plan, dataset)] for plan in plans],
@@ -249,7 +255,7 @@ def engine_for(
     engine = session.engine.get(key)
     if engine is not None:
         for learner, plan in zip(engine.learners, plans, strict=True):
-            new = parts(plan, dataset, role, shapes)
+            new = parts(plan, dataset, role, features)
             learner.begin_again(new.model, new.optimizer, new.objective)
             del new
             gc.collect()  # a Keras model is a cycle: one at a time, not one per point
@@ -262,7 +268,7 @@ def engine_for(
     gc.collect()
     learners = []
     for plan in plans:
-        new = parts(plan, dataset, role, shapes)
+        new = parts(plan, dataset, role, features)
         learners.append(
             Learner(
                 new.model,
@@ -279,7 +285,7 @@ def engine_for(
         first.batch_size,
         first.data_seed,
         stored=outputs.stored if outputs else None,
-        shapes=shapes,
+        shapes=outputs.shapes if outputs else {},
         teacher=outputs.live if outputs else None,
         views=augmentation(first, dataset, session),
         repeats=outputs.repeats if outputs else None,

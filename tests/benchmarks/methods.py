@@ -54,7 +54,7 @@ def engine(typed: list[str], live: bool) -> Any:
     features = Features(teacher, wanted_by([plan]))
     outputs = planned(None, features, plan, dataset, None, 1, session).outputs
     if live:
-        outputs = Outputs("live", "live", {}, features.shapes, features, None, 0.0)
+        outputs = Outputs("live", "live", {}, features, features, None, 0.0)
     made = assembly.engine_for([plan], dataset, "student", outputs, session)
     made.start_epoch(1)
     made.run(0, 0, 1)  # traces
