@@ -36,8 +36,9 @@ from kd_cli.errors import ConfigError, RunFailed, first_line
 from kd_cli.files import remove_leftovers, write_json, write_npz
 from kd_cli.report.columns import COLUMNS, PERCENT, In
 from kd_cli.runs import finished, identity, quality
+from kd_cli.runs.environment import environment
 from kd_cli.runs.model_file import recorded_network, run_beside
-from kd_cli.runs.record import Record, environment
+from kd_cli.runs.record import Record
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
 from kd_cli.terminal import messages, print_table, shown
@@ -349,6 +350,8 @@ def _print(result: dict[str, Any], out: Path, record: Record | None) -> None:
         sizes = f"{record.dataset.train:,} images, {record.dataset.labelled:,} of them with a label"
         print(f"trained on         {sizes}")
     print(f"parameters         {result['parameters']:,}")
+    if record and record.deployed:
+        print(f"made of            {record.deployed.words()}")
     print(f"FLOPs per image    {'not counted' if operations is None else f'{operations:,}'}")
     print(f"file               {result['file_bytes']:,} bytes")
     for batch, taken in result["latency"].items():

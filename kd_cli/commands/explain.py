@@ -28,7 +28,7 @@ from kd_cli.errors import ConfigError, RunFailed, first_line
 from kd_cli.runs.asked import Runs
 from kd_cli.runs.identity import teacher_dir
 from kd_cli.runs.quality import certainty
-from kd_cli.runs.record import Record
+from kd_cli.runs.record import Deployed, Record
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
 from kd_cli.terminal import messages, shown
@@ -119,6 +119,7 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         ("optimizer", optimizer_line(plan)),
         *_data_path(plan, dataset, views, engine),
         ("student", f"{plan.student.name}, {_network(learner.model)}"),
+        *_deployed(learner.objective.deployed),
         *_for_distilling(learner.objective.count_params()),
         *(_about_teacher(prepared) if prepared else _to_train(plan, train_it)),
         ("its logits", _answers_line(outputs, views)),
@@ -222,6 +223,10 @@ def _data_path(
         ("augment", f"{train or 'none'}; in evaluation {evaluation or 'none'}"),
         ("view", f"{plan.view}: {seen[plan.view]}, {list(views.shape)}"),
     ]
+
+
+def _deployed(parts: Mapping[str, int] | None) -> list[tuple[str, str]]:
+    return [("", f"made of {Deployed(**parts).words()}")] if parts else []
 
 
 def _for_distilling(parameters: int) -> list[tuple[str, str]]:

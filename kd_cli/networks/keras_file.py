@@ -70,6 +70,9 @@ def load_keras(path: Path, what: str, module: str | None = None) -> keras.Model:
 def load_of_run(path: Path, what: str, recorded: Mapping[str, Any]) -> keras.Model:
     """The network in a run's `model.keras`; built again from its record where it has own layers.
 
+    A student that SimKD has rebuilt is another network than its record builds, so that its own
+    layers are taken from the module of that network.
+
     Args:
         path: The file.
         what: For errors.
@@ -82,6 +85,8 @@ def load_of_run(path: Path, what: str, recorded: Mapping[str, Any]) -> keras.Mod
         return load_keras(path, what)
     except OwnCodeError as error:
         alone = str(error)
+    if recorded.get("rebuilt"):
+        return load_keras(path, what, recorded["network"]["_target_"].rpartition(".")[0])
     # The same layer names as when it was built: they count in the network's hash.
     keras.utils.clear_session(free_memory=False)
     node = OmegaConf.create({key: recorded[key] for key in ("network", "input")})

@@ -32,6 +32,7 @@ from kd_cli.report.statistics import MIN_SEEDS
 from kd_cli.report.tables import differences, results
 from kd_cli.runs.finished import Found, unseen_teachers
 from kd_cli.runs.finished import validation_accuracy as on_validation
+from kd_cli.runs.record import Deployed
 
 MAX_SUMMARY = 12
 # Figures that an earlier report may have left in the folder.
@@ -270,6 +271,10 @@ def _notes(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> li
                 f"The teacher of {group.name} learned from {labels:,} labels, the student has "
                 f"{ours['labelled']:,}."
             )
+    for group in students:
+        if group.record.get("deployed"):
+            made = Deployed(**group.record["deployed"]).words()
+            notes.append(f"{group.name} deploys {made}; it is larger than its scratch student.")
     for key in ("device", "precision"):
         mixed = {
             group.name

@@ -83,4 +83,5 @@ def recorded_network(record: Record) -> dict[str, Any]:
         "precision": record.precision,
         "image_shape": list(view_shape(size, record.dataset.image_shape)),
         "classes": len(record.dataset.class_names),
+        **({"rebuilt": True} if record.deployed else {}),
     }

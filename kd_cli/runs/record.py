@@ -10,13 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
-import platform
-import subprocess
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
@@ -146,6 +142,23 @@ class TeacherRecord(Part):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Deployed(Part):
+    """The parts of a student that ends in its teacher's classifier."""
+
+    configured: int = _says("parameters of the student as configured: those of a scratch student")
+    body: int = _says("those of them that are in model.keras")
+    projector: int = _says("parameters of the projector to the teacher's last map")
+    head: int = _says("parameters of the teacher's head, which are not trained")
+
+    def words(self) -> str:
+        """For people."""
+        return (
+            f"the student's body ({self.body:,} of its {self.configured:,} parameters), a "
+            f"projector ({self.projector:,}) and the teacher's head ({self.head:,}, frozen)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PseudoLabels(Part):
     round: int = _says("the round that learned from these pseudo-labels")
     labels: str = _says("hard or soft")
@@ -200,6 +213,7 @@ class Record(Part):
     network: str = _says("name of the trained network")
     parameters: int = _says("parameters of model.keras")
     parameters_for_distilling: int | None = _may_say("weights of losses, trained beside it")
+    deployed: Deployed | None = _may_say("what model.keras is made of, if SimKD has built it")
     loss: str = _says("the loss as a formula")
     alpha: float | None = _says("weight of the hard labels, null where the loss has none")
     temperature: float | None = _says("temperature, null where the loss has none")
@@ -367,30 +381,3 @@ def schema(part: type[Part] = Record) -> dict[str, tuple[str, str]]:
             star = "*." if each is not kind else ""
             found |= {f"{one.name}.{star}{key}": row for key, row in schema(each).items()}
     return found
-
-
-def environment() -> dict[str, Any]:
-    """Git commit of the working directory and the versions of what computes."""
-    names = {"kd": "kd-cli", "hydra": "hydra-core"}
-    versions = {"python": platform.python_version()}
-    for key in ("kd", "tensorflow", "keras", "numpy", "hydra"):
-        try:
-            versions[key] = metadata.version(names.get(key, key))
-        except metadata.PackageNotFoundError:
-            versions[key] = "not installed as a package"
-    return {"git_commit": _git_commit(), "versions": versions}
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -19,16 +19,17 @@ from kd_cli.files import remove_leftovers, save_model, temporary_of, write_npz
 from kd_cli.runs import identity, quality
 from kd_cli.runs.asked import Run
 from kd_cli.runs.directory import write_configuration
+from kd_cli.runs.environment import environment
 from kd_cli.runs.ownership import inputs, refuse_other_inputs
 from kd_cli.runs.record import (
     BySplit,
     DatasetRecord,
+    Deployed,
     EpochScore,
     Record,
     Score,
     Timings,
     Validation,
-    environment,
 )
 from kd_cli.runs.session import Session
 from kd_cli.runs.state import State
@@ -132,6 +133,9 @@ def train(
 
     for text in dict.fromkeys(x for one in engine.learners for x in doubts(one.model, role)):
         log.warning("%s", text)
+    deployed = [one.objective.deployed for one in engine.learners]
+    for text in dict.fromkeys(Deployed(**one).words() for one in deployed if one):
+        log.info("student: what is trained and saved is %s", text)
     settings = [
         RunSettings(
             run.out,
@@ -268,6 +272,7 @@ def _finish(
         network=plan[role].name,
         parameters=model.count_params(),
         parameters_for_distilling=learner.objective.count_params() or None,
+        deployed=learner.objective.deployed,
         loss=learner.objective.words(),
         alpha=plan.get("alpha"),
         temperature=plan.get("temperature"),

@@ -1,0 +1,36 @@
+"""What a run was computed with: versions, and the commit of the working directory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+
+def environment() -> dict[str, Any]:
+    """Git commit of the working directory and the versions of what computes."""
+    names = {"kd": "kd-cli", "hydra": "hydra-core"}
+    versions = {"python": platform.python_version()}
+    for key in ("kd", "tensorflow", "keras", "numpy", "hydra"):
+        try:
+            versions[key] = metadata.version(names.get(key, key))
+        except metadata.PackageNotFoundError:
+            versions[key] = "not installed as a package"
+    return {"git_commit": _git_commit(), "versions": versions}
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
