@@ -86,8 +86,9 @@ def _head(graph: Graph) -> tuple[tuple[int, int, int], list[layers.Layer]]:
 
 def _other_head(path: str) -> ConfigError:
     return ConfigError(
-        f"the teacher's head is not global pooling and one dense layer alone (it has {path}), and "
-        "the student would reuse it; choose a teacher such as resnet20, or another loss"
+        f"the teacher's head is not global pooling and one dense layer alone (it has {path}), so "
+        "a student can't reuse it; choose another loss, or networks such as teacher=resnet20 "
+        "student=resnet8"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 
@@ -89,6 +90,58 @@ def test_a_loss_with_weights_is_told_and_not_in_the_file(kd, work, data):
     assert set(record["gradients"]["shares"]) == {"hinton.hard", "hinton.soft", "hint"}
 
 
+# A head that a student can reuse, and a student of the same stages.
+POOLING = (
+    "teacher=resnet8", "teacher.network.widths=[3,4,6]", "student=cnn",
+    "student.network.filters=[2,4]",
+)  # fmt: skip
+
+
+def test_simkd_deploys_the_teachers_head_and_says_so(kd, work, npz):
+    words = ["dataset=npz", f"dataset.path={npz}", *POOLING, *EPOCHS]
+    both = kd("distill", "--multirun", *words, "loss=hinton,simkd", "hydra/launcher=joint",
+              "sweep=both")  # fmt: skip
+    assert both.code == 0, both.err
+    assert "2 points train together" in both.err
+    plain, rebuilt = sorted((work / "outputs/sweeps/both").glob("*_*"))
+    plain, record = read_record(plain), read_record(rebuilt)
+    convolutions = (9 * 1 * 2 + 2) + (9 * 2 * 4 + 4)
+    inner, wide = 3, 6
+    parts = {
+        "configured": plain["parameters"],
+        "body": convolutions,
+        "projector": 4 * inner + 9 * inner * inner + inner * wide + 4 * (2 * inner + wide),
+        "head": wide * 4 + 4,
+    }
+    assert record["deployed"] == parts and "deployed" not in plain
+    assert record["parameters"] == parts["body"] + parts["projector"] + parts["head"]
+    said = (
+        f"student's body (96 of its {plain['parameters']:,} parameters), a projector (159) and the "
+        "teacher's head (28, frozen)"
+    )
+    assert both.err.count(f"what is trained and saved is the {said}") == 1
+    # What was trained ends in the weights that the teacher had.
+    model = keras.saving.load_model(rebuilt / "model.keras")
+    teacher = keras.saving.load_model(work / record["teacher"]["path"] / "model.keras")
+    ours, theirs = (one.layers[-1].layers[-1].get_weights() for one in (model, teacher))
+    for mine, its in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine, its)
+    # The same command alone finds the result; evaluating and reporting work, and say it.
+    evaluated = kd("evaluate", str(rebuilt))
+    assert evaluated.code == 0 and said in evaluated.out
+    kept = json.loads((rebuilt / "evaluation.json").read_text())
+    assert kept["quality"]["test"]["accuracy"] == record["test"]["accuracy"]
+    reported = kd("report", str(rebuilt.parent))
+    assert reported.code == 0, reported.err
+    (page,) = rebuilt.parent.rglob("report.md")
+    assert said in page.read_text()
+    explained = kd("explain", *words, "loss=[ce,simkd]")
+    assert f"made of the {said}" in explained.out
+    # It may teach: its head is the head of its teacher.
+    chained = [f"teacher.checkpoint={rebuilt}", *words[:2], *POOLING[2:], "epochs=1", "loss=simkd"]
+    assert kd("distill", *chained).code == 0
+
+
 def test_teachers_of_several_seeds_are_trained_and_kept(kd, work, data):
     done = kd("distill", *data, "teacher.members=2", "teacher.combine=confidence")
     assert done.code == 0, done.err
@@ -134,6 +187,14 @@ MISTAKES = {
     "several teachers": (
         ["loss=[ce,at]", AT, "teacher.members=2"], "layers of a teacher, and this run has 2"
     ),
+    "a head that can't be reused": (
+        ["loss=simkd"], "the teacher's head is not global pooling and one dense layer alone (it"
+    ),
+    "several teachers of SimKD": (
+        ["loss=simkd", "teacher.members=2"], "layers of a teacher, and this run has 2"
+    ),
+    "factor": (["loss=simkd", "loss.simkd.factor=0"], "factor=0 must be a whole number, at le"),
+    "pairs of SimKD": (["loss=simkd", "loss.simkd.pairs=[[stage1,map]]"], "pairs must be [[map,"),
     "combine": (["teacher.combine=confidence"], "there is one teacher; type teacher.members=3"),
     "cache": (["cache.features=float16"], "no loss compares layers of the teacher"),
 }  # fmt: skip

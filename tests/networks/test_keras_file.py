@@ -94,6 +94,14 @@ def test_a_run_s_network_is_built_again_with_its_weights(written, kind):
         load_of_run(Path("model.keras"), "teacher", other)
 
 
+def test_a_rebuilt_student_takes_its_own_layers_from_the_module_of_its_network(written):
+    """It is another network than its record builds, so it must come from the file alone."""
+    model, recorded = written("plain")
+    other = {**recorded, "network": {**recorded["network"], "units": 6}, "rebuilt": True}
+    again = load_of_run(Path("model.keras"), "student", other)
+    np.testing.assert_array_equal(again(IMAGES), model(IMAGES))
+
+
 def test_a_run_whose_module_is_gone_is_one_line(written):
     _, recorded = written("plain")
     Path("own_nets.py").unlink()

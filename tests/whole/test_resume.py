@@ -48,6 +48,8 @@ def result(out: Path) -> dict:
 
 
 DATA = ("dataset=npz", "dataset.path=quarters.npz", *SMALL)
+# A teacher whose head a student can reuse.
+POOLING = ("teacher=resnet8", "teacher.network.widths=[3,4,6]", "epochs=2", "teacher_dir=pooling")
 # Dropout, moments, a moving rate, early stopping and a batch that does not divide the epoch.
 TRICKY = (
     "student.network.dropout=0.3",
@@ -69,6 +71,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert cli.main(["train-teacher", *DATA]) == 0
+        assert cli.main(["train-teacher", *DATA[:2], *POOLING]) == 0
     return folder
 
 
@@ -156,6 +159,16 @@ def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset
         pytest.param(
             ["loss=[hinton,hint]", "loss.hint.pairs=[[pooled,pooled]]"],
             id="hint",
+        ),
+        # A student of other layers than it is configured with, the last of which are frozen.
+        pytest.param(
+            [
+                "loss=[hinton,simkd]",
+                "teacher.checkpoint=pooling",
+                "student=cnn",
+                "student.network.block_dropout=0.2",
+            ],
+            id="simkd",
         ),
     ],
 )
