@@ -48,6 +48,12 @@ def with_reused_head(
     for layer, copy in zip(head, copies, strict=True):
         copy.set_weights(layer.get_weights())
         copy.trainable = False
+    lambdas = [one.path for one in graph.places if isinstance(one.operation, layers.Lambda)]
+    if lambdas:  # of other networks the function builds it, and of this one there is none
+        raise ConfigError(
+            f"the student has a Lambda layer ({lambdas[0]}), whose code kd does not load from the "
+            "file of a student with another head; write it as a layer with a class"
+        )
     try:
         network = keras.Model(graph.inputs, x, name=student.name)
     except ValueError as error:  # nested models may have layers of one name

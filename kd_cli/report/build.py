@@ -273,8 +273,9 @@ def _notes(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> li
             )
     for group in students:
         if group.record.get("deployed"):
-            made = Deployed(**group.record["deployed"]).words()
-            notes.append(f"{group.name} deploys {made}; it is larger than its scratch student.")
+            parts = Deployed(**group.record["deployed"])
+            sizes = f"{group.record['parameters']:,} in all; its scratch student has"
+            notes.append(f"{group.name} is {parts.words()}: {sizes} {parts.configured:,}.")
     for key in ("device", "precision"):
         mixed = {
             group.name

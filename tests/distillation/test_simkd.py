@@ -148,6 +148,12 @@ def any_size():
     return keras.Model(inputs, layers.Dense(10)(x))
 
 
+def with_lambda():
+    inputs = keras.Input((2, 2, 3))
+    x = layers.Conv2D(4, 1)(layers.Lambda(lambda t: 2 * t, name="twice")(inputs))
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
 REFUSED = {
     "an mlp as student": (
         lambda: mlp([2, 2, 3], 10, units=[4]), lambda: network(2, 6), "the student has no 'map'"
@@ -171,6 +177,7 @@ REFUSED = {
     "sides": (
         lambda: network(3, 3), lambda: network(2, 6), "last map is 3x3 and the teacher's 2x2: one"
     ),
+    "a lambda": (with_lambda, lambda: network(2, 6), "the student has a Lambda layer (twice)"),
     "any size": (any_size, lambda: network(2, 6), "the size of the student's last map is not kn"),
 }  # fmt: skip
 
