@@ -69,6 +69,7 @@ _RECORD: dict[str, Any] = {
     "alpha": None,
     "class_weights": [0.5, 1.5],
     "parameters_for_distilling": 40,
+    "deployed": {"configured": 900, "body": 600, "projector": 300, "head": 100},
     "temperature": None,
     "epochs_done": 2,
     "steps_done": 4,

@@ -119,7 +119,8 @@ def parts(
 
     Args:
         plan, dataset, role: As in `engine_for`.
-        teacher: What the losses get of its layers; None where no loss wants any.
+        teacher: What the losses get of its layers; None leaves the losses' own weights, and the
+            student that a loss rebuilds, out.
     """
     steps = length(plan, dataset)
     schedule = build(plan.schedule, "schedule")(*steps)
@@ -186,9 +187,10 @@ def _objective(
         graph = Graph(model, "student")
         network = graph.with_taps(objective.student_taps)
         shapes = {tap: graph.find(tap).shape for tap in objective.student_taps}
-    split = dataset.train
-    found = teacher.shapes if teacher else {}
-    objective.build(shapes, found, dataset.num_classes, split.labels[split.rows])
+    if teacher is not None:
+        split = dataset.train
+        labels = split.labels[split.rows]
+        objective.build(shapes, teacher.shapes, dataset.num_classes, labels)
     return objective, model, network
 
 

@@ -31,6 +31,7 @@ METHODS = {
     "nkd": ["loss=nkd"],
     **{name: [f"loss=[hinton,{name}]"] for name in ("at", "sp", "rkd", "pkt", "hint", "reviewkd")},
     "crd, 1,024 negatives": ["loss=[hinton,crd]", "loss.crd.negatives=1024"],
+    "simkd": ["loss=simkd"],
 }
 BASE = (
     "dataset=npz", "dataset.path=random.npz", "student=resnet8", "teacher=resnet20",

@@ -126,7 +126,7 @@ def test_a_file_holds_it_without_code_of_ours(tmp_path):
 def test_a_finer_student_is_averaged_down_and_a_coarser_one_averages_the_teacher():
     pixels = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
     made, _ = with_reused_head(network(4, 3), network(2, 6), 2)
-    body = keras.Model(made.inputs, made.get_layer("simkd_pool").output)
+    body = keras.Model(made.inputs[0], made.get_layer("simkd_pool").output)
     blocks = pixels.reshape(2, 2, 2, 2, 2, 3).mean((2, 4))
     np.testing.assert_allclose(body(pixels), blocks, rtol=1e-5, atol=1e-6)
     made, _ = with_reused_head(network(2, 3), network(4, 6), 2)

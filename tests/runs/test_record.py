@@ -95,6 +95,7 @@ OPTIONAL |= {
     for key in (
         *("validation", "fidelity", "gradients", "teacher", "class_weights"),
         "parameters_for_distilling",
+        "deployed",
         *("pseudo_labels", "rounds", "best_round"),
     )
 }
