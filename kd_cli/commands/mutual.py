@@ -23,6 +23,7 @@ from kd_cli.commands.result_table import scratch_of
 from kd_cli.commands.table import COMMANDS, Request
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
+from kd_cli.config.keys import PLACES
 from kd_cli.config.overrides import is_typed, place_of, scratch_overrides
 from kd_cli.config.plans import peer_name
 from kd_cli.data.dataset import Dataset
@@ -77,7 +78,7 @@ def run(request: Request) -> int:
     refuse_sweeping(request.overrides, "leave it out")
     asked, session = asked_for(request.overrides), Session()
     register_resolvers(Runs(request.config_dir))
-    found = _runs(request, asked.students)
+    found = runs_of(request, asked.students)
     if asked.baseline:
         for one, _ in found:
             _train_alone(request, one, session)
@@ -145,8 +146,16 @@ def asked_for(overrides: Sequence[str]) -> Asked:
     return Asked([list(kept) for _ in range(int(count))], baseline)
 
 
-def _runs(request: Request, students: list[list[str]]) -> list[tuple[Run, DictConfig]]:
-    """Each student's run, and its composed configuration; all are checked."""
+def runs_of(request: Request, students: list[list[str]]) -> list[tuple[Run, DictConfig]]:
+    """Each student's run, and its composed configuration.
+
+    Args:
+        request: Of `kd mutual`.
+        students: The overrides of each.
+
+    Raises:
+        ConfigError: A mistake in one of them, or students that can't learn together.
+    """
 
     def composed(typed: list[str]) -> DictConfig:
         return compose(request.command.config, typed, request.config_dir)
@@ -187,11 +196,12 @@ def _with_peers(plan: DictConfig, plans: list[DictConfig], number: int) -> DictC
     plain["peers"] = {
         "number": number,
         "students": [one["student"]["name"] for one in each],
-        "networks": [one["student"]["network"] for one in each],
-        "inputs": [one["student"]["input"] for one in each],
+        "settings": {"student": [network_spec(one.student) for one in plans]},
     }
-    own = {key: [one.get(key) for one in each] for key in ("learning_rate", "optimizer", "schedule")}
-    plain["peers"] |= {key: values for key, values in own.items() if len({*map(str, values)}) > 1}
+    for key in each[0].keys() - {"student", *PLACES}:  # what their own files set
+        values = [one[key] for one in each]
+        if any(one != values[0] for one in values):
+            plain["peers"]["settings"][key] = values
     made = OmegaConf.create(plain)
     OmegaConf.set_readonly(made, True)
     return made
@@ -215,9 +225,7 @@ def _refuse_unequal(plans: list[DictConfig]) -> None:
                 )
 
 
-def train_together(
-    runs: list[Run], dataset: Dataset, started: float, session: Session
-) -> Results:
+def train_together(runs: list[Run], dataset: Dataset, started: float, session: Session) -> Results:
     """Trains students that teach each other; those that have ended need no other to be finished."""
     whole = len(runs) == len(runs[0].plan.peers.students)
     results: Results = {}

@@ -141,15 +141,13 @@ def deit(
 
 
 @requires(words="mean over the other students of KL(other || student)")
-def mutual(
-    labels: tf.Tensor | None, student: Outputs, teacher: Outputs
-) -> dict[str, tf.Tensor]:
+def mutual(labels: tf.Tensor | None, student: Outputs, teacher: Outputs) -> dict[str, tf.Tensor]:
     """Mean over the n other students of KL(p_j || p), at T = 1; labels are not used.
 
     `teacher` has the logits of the others at this step, [B, n, K], or of one alone [B, K]. No
     gradient flows into them: each student learns by its own weights only.
     Source: Zhang et al. 2018, "Deep mutual learning", equations 2 to 8; agrees with the authors'
-    code.
+    code but for the 1e-8 inside its logarithms.
     """
     theirs = tf.stop_gradient(teacher["logits"])
     theirs = theirs if len(theirs.shape) == 3 else theirs[:, None]
