@@ -176,6 +176,7 @@ def runs_of(request: Request, students: list[list[str]]) -> list[tuple[Run, Dict
         own = runs.plan(cfg, typed_for(cfg.hydra))
         runs.plans[tuple(typed_for(cfg.hydra))] = _with_peers(own, plans, number)
         one = runs.single(cfg)
+        one = dataclasses.replace(one, out=one.out.absolute())  # as Hydra's are
         configuration = {
             "config.yaml": OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]),
             "hydra.yaml": OmegaConf.masked_copy(cfg, "hydra"),
