@@ -4,7 +4,7 @@
     balance     the gradient of each loss term
     loop        epochs around it: validation, the best epoch, early stopping, resume
     peers       trainings that learn from each other
-    health      warns about dead layers, and an accuracy at chance
+    standing    where a training stands, and warnings about it
     assembly    builds a training step from a checked plan
     train       trains a run and writes its directory
     schedules   learning rates

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from kd_cli.runs.quality import score
 from kd_cli.runs.state import State, settle
 from kd_cli.terminal import TrainingProgress, shown
 from kd_cli.training import peers
-from kd_cli.training.health import check_health
+from kd_cli.training.standing import Fit, check_health
 from kd_cli.training.step import Engine, Learner
 from kd_cli.training.trackers import Trackers
 
@@ -33,36 +33,6 @@ _NEVER = 2**62  # a step that does not come
 
 class NonFiniteError(RuntimeError):
     """The loss became NaN or infinite."""
-
-
-@dataclass
-class Fit:
-    """Where a training stands. It is saved with the state.
-
-    Attributes:
-        epoch, step: Finished epochs, and steps.
-        best_epoch: The epoch chosen on validation; without a validation split the last one.
-        best, last: Validation `accuracy` and `nll` of those epochs; empty without a split.
-        stopped: `finished` or `early stopping`; empty while training goes on.
-        train_seconds, seconds: Training steps of the finished epochs alone, and everything.
-        epoch_seconds: Training steps of the unfinished epoch.
-        examples: Trained on in the finished epochs.
-        learners: Trainings that shared the seconds, at most.
-        warnings: What there is to warn about at present, by what it is about.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best_epoch: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    last: dict[str, float] = field(default_factory=dict)
-    stopped: str = ""
-    train_seconds: float = 0.0
-    seconds: float = 0.0
-    epoch_seconds: float = 0.0
-    examples: int = 0
-    learners: int = 1
-    warnings: dict[str, str] = field(default_factory=dict)
 
 
 def better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from kd_cli.training.loop import Training
+from kd_cli.runs.state import State
+
+
+class Training(Protocol):
+    """What is needed of a `loop.Training`."""
+
+    peers: list[Any]
+    error: Exception | None
+    state: State
+    run: Any
+
+    def attempt(self, act: Callable[..., Any], *args: Any) -> Any: ...
 
 
 class PeerError(RuntimeError):

@@ -1,9 +1,9 @@
-"""Warnings about a network in training: hidden layers that are dead, an accuracy at chance."""
+"""Where a training stands, and what there is to warn about: dead layers, an accuracy at chance."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,10 +13,37 @@ from kd_cli.networks.wrap import dead_layers
 from kd_cli.runs.quality import STEPS_TO_LEARN, chance
 from kd_cli.training.step import Learner
 
-if TYPE_CHECKING:
-    from kd_cli.training.loop import Fit
-
 log = logging.getLogger("kd")
+
+
+@dataclass
+class Fit:
+    """Where a training stands. It is saved with the state.
+
+    Attributes:
+        epoch, step: Finished epochs, and steps.
+        best_epoch: The epoch chosen on validation; without a validation split the last one.
+        best, last: Validation `accuracy` and `nll` of those epochs; empty without a split.
+        stopped: `finished` or `early stopping`; empty while training goes on.
+        train_seconds, seconds: Training steps of the finished epochs alone, and everything.
+        epoch_seconds: Training steps of the unfinished epoch.
+        examples: Trained on in the finished epochs.
+        learners: Trainings that shared the seconds, at most.
+        warnings: What there is to warn about at present, by what it is about.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    stopped: str = ""
+    train_seconds: float = 0.0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    examples: int = 0
+    learners: int = 1
+    warnings: dict[str, str] = field(default_factory=dict)
 
 
 def check_health(
