@@ -7,6 +7,7 @@
     train            train-teacher and train-student
     distill          distill
     self_train       self-train
+    mutual           students that teach each other
     compare explain evaluate report cache guide help    one command each
     estimate         how long a run takes, for explain
     evaluate_target  what evaluate measures, and on which data

@@ -125,9 +125,7 @@ def run(request: Request) -> int:
     if is_sweep(request.flags):
         return train(prepare(request), Session())
     overrides = request.overrides
-    for override in overrides:
-        if override_key(override) in _OF_SWEEPS:
-            raise ConfigError(f"{override} says how to sweep: add --multirun, or leave it out")
+    refuse_sweeping(overrides, "add --multirun, or leave it out")
     runs = Runs(request.config_dir)
     register_resolvers(runs)
     cfg = compose(request.command.config, overrides, request.config_dir)
@@ -137,6 +135,13 @@ def run(request: Request) -> int:
     if job.failure is not None:
         raise job.failure
     return 0
+
+
+def refuse_sweeping(overrides: list[str], instead: str) -> None:
+    """Refuses keys that count in a sweep alone, with what to type instead."""
+    for override in overrides:
+        if override_key(override) in _OF_SWEEPS:
+            raise ConfigError(f"{override} says how to sweep: {instead}")
 
 
 def is_sweep(flags: list[str]) -> bool:

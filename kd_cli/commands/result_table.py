@@ -31,7 +31,7 @@ def print_result(record: Record, run: Run) -> None:
         files["teacher"] = record.teacher.path
     runs[name] = FinishedRun(record)
     if record.teacher:
-        scratch, files["scratch student"] = _scratch(record, run)
+        scratch, files["scratch student"] = scratch_of(record, run)
         if isinstance(scratch, FinishedRun):
             runs["scratch student"] = scratch
         else:
@@ -78,8 +78,8 @@ def _teacher(run: FinishedRun) -> FinishedRun:
     return run.teacher
 
 
-def _scratch(record: Record, run: Run) -> tuple[FinishedRun | str, str]:
-    """A distilled student's scratch student and its directory.
+def scratch_of(record: Record, run: Run) -> tuple[FinishedRun | str, str]:
+    """A taught student's scratch student and its directory.
 
     Where there is none: what stands in its row, and why. Without labels there is no row.
     """

@@ -95,6 +95,14 @@ TABLE = (
         note="chain takes the keys of distill, and student=A,B,C or generations=3",
     ),
     Command(
+        "mutual",
+        ("train students that teach each other, without a teacher",),
+        "mutual:run",
+        config="mutual",
+        trains="mutual:train_together",
+        note="mutual takes the keys of train-student, student=A,B,C or peers=2, and baseline=true",
+    ),
+    Command(
         "self-train",
         ("train the student on labels that it has given to unlabelled images, in rounds",),
         "job:run",

@@ -305,6 +305,7 @@ class Config(Keys):
         unused={
             "train-teacher": "its loss is the cross-entropy (see label_smoothing)",
             "train-student": "its loss is the cross-entropy (see label_smoothing)",
+            "mutual": OF_LOSS["mutual"],
             "self-train": "its loss is the cross-entropy (see pseudo.labels)",
             **TRAINS_NOTHING,
         },

@@ -35,6 +35,16 @@ def has_rounds(plan: DictConfig) -> bool:
     return "pseudo" in plan
 
 
+def is_mutual(plan: DictConfig) -> bool:
+    """Whether the student is one of several that teach each other: `mutual`."""
+    return "peers" in plan
+
+
+def peer_name(plan: DictConfig) -> str:
+    """Of one of several students that teach each other: its network and number, from 1."""
+    return f"{plan.student.name} ({plan.peers.number})"
+
+
 def given_by(plan: DictConfig) -> str:
     """The key that gives a distill run a finished teacher; empty if kd trains the teacher."""
     if plan.teacher.checkpoint is not None:
@@ -117,7 +127,7 @@ def teacher_augment_follows(plan: DictConfig) -> bool:
 def scratch_plan(plan: DictConfig) -> DictConfig:
     """The plan of `kd train-student` for the same student: the same settings without a teacher."""
     plain = OmegaConf.to_container(plan)
-    for key in UNUSED["train-student"]:
+    for key in (*UNUSED["train-student"], "peers"):
         plain.pop(key, None)
     return OmegaConf.create(
         {

@@ -2,7 +2,7 @@
 
     interface         how a loss is called, and what it may need
     losses            cross-entropy, hinton, function_matching, hard
-    logit_losses      DKD, DIST, NKD, the distillation token of DeiT
+    logit_losses      DKD, DIST, NKD, the distillation token of DeiT, mutual learning
     feature_losses    AT, SP, RKD, PKT
     hint              projected features: FitNets, projector ensemble, VkD
     contrastive       CRD
@@ -43,6 +43,7 @@ PUBLIC = {
     "function_matching": "losses",
     "hard": "losses",
     "hinton": "losses",
+    "mutual": "logit_losses",
     "nkd": "logit_losses",
     "pkt": "feature_losses",
     "relational": "feature_losses",

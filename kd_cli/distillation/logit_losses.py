@@ -1,4 +1,4 @@
-"""Losses of logits beyond Hinton's: DKD, DIST, NKD, and the distillation token of DeiT.
+"""Losses of logits beyond Hinton's: DKD, DIST, NKD, DeiT's distillation token, mutual learning.
 
 Images without a label count in DKD and NKD under the class that the teacher decides for; mixed
 images under the class with the largest share.
@@ -138,6 +138,21 @@ def deit(
         hard = cross_entropy(labels, {"logits": by_label}, None)["hard"]
     told = cross_entropy(decision, {"logits": by_teacher}, None)["hard"]
     return {"hard": 0.5 * hard, "teacher": 0.5 * told}
+
+
+@requires(words="mean over the other students of KL(other || student)")
+def mutual(labels: tf.Tensor | None, student: Outputs, teacher: Outputs) -> dict[str, tf.Tensor]:
+    """Mean over the n other students of KL(p_j || p), at T = 1; labels are not used.
+
+    `teacher` has the logits of the others at this step, [B, n, K], or of one alone [B, K]. No
+    gradient flows into them: each student learns by its own weights only.
+    Source: Zhang et al. 2018, "Deep mutual learning", equations 2 to 8; agrees with the authors'
+    code but for the 1e-8 inside its logarithms.
+    """
+    theirs = tf.stop_gradient(teacher["logits"])
+    theirs = theirs if len(theirs.shape) == 3 else theirs[:, None]
+    log_q = tf.nn.log_softmax(student["logits"])[:, None]
+    return {"mutual": tf.reduce_mean(_divergence(tf.nn.log_softmax(theirs), log_q), axis=1)}
 
 
 def _logits(student: Outputs, teacher: Outputs, standardise: bool) -> tuple[tf.Tensor, tf.Tensor]:

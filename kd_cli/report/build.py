@@ -16,7 +16,7 @@ from kd_cli.report.columns import NONE
 from kd_cli.report.groups import (
     DISTILLED,
     PLAIN,
-    SELF,
+    TAUGHT,
     TEACHER,
     Comparison,
     Group,
@@ -174,7 +174,7 @@ def _summary(
     lines = []
     alone = [family for family in own if all(group.kind != PLAIN for group in family)]
     for family in [*[family for family in own if family not in alone], *alone]:
-        taught = [group for group in family if group.kind in (DISTILLED, SELF)]
+        taught = [group for group in family if group.kind in TAUGHT]
         if not taught:
             continue
         where = f"{titles[family[0].data]} {family[0].family_name}"

@@ -17,7 +17,7 @@ from kd_cli.report.columns import COLUMNS
 from kd_cli.report.groups import (
     DISTILLED,
     PLAIN,
-    SELF,
+    TAUGHT,
     TEACHER,
     Comparison,
     Group,
@@ -47,7 +47,7 @@ def drawn_families(groups: Sequence[Group]) -> list[list[Group]]:
 
     def rank(family: list[Group]) -> tuple[bool, bool, int]:
         kinds = {group.kind for group in family}
-        taught = bool(kinds & {DISTILLED, SELF})
+        taught = bool(kinds & set(TAUGHT))
         return taught and PLAIN in kinds, taught, sum(len(group.runs) for group in family)
 
     ranked = sorted(families(students), key=rank, reverse=True)
@@ -80,7 +80,7 @@ def example(family: Sequence[Group], comparisons: Comparisons) -> Example | None
 
     None where the family has no distilled student with predictions.
     """
-    taught = [group for group in family if group.kind in (DISTILLED, SELF)]
+    taught = [group for group in family if group.kind in TAUGHT]
     if not taught:
         return None
     best = chosen(family)

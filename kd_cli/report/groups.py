@@ -26,20 +26,23 @@ from kd_cli.runs.finished import (
 from kd_cli.runs.identity import digest
 from kd_cli.terminal import brief
 
-TEACHER, PLAIN, SCRATCH, DISTILLED, SELF = (
+TEACHER, PLAIN, SCRATCH, DISTILLED, SELF, MUTUAL = (
     "teacher",
     "scratch",
     "scratch variant",
     "distilled",
     "self-trained",
+    "mutual",
 )
+TAUGHT = (DISTILLED, SELF, MUTUAL)
 # What makes a seed; augment.seed follows data_seed, and the dataset's seeds may follow too.
 _SEEDS = (
     "init_seed", "data_seed", "augment.seed", "dataset.split_seed", "dataset.labelled_seed",
 )  # fmt: skip
 # What a scratch student has not: equal without these is equal training.
 _NOT_SCRATCH = {
-    *UNUSED["train-student"], "command", "label_smoothing", "round", "dataset.unlabelled_path",
+    *UNUSED["train-student"], "command", "label_smoothing", "round", "peers",
+    "dataset.unlabelled_path",
 }  # fmt: skip
 
 
@@ -49,7 +52,7 @@ class Group:
 
     Attributes:
         key: Hash of what they share.
-        kind: TEACHER, PLAIN (scratch, cross-entropy), SCRATCH (another loss), DISTILLED or SELF.
+        kind: TEACHER, PLAIN (scratch, cross-entropy), SCRATCH (another loss), or one of TAUGHT.
         family: Hash of what they share with their scratch student; groups of one family can be
             compared. A teacher's is its own.
         data: Hash of the dataset; groups of one family have the same.
@@ -120,7 +123,7 @@ def grouped(runs: Sequence[FinishedRun]) -> tuple[list[Group], int]:
         groups.append(Group(key, kind, family, str(record["inputs"].get("data")), own))
     order = list(dict.fromkeys(group.family for group in groups))
     place = {family: number for number, family in enumerate(order)}
-    kinds = (TEACHER, PLAIN, SCRATCH, DISTILLED, SELF)
+    kinds = (TEACHER, PLAIN, SCRATCH, *TAUGHT)
 
     def rank(group: Group) -> tuple:
         best = group.summary(validation_accuracy)
@@ -185,12 +188,12 @@ def families(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def candidates(family: Sequence[Group]) -> list[Group]:
-    """The distilled and self-trained groups that one may be chosen from.
+    """The groups of taught students that one may be chosen from.
 
     Those with enough seeds for a verdict, where there are any: the best of many single seeds is
     chosen for its luck.
     """
-    taught = [group for group in family if group.kind in (DISTILLED, SELF)]
+    taught = [group for group in family if group.kind in TAUGHT]
     enough = [group for group in taught if len(group.runs) >= statistics.MIN_SEEDS]
     return enough or taught
 
@@ -236,8 +239,9 @@ def _kind(record: Mapping[str, Any]) -> str:
     command = record["command"]
     if command == "train-teacher":
         return TEACHER
-    if command in ("distill", "self-train"):
-        return DISTILLED if command == "distill" else SELF
+    taught = {"distill": DISTILLED, "self-train": SELF, "mutual": MUTUAL}
+    if command in taught:
+        return taught[command]
     loss = record["config"].get("loss") or {}
     plain = loss.get("_target_") in (None, "kd_cli.distillation.cross_entropy")
     return PLAIN if plain and not loss.get("label_smoothing") else SCRATCH
@@ -288,7 +292,7 @@ LOSS_SETTINGS = ("loss.alpha", "loss.temperature", "loss.label_smoothing")
 def _method(group: Group) -> str:
     if group.kind == DISTILLED:
         return str(_settings(group).get("loss", "distilled"))
-    return "self-train" if group.kind == SELF else "scratch"
+    return {SELF: "self-train", MUTUAL: "mutual"}.get(group.kind, "scratch")
 
 
 def _settings(group: Group) -> dict[str, Any]:
@@ -304,7 +308,8 @@ def _words(
     keys = sorted({key for one in rivals for key in one})
     differing = [key for key in keys if len({_plain(one.get(key)) for one in rivals}) > 1]
     # What is off or empty goes without saying.
-    told = {key: settings.get(key) for key in [*always, *differing] if "_partial_" not in key}
+    untold = ("_partial_", "peers.settings.")  # of the latter the names are enough
+    told = {k: settings.get(k) for k in [*always, *differing] if not any(u in k for u in untold)}
     if not told.get("loss.label_smoothing"):
         told.pop("loss.label_smoothing", None)
     kept = _short({key: value for key, value in told.items() if value not in (None, [], {})})

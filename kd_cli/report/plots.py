@@ -22,7 +22,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from kd_cli.report.groups import DISTILLED, PLAIN, SCRATCH, SELF, TEACHER
+from kd_cli.report.groups import DISTILLED, MUTUAL, PLAIN, SCRATCH, SELF, TEACHER
 from kd_cli.runs.quality import reliability as reliability_bins
 
 _WIDTH = 4.8
@@ -40,6 +40,7 @@ _KINDS = {
     SCRATCH: {"color": "#0072B2", "marker": "D", "markerfacecolor": "white"},
     DISTILLED: {"color": "#D55E00", "marker": "o"},
     SELF: {"color": "#00795A", "marker": "v"},
+    MUTUAL: {"color": "#8A4FA3", "marker": "P"},
 }
 _LOOK = {
     "font.size": 10,

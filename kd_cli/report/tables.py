@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from kd_cli.report.columns import NONE, Column, In, columns
 from kd_cli.report.groups import (
-    DISTILLED,
     PLAIN,
-    SELF,
+    TAUGHT,
     TEACHER,
     Comparison,
     Group,
@@ -32,7 +31,7 @@ def results(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> T
     for title, family in [*parts, *[(family[0].family_name, family) for family in own]]:
         rows.append(Row(span=title))
         best = chosen(family)
-        several = sum(group.kind in (DISTILLED, SELF) for group in family) > 1
+        several = sum(group.kind in TAUGHT for group in family) > 1
         for group in family:
             cells = [group.name, str(len(group.runs))]
             cells += [column.over(group.runs) for column in shown]

@@ -21,6 +21,7 @@ from kd_cli.config.overrides import override_key
 from kd_cli.config.plans import (
     given_by,
     has_rounds,
+    is_mutual,
     is_taught,
     member_plans,
     teacher_plan,
@@ -236,6 +237,8 @@ def run_name(plan: DictConfig) -> str:
                 words.append(f"{key}{plan[key]:g}")
     if has_rounds(plan):
         words += [plan.pseudo.labels, f"threshold{plan.pseudo.threshold:g}"]
+    if is_mutual(plan):
+        words.append(f"peer{plan.peers.number}of{len(plan.peers.students)}")
     words.append(f"steps{plan.steps}" if plan.steps else f"epochs{plan.epochs}")
     words.append(f"seed{plan.seed}")
     # A file system takes 255 bytes; the id tells apart what is cut.

@@ -199,7 +199,7 @@ class Record(Part):
     """The content of a `metrics.json`."""
 
     schema_version: int = _says("version of these keys", default=SCHEMA_VERSION)
-    command: str = _says("train-teacher, train-student, distill or self-train")
+    command: str = _says("train-teacher, train-student, distill, mutual or self-train")
     run_id: str = _says("hash of the configuration that can change the result")
     config: dict = _says("that configuration, resolved")
     inputs: dict = _says("SHA-256 of data, split, teacher and given files")

@@ -3,6 +3,8 @@
     step        the traced training step of one or several students
     balance     the gradient of each loss term
     loop        epochs around it: validation, the best epoch, early stopping, resume
+    peers       trainings that learn from each other
+    standing    where a training stands, and warnings about it
     assembly    builds a training step from a checked plan
     train       trains a run and writes its directory
     schedules   learning rates

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import VARIABLES
-from kd_cli.config.plans import given_by, has_rounds, is_taught, view_shape
+from kd_cli.config.plans import given_by, has_rounds, is_mutual, is_taught, view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, first_line
@@ -292,6 +292,7 @@ def engine_for(
         views=augmentation(first, dataset, session),
         repeats=outputs.repeats if outputs else None,
         budget=first.memory_gib * 2**30,
+        mutual=is_mutual(first),
     )
     return session.engine.keep(key, engine)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import numpy as np
 from kd_cli.data.dataset import Split
 from kd_cli.files import append_row, discard, read_rows, rewrite_rows
 from kd_cli.networks.predict import Prepare, predict_rows
-from kd_cli.networks.wrap import dead_layers
-from kd_cli.runs.quality import STEPS_TO_LEARN, chance, score
-from kd_cli.runs.state import State
+from kd_cli.runs.quality import score
+from kd_cli.runs.state import State, settle
 from kd_cli.terminal import TrainingProgress, shown
+from kd_cli.training import peers
+from kd_cli.training.standing import Fit, check_health
 from kd_cli.training.step import Engine, Learner
 from kd_cli.training.trackers import Trackers
 
@@ -32,36 +33,6 @@ _NEVER = 2**62  # a step that does not come
 
 class NonFiniteError(RuntimeError):
     """The loss became NaN or infinite."""
-
-
-@dataclass
-class Fit:
-    """Where a training stands. It is saved with the state.
-
-    Attributes:
-        epoch, step: Finished epochs, and steps.
-        best_epoch: The epoch chosen on validation; without a validation split the last one.
-        best, last: Validation `accuracy` and `nll` of those epochs; empty without a split.
-        stopped: `finished` or `early stopping`; empty while training goes on.
-        train_seconds, seconds: Training steps of the finished epochs alone, and everything.
-        epoch_seconds: Training steps of the unfinished epoch.
-        examples: Trained on in the finished epochs.
-        learners: Trainings that shared the seconds, at most.
-        warnings: What there is to warn about at present, by what it is about.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best_epoch: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    last: dict[str, float] = field(default_factory=dict)
-    stopped: str = ""
-    train_seconds: float = 0.0
-    seconds: float = 0.0
-    epoch_seconds: float = 0.0
-    examples: int = 0
-    learners: int = 1
-    warnings: dict[str, str] = field(default_factory=dict)
 
 
 def better(new: dict[str, float], old: dict[str, float], monitor: str) -> bool:
@@ -114,18 +85,29 @@ class LoopSettings:
 class Training:
     """One learner's training: it continues from `run.out/state` where there is one.
 
+    Args:
+        learner: With its initial weights.
+        run: What is its own.
+        shared: What it shares with others.
+        mutual: Whether it learns from others. Then they all go on until none has more to do, fail
+            together, and their states count together.
+
     Attributes:
+        peers: These others, itself included; else itself alone.
         now: Where it stands.
         best_weights: Weights of the best epoch so far.
         error: Why it was given up, or None.
     """
 
-    def __init__(self, learner: Learner, run: RunSettings, shared: LoopSettings) -> None:
+    def __init__(
+        self, learner: Learner, run: RunSettings, shared: LoopSettings, mutual: bool = False
+    ) -> None:
         self.learner = learner
         self.run = run
         self.shared = shared
         self.error: Exception | None = None
-        self.state = State(run.out / "state")
+        self.peers = [self]
+        self.state = State(run.out / "state", held=mutual)
         self.history = run.out / "history.jsonl"
         self.now = Fit()
         self.best_weights: list[np.ndarray] = []
@@ -169,9 +151,13 @@ class Training:
 
     @property
     def goes_on(self) -> bool:
+        return self.error is None and any(not one._ended for one in self.peers)
+
+    @property
+    def _ended(self) -> bool:
+        """Whether it has done all that it has to do itself."""
         now, run = self.now, self.run
-        ended = now.stopped or now.epoch >= run.epochs or now.step >= run.total_steps
-        return self.error is None and not ended
+        return bool(now.stopped or now.epoch >= run.epochs or now.step >= run.total_steps)
 
     def check_terms(self, epoch: int) -> None:
         """Gives up when a term of the loss was not finite."""
@@ -194,10 +180,13 @@ class Training:
     def _give_up(self, why: str) -> None:
         self.error = NonFiniteError(f"{self.run.label}: {why}")
 
+    @property
+    def due(self) -> bool:
+        """Whether the last saved state is older than `shared.minutes`."""
+        return time.monotonic() - self.saved >= 60 * self.shared.minutes
+
     def save_inside_epoch(self, step: int, seconds: float) -> None:
-        """Saves the state if the last one is older than `shared.minutes`."""
-        if time.monotonic() - self.saved < 60 * self.shared.minutes:
-            return
+        """Saves the state."""
         counters = dict(vars(self.now), step=step, epoch_seconds=seconds)
         counters["seconds"] = self.before + time.monotonic() - self.started
         self.state.save(self.learner.variables, self.run.owner, counters, None)
@@ -240,15 +229,13 @@ class Training:
             self.best_weights = model.get_weights()
         if shared.patience is not None and validation is not None:
             now.stopped = "early stopping" if epoch - now.best_epoch >= shared.patience else ""
-        if not self.goes_on or epoch & (epoch - 1) == 0:  # epochs 1, 2, 4, 8, ... and the last
-            _check_health(now, self.learner, validation or rest, shared.prepare, self.run.label)
+        if self._ended or epoch & (epoch - 1) == 0:  # epochs 1, 2, 4, 8, ... and the last
+            check_health(now, self.learner, validation or rest, shared.prepare, self.run.label)
         now.seconds = self.before + time.monotonic() - self.started
         append_row(self.history, row)
         best = self.best_weights if is_best else None
         self.state.save(self.learner.variables, self.run.owner, vars(now), best)
         self.saved = time.monotonic()
-        # After the state: an epoch that is trained again was not told before.
-        self.run.trackers.epoch(row, model)
         return row
 
 
@@ -267,9 +254,14 @@ def fit(
         Each as it ends, while those that train longer wait. Its model holds the weights of its
         last step, and may be given others.
     """
+    if engine.mutual:
+        settle([State(run.out / "state") for run in runs])
     trainings = [
-        Training(learner, run, shared) for learner, run in zip(engine.learners, runs, strict=True)
+        Training(learner, run, shared, engine.mutual)
+        for learner, run in zip(engine.learners, runs, strict=True)
     ]
+    if engine.mutual:
+        peers.join(trainings)
     label = runs[0].label if len(runs) == 1 else f"{len(runs)} students"
     for training in trainings:
         training.now.learners = max(training.now.learners, len(trainings))
@@ -320,6 +312,7 @@ def _run_epoch(
         engine.run(first_step, done, stop)
         for training in active:
             training.check_terms(epoch)
+        peers.fail_together(trainings)
         took = time.monotonic() - chunk_begun
         if done > begun_at:  # the first chunk may trace
             chunk = max(1, min(2 * chunk, round((stop - done) * CHUNK_SECONDS / max(took, 1e-6))))
@@ -332,21 +325,29 @@ def _run_epoch(
             trained = examples - begun_at * engine.batch_size
             progress.step(epoch, examples, values, trained / spent)
         if done < steps:
-            for training in going:
+            late = [one for one in going if any(peer.due for peer in one.peers)]
+            for training in late:
                 if first_step + done > training.now.step:
                     training.attempt(training.save_inside_epoch, first_step + done, before + spent)
+            peers.release(trainings)
     seconds = before + time.monotonic() - begun
-    rows = []
+    ended = []
     for training in active:
         if training.error is None:
             row = training.attempt(
                 training.end_epoch, first_step + steps, seconds, examples, validation, engine.split
             )
-            if row is not None:
-                run = training.run
-                progress.epoch(run.label, row, run.epochs, run.out)
-                rows.append(row)
-    if len(trainings) > 1 and rows:
+            ended += [] if row is None else [(training, row)]
+    peers.release(trainings)
+    for training, row in ended:
+        run = training.run
+        # After the state: an epoch that is trained again was not told before.
+        if training.error is None:
+            training.attempt(run.trackers.epoch, row, training.learner.model)
+        progress.epoch(run.label, row, run.epochs, run.out)
+    peers.fail_together(trainings)
+    rows = [row for _, row in ended]
+    if len(trainings) > 1 and rows and not engine.mutual:
         parts = ("train",) if validation is None else ("train", "validation")
         means = {part: _mean([row[part] for row in rows]) for part in parts}
         progress.epoch(f"mean of {len(rows)}", {**rows[0], **means}, progress.epochs, None)
@@ -357,36 +358,3 @@ def _mean(values: list[dict[str, float]]) -> dict[str, float]:
     """Means over learners, of what they all have."""
     shared = [key for key in values[0] if all(key in one for one in values)]
     return {key: sum(one[key] for one in values) / len(values) for key in shared}
-
-
-def _check_health(
-    now: Fit, learner: Learner, split: Split, prepare: Prepare | None, label: str
-) -> None:
-    """Warns of dead hidden layers and of an accuracy at chance; takes back what no longer holds.
-
-    A layer that dropout or BatchNormalization feeds can come back to life. An accuracy at chance
-    counts from `STEPS_TO_LEARN` steps on.
-    """
-    found = {}
-    # Spread over the rows: a folder's images come class by class.
-    rows = split.rows[:: -(-len(split) // 256)]
-    images = split.images[rows]
-    images = images.astype(np.float32) if prepare is None else prepare(images, rows)
-    for layer, units in dead_layers(learner.model, images).items():
-        found[f"layer '{layer}'"] = (
-            f"all {units} hidden units of layer '{layer}' are dead (never above 0 on "
-            f"{len(rows)} images) after epoch {now.epoch}; what lies before it learns nothing"
-        )
-    if now.last and now.step >= STEPS_TO_LEARN:
-        share, limit = chance(split.labels[split.rows])
-        if now.last["accuracy"] <= limit:
-            found["validation accuracy"] = (
-                f"validation accuracy {now.last['accuracy']:.4f} after epoch {now.epoch} "
-                f"is at chance ({share:.4f}, the most frequent class)"
-            )
-    for mark, text in found.items():
-        if mark not in now.warnings:
-            log.warning("%s: %s", label, text)
-    for mark in now.warnings.keys() - found.keys():
-        log.info("%s: after epoch %d no longer: %s", label, now.epoch, now.warnings[mark])
-    now.warnings = found

@@ -145,11 +145,25 @@ class Learner:
         A network's own losses are the last term, which appears when the network is called. Without
         a step the losses have the weights of the end of their ramps.
         """
+        student = self._outputs(images, index)
+        return student["logits"], self._means(labels, student, teacher, step)
+
+    def _outputs(self, images: tf.Tensor, index: tf.Tensor) -> dict[str, Any]:
+        """What the losses get of the network, in training."""
         outputs = self.network(images, training=True)
         outputs = outputs if isinstance(outputs, list) else [outputs]
         logits, *features = (tf.cast(one, tf.float32) for one in outputs)
         taps = dict(zip(self.objective.student_taps, features, strict=True))
-        student = {"logits": logits, "features": taps, "index": index}
+        return {"logits": logits, "features": taps, "index": index}
+
+    def _means(
+        self,
+        labels: tf.Tensor,
+        student: Mapping[str, Any],
+        teacher: Mapping[str, Any] | None,
+        step: tf.Tensor | None,
+    ) -> list[tf.Tensor]:
+        """As `forward`, of outputs that are there already."""
         known = labels if self.labelled else None
         terms = self.objective(known, student, teacher, step)
         means = [tf.reduce_mean(value) for value in terms.values()]
@@ -157,7 +171,7 @@ class Learner:
             means.append(tf.add_n([tf.cast(v, tf.float32) for v in self.model.losses]))
             if REGULARISATION not in self.terms:
                 self.terms.append(REGULARISATION)
-        return logits, means
+        return means
 
     def _step(
         self,
@@ -170,6 +184,18 @@ class Learner:
         with tf.GradientTape() as tape:
             logits, means = self.forward(images, labels, teacher, index, step)
             loss = self.optimizer.scale_loss(tf.add_n(means))
+        self._update(step, tape, loss, labels, logits, means)
+
+    def _update(
+        self,
+        step: tf.Tensor,
+        tape: tf.GradientTape,
+        loss: tf.Tensor,
+        labels: tf.Tensor,
+        logits: tf.Tensor,
+        means: list[tf.Tensor],
+    ) -> None:
+        """Moves the weights along the gradient of `loss`, and adds to the epoch's sums."""
         variables = self.trainable_variables
         gradients = tape.gradient(loss, variables)
         self.learning_rate.assign(tf.cast(self.schedule(step), tf.float32))
@@ -194,6 +220,33 @@ class Learner:
         return predictor(self.model)
 
 
+def step_together(
+    learners: Sequence[Learner],
+    step: tf.Tensor,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    index: tf.Tensor,
+) -> None:
+    """One step of learners that teach each other.
+
+    All look at the batch with the weights of the last step. Then each learns from its labels and
+    from what the others said, as its losses' teacher: logits [B, k - 1, K] without a gradient.
+    (Algorithm 1 of Zhang et al. 2018 asks the others again after each update: k times the passes.)
+    """
+    tapes = [tf.GradientTape() for _ in learners]
+    seen = []
+    for learner, tape in zip(learners, tapes, strict=True):
+        with tape:
+            seen.append(learner._outputs(images, index))
+    said = [tf.stop_gradient(one["logits"]) for one in seen]
+    for number, (learner, tape) in enumerate(zip(learners, tapes, strict=True)):
+        others = tf.stack([one for n, one in enumerate(said) if n != number], axis=1)
+        with tape:  # it goes on
+            means = learner._means(labels, seen[number], {"logits": others}, step)
+            loss = learner.optimizer.scale_loss(tf.add_n(means))
+        learner._update(step, tape, loss, labels, seen[number]["logits"], means)
+
+
 class Engine:
     """Trains learners on one split: one graph, one pass over the data.
 
@@ -213,6 +266,8 @@ class Engine:
         repeats: After so many epochs the views come again, because only of these the teacher's
             logits are known; None has new ones in every epoch.
         budget: Bytes of images and logits that may be held in memory; more are streamed.
+        mutual: Whether the learners teach each other. Then all take every step, until a term of
+            one of them is not finite.
     """
 
     def __init__(
@@ -228,7 +283,9 @@ class Engine:
         views: Views | None = None,
         repeats: int | None = None,
         budget: float = float("inf"),
+        mutual: bool = False,
     ) -> None:
+        self.mutual = mutual
         self.learners = learners
         self.split = split
         self.batch_size = batch_size
@@ -324,13 +381,16 @@ class Engine:
     ) -> None:
         def body(step: tf.Tensor) -> tf.Tensor:
             batch = self._batch(first_step, step, *stream)
-            for learner in self.learners:
-                learner.step_if_active(first_step + step, *batch)
+            if self.mutual:
+                images, labels, _, index = batch
+                step_together(self.learners, first_step + step, images, labels, index)
+            else:
+                for learner in self.learners:
+                    learner.step_if_active(first_step + step, *batch)
             return step + 1
 
         def goes_on(step: tf.Tensor) -> tf.Tensor:
-            return (step < stop) & tf.reduce_any(
-                tf.stack([learner.broken[0] < 0 for learner in self.learners])
-            )
+            whole = tf.stack([learner.broken[0] < 0 for learner in self.learners])
+            return (step < stop) & (tf.reduce_all if self.mutual else tf.reduce_any)(whole)
 
         tf.while_loop(goes_on, body, [start], parallel_iterations=1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kd_cli.config.plans import is_mutual, peer_name
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
@@ -123,7 +124,7 @@ def train(
         except ConfigError as error:
             results[run.out] = error
     runs = [run for run in runs if run.out not in results]
-    if not runs:
+    if not runs or (results and is_mutual(runs[0].plan)):
         return results
     plans = [run.plan for run in runs]
     outputs = taught.outputs if taught else None
@@ -140,7 +141,7 @@ def train(
         RunSettings(
             run.out,
             {"run_id": identity.run_id(run.plan), "inputs": inputs(run.plan, dataset)},
-            role if len(runs) == 1 else run.out.name,
+            _label(run, role, len(runs)),
             trackers_of(run, session),
             epochs=assembly.epochs(run.plan, dataset),
             total_steps=assembly.length(run.plan, dataset)[0],
@@ -176,6 +177,13 @@ def train(
             trackers_of(run, session).finish(record.to_json())
         session.trackers.pop(run.out, None)
     return results
+
+
+def _label(run: Run, role: str, runs: int) -> str:
+    """Whose progress it is, of so many runs that train together."""
+    if is_mutual(run.plan):
+        return peer_name(run.plan)
+    return role if runs == 1 else run.out.name
 
 
 def _gradients(engine: Engine) -> list[dict[str, Any] | None]:

@@ -23,7 +23,7 @@ from kd_cli.distillation.feature_losses import (
     similarity,
 )
 from kd_cli.distillation.hint import Hint
-from kd_cli.distillation.logit_losses import deit, dist, dkd, nkd
+from kd_cli.distillation.logit_losses import deit, dist, dkd, mutual, nkd
 from kd_cli.distillation.review import ReviewKD
 from kd_cli.distillation.several import combined, confidence
 from kd_cli.errors import ConfigError
@@ -77,6 +77,47 @@ LOGITS = {
 @pytest.mark.parametrize("key", LOGITS)
 def test_losses_of_logits(key):
     close(value_and_gradient(LOGITS[key], ZS), key, "zs")
+
+
+def shares(z):
+    """Softmax in float64."""
+    e = np.exp(np.float64(z) - np.float64(z).max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_mutual_is_the_authors_without_their_1e_8():
+    """They have KL as sum p log(1e-8 + p / (q + 1e-8)); it is 2e-5 below KL here."""
+    value, gradient = value_and_gradient(logits(mutual), ZS)
+    q, p = shares(ZS), shares(ZT)
+    theirs = (p * np.log(1e-8 + p / (q + 1e-8))).sum(1).mean()
+    assert theirs == pytest.approx(float(VALUES["dml/kl"]), rel=1e-6)
+    assert value == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-5)
+    assert value == pytest.approx(float(VALUES["dml/kl"]), rel=5e-5)
+    ratio = p / (q + 1e-8)
+    by_q = -p * ratio / (q + 1e-8) / (1e-8 + ratio) / len(q)
+    expected = VALUES["dml/kl/d_zs"]
+    np.testing.assert_allclose(q * (by_q - (by_q * q).sum(1, keepdims=True)), expected, atol=1e-7)
+    np.testing.assert_allclose(gradient, (q - p) / len(q), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(gradient, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_mutual_is_a_mean_over_the_others_and_teaches_none_of_them():
+    """NumPy, and the gradient by the others, which is not 0 where it is not stopped."""
+    others = tf.stack([ZT, ZS + 1.5 * tensor("in/zt2"), -ZT], axis=1)  # [B, 3, K]
+    with tf.GradientTape() as tape:
+        tape.watch([ZS, others])
+        (value,) = mutual(None, {"logits": ZS}, {"logits": others}).values()
+    by_own, by_others = tape.gradient(value, [ZS, others])
+    assert by_others is None and np.abs(VALUES["dml/kl/d_zt_not_stopped"]).max() > 0.01
+    q, p = shares(ZS), shares(others)
+    kl = (p * (np.log(p) - np.log(q)[:, None])).sum(-1).mean(1)
+    np.testing.assert_allclose(value, kl, rtol=1e-4)
+    np.testing.assert_allclose(by_own, q - p.mean(1), rtol=1e-3, atol=1e-5)
+    far = {"logits": tf.constant([[1e4, -1e4, 0.0]])}
+    (value,) = mutual(None, {"logits": tf.constant([[-1e4, 1e4, 0.0]])}, far).values()
+    assert float(value[0]) == pytest.approx(2e4) and not np.any(
+        mutual(None, far, far)["mutual"].numpy()
+    )
 
 
 def test_several_teachers_at_the_temperature_of_the_loss():

@@ -13,6 +13,7 @@ from kd_cli.commands import cache, guide, report
 from kd_cli.commands.arguments import arrange
 from kd_cli.commands.chain import links
 from kd_cli.commands.compare import sweeps
+from kd_cli.commands.mutual import asked_for
 from kd_cli.commands.sweep import expand
 from kd_cli.commands.table import COMMANDS as TABLE
 from kd_cli.config.check import check
@@ -108,6 +109,8 @@ def test_every_command_composes(line, example, npz, monkeypatch):
         asked = sweeps(overrides)
     elif word == "chain":
         asked = [(word, link) for link in links(overrides)]
+    elif word == "mutual":
+        asked = [(word, student) for student in asked_for(overrides).students]
     for name, typed in asked:
         points = expand(typed)[0] if swept else [typed]
         for point in points[:1] + points[1:][-1:]:  # the first and the last

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kd_cli.errors import ConfigError
-from kd_cli.runs.state import State
+from kd_cli.runs.state import State, settle
 from tests.conftest import Disk
 
 
@@ -141,3 +141,41 @@ def test_a_refused_write_leaves_one_whole_state(tmp_path, monkeypatch):
         state.save(of(2), OWNER, counters(2), best(2))
         assert read_back(state) == two
         assert sorted(path.name for path in state.folder.iterdir()) == ["best-2.npz", "last.npz"]
+
+
+@pytest.mark.parametrize(
+    ("last", "held", "step"),
+    [
+        ([4, 4], [None, None], 4),
+        ([4, 4], [6, None], 4),  # killed before both were written
+        ([4, 4], [6, 6], 6),  # both are written, none counts yet
+        ([6, 4], [None, 6], 6),  # one counts already
+        ([None, None], [2, None], None),
+        ([2, None], [None, 2], 2),
+        ([None, None], [2, 2], 2),
+        ([None, None], [None, None], None),
+        ([6, 4], [None, None], "refused"),
+        ([6, None], [None, None], "refused"),
+    ],
+)
+def test_states_that_count_together(work, last, held, step):
+    states = [State(work / name / "state", held=True) for name in "ab"]
+    for state, now, after in zip(states, last, held, strict=True):
+        for counters in filter(None, (now, after)):
+            weights = [np.full((2, 3), counters)]
+            state.save([Variable(value=weights[0])], OWNER,
+                       {"step": counters, "best_epoch": counters}, weights)  # fmt: skip
+            if counters == now:
+                state.release()
+    if step == "refused":
+        with pytest.raises(ConfigError, match="not of the same step"):
+            settle(states)
+        return
+    settle(states)
+    for state in states:
+        loaded = [Variable(value=np.ones((2, 3)))]
+        counters = state.load(loaded)
+        assert (counters and counters["step"]) == step and not state.next.exists()
+        if step:
+            np.testing.assert_array_equal(loaded[0].value, np.full((2, 3), step))
+            np.testing.assert_array_equal(state.best_weights(step)[0], loaded[0].value)
