@@ -240,7 +240,7 @@ def test_a_kill_at_any_write_loses_nothing(place, monkeypatch, more):
         return real(action, *args)
 
     disk.act = act
-    for killed in range(2, writes + 1, 5):
+    for killed in range(5, writes + 1, writes // 6):
         place(f"cut{killed}")
         disk.count, disk.refused = 0, killed
         with pytest.raises(Killed):
@@ -257,7 +257,7 @@ def test_a_disk_that_is_full_ends_all_and_loses_nothing(place, monkeypatch):
     whole, _ = execute_all(session=session)
     expected = [result(run.out) for run in whole]
     writes = disk.count
-    for refused in range(3, writes + 1, 17):
+    for refused in range(7, writes + 1, writes // 3):
         place(f"cut{refused}")
         disk.count, disk.refused = 0, refused
         execute_all(session=session)
