@@ -231,7 +231,7 @@ def step_together(
 
     All look at the batch with the weights of the last step. Then each learns from its labels and
     from what the others said, as its losses' teacher: logits [B, k - 1, K] without a gradient.
-    (Algorithm 1 of Zhang et al. 2018 asks the others again after each update: k times the passes.)
+    (Algorithm 1 of Zhang et al. 2018 asks the others again after each update: more passes.)
     """
     tapes = [tf.GradientTape() for _ in learners]
     seen = []
