@@ -160,11 +160,12 @@ def runs_of(request: Request, students: list[list[str]]) -> list[tuple[Run, Dict
     def composed(typed: list[str]) -> DictConfig:
         return compose(request.command.config, typed, request.config_dir)
 
-    plans = [check(composed(typed), typed) for typed in students]
+    every = [composed(typed) for typed in students]
+    plans = [check(cfg, typed) for cfg, typed in zip(every, students, strict=True)]
     _refuse_unequal(plans)
     before: list[str] = []
     found = []
-    for number, (typed, plan) in enumerate(zip(students, plans, strict=True), 1):
+    for number, (typed, cfg, plan) in enumerate(zip(students, every, plans, strict=True), 1):
         # Of students with the same network each starts from weights of its own.
         kind = digest(network_spec(plan.student))
         offset = before.count(kind)
@@ -172,7 +173,8 @@ def runs_of(request: Request, students: list[list[str]]) -> list[tuple[Run, Dict
         if offset:
             typed = [one for one in typed if not is_typed("init_seed", [one])]
             typed.append(f"init_seed={(plan.init_seed + offset) % 2**31}")
-        cfg, runs = composed(typed), Runs(request.config_dir)
+            cfg = composed(typed)
+        runs = Runs(request.config_dir)
         own = runs.plan(cfg, typed_for(cfg.hydra))
         runs.plans[tuple(typed_for(cfg.hydra))] = _with_peers(own, plans, number)
         one = runs.single(cfg)
