@@ -1,6 +1,7 @@
 """`kd evaluate`: what a run or a `.keras` file is worth and costs, on its own data and others."""
 
 import json
+import shutil
 import subprocess
 import sys
 
