@@ -186,6 +186,12 @@ def npz(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def taught(once, small: list[str]) -> None:
+    """The teacher of `small` is there already, where training it is not the point."""
+    once("train-teacher", *small[:4], "epochs=2")
+
+
 class Disk:
     """Counts flushes and renames, and refuses one of them: the disk is full."""
 
