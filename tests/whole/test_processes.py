@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kd_cli import cli
 from tests.benchmarks import kills
 from tests.conftest import npz
 
@@ -83,7 +84,9 @@ def undisturbed(tmp_path_factory) -> tuple[str, list]:
     folder = tmp_path_factory.mktemp("undisturbed")
     data = f"dataset=npz dataset.path={npz.__wrapped__(folder)}"
     words = f"distill {data} teacher=mlp epochs=3 teacher.training.epochs=2"
-    assert subprocess.run([*KD, *words.split()], cwd=folder, capture_output=True).returncode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(words.split()) == 0
     return words, [history(path) for path in sorted(folder.rglob("history.jsonl"))]
 
 
