@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -15,9 +14,9 @@ from tests.conftest import read_record
 
 
 @pytest.fixture
-def kept(kd, work, small):
+def kept(once, work, small):
     """A finished run, with the logits of its teacher on train and test."""
-    assert kd("distill", *small).code == 0
+    once("distill", *small)
     entries = {}
     for folder in logits_cache.entries(work / "outputs" / "cache"):
         entries[logits_cache.read_manifest(folder)["origin"]["part"]] = folder
@@ -221,11 +220,14 @@ def test_verify_finds_modules_of_the_user_s(kd, work, npz, small):
     )
     words = ["--config-dir", "conf", "dataset=own", *small[2:]]
     assert kd("distill", *words).code == 0
-    python = [sys.executable, "-m", "kd_cli", "cache", "verify"]  # a process that has no such path
-    lost = subprocess.run(python, capture_output=True, text=True)
-    assert lost.returncode == 1 and "No module named 'own_data'" in lost.stdout
-    for flag in (["--config-dir", "conf"], ["--config-dir=conf"]):
-        found = subprocess.run([*python, *flag], capture_output=True, text=True)
-        assert found.returncode == 0 and found.stdout.count("right (") == 3
+    for flag in ([], ["--config-dir", "conf"], ["--config-dir=conf"]):
+        # As in a new process, which has no such path.
+        sys.path[:] = [path for path in sys.path if path != str(work / "conf")]
+        sys.modules.pop("own_data", None)
+        done = kd("cache", "verify", *flag)
+        if flag:
+            assert done.code == 0 and done.out.count("right (") == 3, done.out
+        else:
+            assert done.code == 1 and "No module named 'own_data'" in done.out
     done = kd("cache", "verify", "--config-dir")
     assert done.code == 2 and "--config-dir needs a value" in done.error

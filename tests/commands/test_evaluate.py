@@ -116,25 +116,11 @@ def test_latency_is_in_milliseconds():
     assert 20 <= cost.latency(predict, np.zeros((1, 2), np.float32))["median_ms"] < 200
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """The outputs of the first test's run, for the others, and where it was made."""
-    return {"copy": tmp_path_factory.mktemp("kept") / "outputs", "made in": None}
-
-
 @pytest.fixture
-def distilled(kd, work, small, kept):
-    """A finished distill run and its metrics; trained once, and moved to each test's folder."""
-    outputs = work / "outputs"
-    if kept["made in"] is None:
-        assert kd("distill", *small).code == 0
-        shutil.copytree(outputs, kept["copy"], symlinks=True)
-        kept["made in"] = str(work)
-    else:
-        shutil.copytree(kept["copy"], outputs, symlinks=True)
-        for path in outputs.rglob("metrics.json"):
-            path.write_text(path.read_text().replace(kept["made in"], str(work)))
-    return only_run(outputs / "distill")
+def distilled(once, work, small):
+    """A finished distill run and its metrics."""
+    once("distill", *small)
+    return only_run(work / "outputs" / "distill")
 
 
 def read(folder):

@@ -78,6 +78,7 @@ def points(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_every_point_is_what_a_single_run_leaves(kd, work, small):
     sweep = ["alpha=0.2,0.8", "epochs=2,3", "student.network.dropout=0.2", "schedule=cosine"]
     done = kd(*JOINT, *small, *sweep, "sweep=together")
@@ -118,6 +119,7 @@ def close(value):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_a_point_that_breaks_ends_alone(kd, work, small):
     done = kd(*JOINT, *small, "learning_rate=0.01,1e30", "optimizer=sgd", "sweep=s")
     assert done.code == 1
@@ -130,6 +132,7 @@ def test_a_point_that_breaks_ends_alone(kd, work, small):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_points_that_cannot_share_run_apart(kd, work, small):
     done = kd(*JOINT, *small, "alpha=0.1,0.9", "seed=0,1", "sweep=s")
     assert done.code == 0
@@ -160,6 +163,7 @@ def test_max_points_is_checked(kd, work, small, value):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_two_points_that_are_the_same_run_are_trained_once(kd, work, small):
     done = kd(*JOINT, *small, "temperature=4,4.0,2", "sweep=s")
     assert done.code == 0 and "2 points train together" in done.err

@@ -58,6 +58,7 @@ def test_every_method_trains_with_the_others_in_one_sweep(kd, work, data):
     assert {point["loss"] for point in table} == {f"ce+{name}" for name in alone}
 
 
+@pytest.mark.slow
 def test_stored_and_live_features_train_the_same_student(kd, work, data):
     words = [*data, "loss=[hinton,at]", AT]
     assert kd("distill", *words, f"outputs={work}/stored").code == 0
@@ -142,6 +143,7 @@ def test_simkd_deploys_the_teachers_head_and_says_so(kd, work, npz):
     assert kd("distill", *chained).code == 0
 
 
+@pytest.mark.slow
 def test_teachers_of_several_seeds_are_trained_and_kept(kd, work, data):
     done = kd("distill", *data, "teacher.members=2", "teacher.combine=confidence")
     assert done.code == 0, done.err

@@ -67,6 +67,7 @@ def test_a_run_leaves_what_the_schema_says(kd, work, small, command):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_the_model_loads_with_plain_keras_alone_and_takes_raw_pixels(kd, work, small, npz):
     assert kd("distill", *small).code == 0
     run, _ = only_run(work / "outputs" / "distill")
@@ -101,6 +102,7 @@ def test_the_table_shows_teacher_student_and_scratch(kd, work, small):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_the_same_command_twice_gives_the_same_numbers(kd, work, small):
     words = ("distill", *small, "student.network.dropout=0.3")
     assert kd(*words).code == 0
@@ -254,6 +256,7 @@ def test_early_stopping_keeps_the_best_epoch(kd, work, small):
     "precision",
     ["mixed_bfloat16", "mixed_float16"],
 )
+@pytest.mark.usefixtures("taught")
 def test_mixed_precision_trains(kd, work, small, precision):
     done = kd("distill", *small, f"precision={precision}", "epochs=6", "learning_rate=0.02")
     assert done.code == 0, done.err

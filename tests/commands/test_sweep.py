@@ -185,6 +185,7 @@ def test_the_points_of_a_command_share_a_step_and_those_of_two_do_not(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_points_of_one_seed_start_from_the_same_weights(kd, work, small):
     """After one step of no length each student is where it began."""
     words = ["steps=1", "learning_rate=1e-30", "optimizer=sgd"]
@@ -205,6 +206,7 @@ def test_points_of_one_seed_start_from_the_same_weights(kd, work, small):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_a_point_equals_the_single_run(kd, work, small):
     assert kd("--multirun", *small, "alpha=0.9,0.1").code == 0
     assert kd("distill", *small, "alpha=0.1").code == 0
@@ -216,6 +218,7 @@ def test_a_point_equals_the_single_run(kd, work, small):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_a_failing_point_does_not_stop_the_others_and_a_repeat_only_runs_it(kd, work, small):
     words = ("--multirun", *small, "optimizer=sgd", "learning_rate=1e30,0.2")
     done = kd(*words)
@@ -236,6 +239,7 @@ def test_a_failing_point_does_not_stop_the_others_and_a_repeat_only_runs_it(kd, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_a_mistake_at_a_point_fails_that_point_alone(kd, work, small):
     done = kd("--multirun", *small, "student.network.units=[8],3", "epochs=1")
     assert done.code == 1
@@ -243,6 +247,7 @@ def test_a_mistake_at_a_point_fails_that_point_alone(kd, work, small):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_ctrl_c_stops_the_sweep_and_the_repeat_continues(kd, work, small, monkeypatch):
     genuine, calls = distill.distill, []
 
@@ -270,6 +275,7 @@ def test_a_sweep_of_scratch_students(kd, work, small):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_the_sweep_may_be_named_and_extended(kd, work, small):
     assert kd("--multirun", *small, "sweep=mine", "alpha=0.1,0.2").code == 0
     done = kd("--multirun", *small, "sweep=mine", "alpha=0.2,0.3")
@@ -279,6 +285,7 @@ def test_the_sweep_may_be_named_and_extended(kd, work, small):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("taught")
 def test_groups_can_be_swept(kd, work, small):
     words = [word for word in small if not word.startswith("student")]
     done = kd("--multirun", *words, "loss=glob(h*,exclude=hint)")

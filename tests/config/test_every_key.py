@@ -78,10 +78,6 @@ def keys(group, option):
     return [key for key in plain if not key.startswith("_")]
 
 
-def cases(group):
-    return [(option, key) for option in options(group) for key in keys(group, option)]
-
-
 # --- optimizers ---
 
 # Another value of each key, with what else it needs to count.
@@ -120,15 +116,16 @@ def weights_after(option, *words):
     return np.concatenate([np.ravel(variable) for variable in variables])
 
 
-@pytest.mark.parametrize(
-    ("option", "key"),
-    [*cases("optimizer"), *[("adam", k) for k in OPTIMIZER if OPTIMIZER[k][0][0] == "+"]],
-)
-def test_every_key_of_an_optimizer_changes_the_weights(option, key):
-    words = OPTIMIZER[key]
-    assert not np.array_equal(weights_after(option), weights_after(option, *words))
-    if len(words) > 1 and key == words[-1].split(".")[1].split("=")[0]:
-        assert not np.array_equal(weights_after(option, *words[:-1]), weights_after(option, *words))
+@pytest.mark.parametrize("option", options("optimizer"))
+def test_every_key_of_an_optimizer_changes_the_weights(option):
+    before = weights_after(option)
+    own = [key for key in OPTIMIZER if OPTIMIZER[key][0][0] == "+"] if option == "adam" else []
+    for key in (*keys("optimizer", option), *own):
+        words = OPTIMIZER[key]
+        after = weights_after(option, *words)
+        assert not np.array_equal(before, after), key
+        if len(words) > 1 and key == words[-1].split(".")[1].split("=")[0]:
+            assert not np.array_equal(weights_after(option, *words[:-1]), after), key
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch():
@@ -195,9 +192,11 @@ def rates(option, *words):
     return [float(schedule(step)) for step in range(30)]
 
 
-@pytest.mark.parametrize(("option", "key"), cases("schedule"))
-def test_every_key_of_a_schedule_changes_the_rates(option, key):
-    assert rates(option) != rates(option, *SCHEDULE[key])
+@pytest.mark.parametrize("option", options("schedule"))
+def test_every_key_of_a_schedule_changes_the_rates(option):
+    before = rates(option)
+    for key in keys("schedule", option):
+        assert before != rates(option, *SCHEDULE[key]), key
 
 
 # --- losses ---
@@ -264,15 +263,18 @@ def loss(option, *words, **given):
 
 
 # (What SimKD's keys change is the student: tests/distillation/test_simkd.py.)
-@pytest.mark.parametrize(("option", "key"), [case for case in cases("loss") if case[0] != "simkd"])
-def test_every_key_of_a_loss_changes_its_value(option, key):
-    word = LOSS.get(key, f"loss.{{}}.{key}=2").format(
-        option if "loss." in LOSS.get(key, "loss.") else "false" if option == "hinton" else "true"
-    )
-    if (option, key) in OTHER:
-        word = f"loss.{option}.{key}={OTHER[option, key]}"
-    given = {"class_weights": [3.0, 0.5, 1.0, 2.0]} if key == "class_weights" else {}
-    assert not np.allclose(loss(option), loss(option, *filter(None, [word]), **given))
+@pytest.mark.parametrize("option", [one for one in options("loss") if one != "simkd"])
+def test_every_key_of_a_loss_changes_its_value(option):
+    before = loss(option)
+    for key in keys("loss", option):
+        truth = "false" if option == "hinton" else "true"
+        word = LOSS.get(key, f"loss.{{}}.{key}=2").format(
+            option if "loss." in LOSS.get(key, "loss.") else truth
+        )
+        if (option, key) in OTHER:
+            word = f"loss.{option}.{key}={OTHER[option, key]}"
+        given = {"class_weights": [3.0, 0.5, 1.0, 2.0]} if key == "class_weights" else {}
+        assert not np.allclose(before, loss(option, *filter(None, [word]), **given)), key
 
 
 # --- augmentation ---
@@ -308,16 +310,18 @@ def pixels(option, *words):
     return made
 
 
-@pytest.mark.parametrize(("option", "key"), cases("augment"))
-def test_every_key_of_an_augmentation_changes_the_pixels(option, key):
-    words = AUGMENT[key]
-    if key == "preview" or (option == "none" and key in ("train", "size")):
-        return  # none has no node to leave out; its size is refused below
-    if option.startswith("flip_crop") and key == "size":
-        return  # it is of the networks, which then do not fit: told when the nodes are tried
-    before, after = pixels(option), pixels(option, *words)
-    same = all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    assert not same
+@pytest.mark.parametrize("option", options("augment"))
+def test_every_key_of_an_augmentation_changes_the_pixels(option):
+    before = pixels(option)
+    for key in keys("augment", option):
+        words = AUGMENT[key]
+        if key == "preview" or (option == "none" and key in ("train", "size")):
+            continue  # none has no node to leave out; its size is refused below
+        if option.startswith("flip_crop") and key == "size":
+            continue  # it is of the networks, which then do not fit: told when the nodes are tried
+        after = pixels(option, *words)
+        same = all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+        assert not same, key
 
 
 def test_mixup_refuses_a_concentration_that_does_not_count():

@@ -265,6 +265,7 @@ def test_what_would_change_nothing_is_refused(kd, folder, name):
 SMALL = ("student=mlp", "student.network.units=[8]", "epochs=2", "batch_size=8")
 
 
+@pytest.mark.slow
 def test_distilling_self_training_and_what_follows(kd, work, folder):
     teacher = ("teacher=mlp", "teacher.network.units=[8]", "teacher.training.epochs=2")
     data = words(folder, BESIDE, "dataset.validation_fraction=0.25")

@@ -15,9 +15,9 @@ from tests.conftest import only_run, read_record
 
 
 @pytest.fixture
-def trained(kd, work, small):
+def trained(once, work, small):
     """A kept teacher, and its directory."""
-    assert kd("train-teacher", *small[:4], "epochs=2").code == 0
+    once("train-teacher", *small[:4], "epochs=2")
     directory, _ = only_run(work / "outputs" / "teachers")
     return directory
 

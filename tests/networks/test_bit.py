@@ -82,6 +82,24 @@ def arrays(source) -> dict[str, np.ndarray]:
     return published(source)
 
 
+@pytest.fixture(scope="module")
+def built() -> keras.Model:
+    return network()
+
+
+@pytest.fixture
+def target(built) -> keras.Model:
+    """A network to read a file into: all its weights are 0."""
+    for weight in built.weights:
+        weight.assign(np.zeros(weight.shape))
+    return built
+
+
+@pytest.fixture(scope="module")
+def of_flowers() -> keras.Model:
+    return bit.bit_resnet([128, 128, 3], 102, depth=50, width=1)
+
+
 def behind_adapter(model: keras.Model) -> keras.Model:
     return with_adapter(model, IDENTITY, (6, 6, 1), "teacher")
 
@@ -103,8 +121,8 @@ BLOCKS_50X1 = {
 
 
 @pytest.mark.slow
-def test_parameters_of_50x1_block_by_block():
-    model = bit.bit_resnet([128, 128, 3], 102, depth=50, width=1)
+def test_parameters_of_50x1_block_by_block(of_flowers):
+    model = of_flowers
     counts = dict.fromkeys(BLOCKS_50X1, 0)
     for layer in model.layers:
         if layer.weights:
@@ -130,8 +148,8 @@ def test_parameters_of_101x3():
 
 
 @pytest.mark.slow
-def test_sides_and_strides():
-    model = bit.bit_resnet([128, 128, 3], 2, depth=50, width=1)
+def test_sides_and_strides(of_flowers):
+    model = of_flowers
     sides = [model.get_layer(f"block{block}.unit03.add").output.shape[1] for block in (1, 2, 3, 4)]
     assert sides == [32, 16, 8, 4]
     for block in (2, 3, 4):
@@ -238,7 +256,7 @@ def test_kernels_are_standardised_in_float32_under_a_mixed_policy():
 
 
 @pytest.mark.slow
-def test_a_mixed_network_has_float32_logits():
+def test_a_mixed_network_has_float32_logits(source):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = network()
@@ -246,7 +264,7 @@ def test_a_mixed_network_has_float32_logits():
         keras.config.set_dtype_policy("float32")
     assert model.output.dtype == "float32"
     assert model.get_layer("block1.unit01.a.standardized_conv2d").compute_dtype == "bfloat16"
-    changed = with_precision(behind_adapter(network()), "mixed_bfloat16")
+    changed = with_precision(behind_adapter(source), "mixed_bfloat16")
     assert changed.output.dtype == "float32"
     conv = changed.layers[-1].get_layer("block1.unit01.a.standardized_conv2d")
     assert conv.compute_dtype == "bfloat16"
@@ -279,17 +297,18 @@ def test_a_saved_network_is_loaded_as_kd_loads(source, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("numbered", [False, True])
-def test_published_weights_give_the_logits_of_their_network(source, arrays, tmp_path, numbered):
+def test_published_weights_give_the_logits_of_their_network(
+    source, target, arrays, tmp_path, numbered
+):
     if numbered:  # as in some of the published files
         arrays = {
             key.replace("c/standardized_conv2d/", "c/standardized_conv2d_2/"): value
             for key, value in arrays.items()
         }
     np.savez(tmp_path / "bit.npz", **arrays)
-    model = network()
-    load(model, tmp_path / "bit.npz")
+    load(target, tmp_path / "bit.npz")
     images = GENERATOR.uniform(0, 1, (2, 6, 6, 1)).astype(np.float32)
-    np.testing.assert_array_equal(model(images), source(images))
+    np.testing.assert_array_equal(target(images), source(images))
 
 
 @pytest.mark.slow
@@ -338,12 +357,12 @@ MISTAKES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_file_of_another_network_is_one_line(arrays, tmp_path, name):
+def test_a_file_of_another_network_is_one_line(target, arrays, tmp_path, name):
     changes, expected = MISTAKES[name]
     changed = {key: value for key, value in {**arrays, **changes}.items() if value is not None}
     np.savez(tmp_path / "bit.npz", **changed)
     with pytest.raises(ConfigError) as caught:
-        load(network(), tmp_path / "bit.npz")
+        load(target, tmp_path / "bit.npz")
     for text in ["teacher.weights=", *expected]:
         assert text in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -351,18 +370,18 @@ def test_a_file_of_another_network_is_one_line(arrays, tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"no archive at all", b"PK\x03\x04 cut short"])
-def test_what_is_no_npz_is_one_line(tmp_path, content):
+def test_what_is_no_npz_is_one_line(target, tmp_path, content):
     path = tmp_path / "bit.npz"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"teacher.weights=.*bit.npz can't be read: .*BiT"):
-        load(network(), path)
+        load(target, path)
 
 
 @pytest.mark.slow
-def test_an_npy_is_one_line(tmp_path):
+def test_an_npy_is_one_line(target, tmp_path):
     np.save(tmp_path / "bit.npy", np.zeros(3))
     with pytest.raises(ConfigError, match=r"bit.npy can't be read: .*expected a .npz file"):
-        load(network(), tmp_path / "bit.npy")
+        load(target, tmp_path / "bit.npy")
 
 
 @pytest.mark.slow

@@ -169,6 +169,7 @@ def test_two_recipes_are_two_teachers_whatever_was_typed_before(kd, work, small)
         assert without_timings(again) == without_timings(json.loads(text))
 
 
+@pytest.mark.slow
 def test_a_sweep_over_the_teacher_s_training_has_two_rows(kd, work, small):
     done = kd("--multirun", *small, "teacher.training.epochs=1,2", "epochs=1", "sweep=s")
     assert done.code == 0

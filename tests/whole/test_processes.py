@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kd_cli import cli
 from tests.benchmarks import kills
 from tests.conftest import npz
 
@@ -51,16 +53,24 @@ def test_kill_9_and_the_same_command_again(kind, tmp_path, turn):
     assert report.mismatches == []
 
 
-SMALL_DISK = """
-set -e
-mount -t tmpfs -o size=$1 tmpfs disk
-cd disk
-export PYTHONPATH=$3
-if "$2" -m kd_cli $4 2> ../first; then exit 9; fi
-mount -o remount,size=64m "$PWD"
-"$2" -m kd_cli $4 2> ../second
-cp -r outputs ..
+# Mounts a disk in the working directory and goes there; what follows may change its size.
+ON_A_DISK = """
+import os, subprocess, sys
+from kd_cli.cli import main
+def mount(*words):
+    subprocess.run(["mount", *words], check=True)
+mount("-t", "tmpfs", "-o", "size=" + sys.argv[1], "tmpfs", "disk")
+os.chdir("disk")
 """
+
+
+def on_a_disk(work: Path, script: str, size: str) -> subprocess.CompletedProcess:
+    """Runs Python in a process of its own, which may mount."""
+    (work / "disk").mkdir()
+    program = ["unshare", "-rm", sys.executable, "-u", "-c", ON_A_DISK + script, size]
+    source = str(Path(__file__).parent.parent.parent)
+    environment = {**os.environ, "PYTHONPATH": source}
+    return subprocess.run(program, cwd=work, capture_output=True, text=True, env=environment)
 
 
 def can_unshare() -> bool:
@@ -74,7 +84,9 @@ def undisturbed(tmp_path_factory) -> tuple[str, list]:
     folder = tmp_path_factory.mktemp("undisturbed")
     data = f"dataset=npz dataset.path={npz.__wrapped__(folder)}"
     words = f"distill {data} teacher=mlp epochs=3 teacher.training.epochs=2"
-    assert subprocess.run([*KD, *words.split()], cwd=folder, capture_output=True).returncode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(words.split()) == 0
     return words, [history(path) for path in sorted(folder.rglob("history.jsonl"))]
 
 
@@ -82,12 +94,18 @@ def undisturbed(tmp_path_factory) -> tuple[str, list]:
 @pytest.mark.parametrize("size", ["48k", "300k"])
 def test_a_real_full_disk(work, undisturbed, size):
     words, expected = undisturbed
-    (work / "disk").mkdir()
-    source = str(Path(__file__).parent.parent.parent)
-    script = ["bash", "-c", SMALL_DISK, "bash", size, sys.executable, source, words]
-    done = subprocess.run(["unshare", "-rm", *script], cwd=work, capture_output=True, text=True)
-    first = (work / "first").read_text()
-    assert done.returncode == 0, (first, done.stderr)
+    done = on_a_disk(
+        work,
+        f"words = {words.split()!r}\n"
+        "assert main(words) == 1\n"
+        "print('LATER', file=sys.stderr, flush=True)\n"
+        "mount('-o', 'remount,size=64m', os.getcwd())\n"
+        "assert main(words) == 0\n"
+        "subprocess.run(['cp', '-r', 'outputs', '..'], check=True)\n",
+        size,
+    )
+    assert done.returncode == 0, done.stderr
+    first = done.stderr.split("LATER")[0]
     assert "No space left on device" in first.splitlines()[-1]
     assert first.splitlines()[-1].startswith("kd: failed: ") and "Traceback" not in first
     assert "Logging error" not in first
@@ -95,30 +113,21 @@ def test_a_real_full_disk(work, undisturbed, size):
     assert found == expected
 
 
-READ_ONLY = """
-set -e
-mount -t tmpfs -o size=64m tmpfs disk
-cd disk
-export PYTHONPATH=$2
-"$1" -m kd_cli $3
-"$1" -m kd_cli $4
-mount -o remount,ro "$PWD"
-exec 2>&1
-echo LATER
-"$1" -m kd_cli $3 tracker=tensorboard
-"$1" -m kd_cli $4
-"$1" -m kd_cli $3 seed=7 && exit 9
-true
-"""
-
-
 @pytest.mark.skipif(not can_unshare(), reason="needs user namespaces (unshare -rm)")
 def test_finished_runs_answer_on_a_disk_that_can_only_be_read(work, npz):
-    (work / "disk").mkdir()
-    source = str(Path(__file__).parent.parent.parent)
-    one = f"train-student dataset=npz dataset.path={npz} epochs=1"
-    script = ["bash", "-c", READ_ONLY, "bash", sys.executable, source, one, f"{one} -m seed=0,1"]
-    done = subprocess.run(["unshare", "-rm", *script], cwd=work, capture_output=True, text=True)
+    done = on_a_disk(
+        work,
+        f"one = ['train-student', 'dataset=npz', 'dataset.path={npz}', 'epochs=1']\n"
+        "sweep = [*one, '-m', 'seed=0,1']\n"
+        "assert main(one) == main(sweep) == 0\n"
+        "mount('-o', 'remount,ro', os.getcwd())\n"
+        "sys.stdout.flush()\n"
+        "os.dup2(1, 2)\n"
+        "print('LATER', flush=True)\n"
+        "assert main([*one, 'tracker=tensorboard']) == main(sweep) == 0\n"
+        "assert main([*one, 'seed=7']) == 1\n",
+        "64m",
+    )
     later = done.stdout.split("LATER")[1]
     assert done.returncode == 0 and "Traceback" not in later, (later, done.stderr)
     assert later.count("is finished") == 3 and "npz: accuracy" in later

@@ -1,9 +1,5 @@
 """The main job on the real images: slow, but what users do."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from tests.conftest import only_run
@@ -36,13 +32,9 @@ def test_flowers_folder_end_to_end_with_keras_applications(kd, work, real_data):
     assert record["dataset"]["class_names"][0] == "bluebell" and record["dataset"]["test"] == 240
 
 
-def test_cifar10_second_run_does_not_decode(work, real_data):
-    environment = {**os.environ, "TFDS_DATA_DIR": str(real_data / "tfds")}
+def test_cifar10_second_run_does_not_decode(kd, work, real_data, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(real_data / "tfds"))
     for steps in (3, 4):
-        done = subprocess.run(
-            [sys.executable, "-m", "kd_cli", "train-student", "experiment=cifar10_cnn",
-             f"steps={steps}"],
-            cwd=work, env=environment, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert ("reading cifar10 from" in done.stderr) == (steps == 3)
+        done = kd("train-student", "experiment=cifar10_cnn", f"steps={steps}")
+        assert done.code == 0, done.err
+        assert ("reading cifar10 from" in done.err) == (steps == 3)
