@@ -79,7 +79,7 @@ def test_the_manual_names_every_group():
     ],
 )
 def test_a_recipe_gives_each_command_its_own_numbers(experiment, teacher, student):
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
     for command in COMMANDS:
         expected = teacher if command == "train-teacher" else student
         made = plan(command, f"experiment={experiment}")
