@@ -1,4 +1,4 @@
-"""What `kd evaluate` measures, and on which data: found and checked without TensorFlow."""
+"""The network that `kd evaluate` and `kd export` mean, and its data; TensorFlow comes last."""
 
 from __future__ import annotations
 
@@ -6,24 +6,33 @@ import inspect
 import itertools
 import json
 import logging
+import shlex
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from kd_cli.commands.table import Request
+from kd_cli.config.check import check, refuse_unused
+from kd_cli.config.compose import compose
 from kd_cli.config.instantiate import build
-from kd_cli.config.overrides import override_key
+from kd_cli.config.keys import UNUSED
+from kd_cli.config.overrides import is_typed, override_key
 from kd_cli.config.plans import unlabelled_left_out, view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.runs import identity
-from kd_cli.runs.model_file import model_file
+from kd_cli.runs.model_file import model_file, recorded_network, run_beside
 from kd_cli.runs.record import Record
+from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.terminal import shown
+
+if TYPE_CHECKING:
+    import keras
 
 log = logging.getLogger("kd")
 _FINGERPRINTS = ("fingerprint", "split_fingerprint")
@@ -48,6 +57,35 @@ class Target:
     @property
     def run(self) -> Path:
         return self.file.parent
+
+
+def plan_of(request: Request, does: str) -> DictConfig:
+    """The checked configuration of a command whose word is followed by a run or a file.
+
+    Args:
+        request: What was typed.
+        does: What the command does, in a word, for errors.
+
+    Raises:
+        ConfigError: Flags of Hydra's, no run or file, or what `check` refuses.
+    """
+    word, overrides = request.command.word, request.overrides
+    if request.flags:
+        raise ConfigError(
+            f"{word} does not take {request.flags[0]}: it {does} one network at a time"
+        )
+    for override in overrides:
+        if is_typed("hydra.run", [override]) or is_typed("hydra.sweep", [override]):
+            raise ConfigError(f"{override}: {word} writes into the run's folder; leave it out")
+    # First, because Hydra does not know these keys in the command's YAML and would say no more.
+    refuse_unused(word, overrides, UNUSED[word])
+    if not is_typed("what", overrides):
+        raise ConfigError(
+            f"{word} needs the directory of a finished run or a .keras file, as in: "
+            f"kd {word} outputs/latest"
+        )
+    register_resolvers()
+    return check(compose(word, overrides, request.config_dir), overrides)
 
 
 def find(what: str) -> Target:
@@ -91,13 +129,68 @@ def _why(folder: Path) -> str:
     return " (it has no metrics.json)"
 
 
+def network_of(plan: DictConfig, target: Target, dataset: Dataset) -> tuple[keras.Model, str]:
+    """The network from the pixels of the dataset to its logits, checked, and its weights' hash.
+
+    Raises:
+        ConfigError: It can't be read, was altered after training, or does not fit the data.
+    """
+    from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_of_run, weights_hash
+    from kd_cli.networks.logits import as_logits
+    from kd_cli.networks.wrap import ADAPTER, check_network, with_adapter
+
+    if target.record:
+        model = load_of_run(target.file, plan.command, recorded_network(target.record))
+    else:
+        try:
+            model = load_keras(target.file, plan.command, plan.module)
+        except OwnCodeError as error:
+            raise ConfigError(f"{error}{run_beside(target.file)}") from error
+    try:
+        expected = model.input_shape
+    except (AttributeError, ValueError):
+        expected = None
+    if not isinstance(expected, tuple) or len(expected) != 4:
+        raise ConfigError(
+            f"{plan.what}: expected a network with one input [batch, height, width, channels], "
+            f"received {expected}"
+        )
+    outputs, fitting = model.output_shape, {dataset.num_classes}
+    fitting |= {1} if dataset.num_classes == 2 else set()  # one logit decides between two
+    if isinstance(outputs, tuple) and outputs[-1] not in fitting:
+        raise ConfigError(
+            f"{plan.what} has {outputs[-1]} outputs, {dataset.name} has {dataset.num_classes} "
+            "classes; type dataset=OPTION to choose other data"
+        )
+    if target.record:  # what kd trains ends in logits
+        check_network(model, dataset.num_classes, plan.what)
+    else:
+        model, done = as_logits(model, dataset.num_classes, plan.what)
+        if done:
+            log.info("%s: %s", plan.what, done)
+    shape = view_shape(plan.augment.size, dataset.image_shape)
+    asked = plan.input.size is not None or (plan.input.scale, plan.input.offset) != (1, 0)
+    if asked and any(layer.name == ADAPTER for layer in model.layers):
+        raise ConfigError(f"{plan.what} takes raw pixels: it has its scale inside; leave input out")
+    check_shape(plan, expected[1:], view_shape(plan.input.size, shape))
+    model = with_adapter(model, plan.input, shape, "input") if asked else model
+    sha = weights_hash(model)
+    if target.record and sha != target.record.weights_sha256:
+        raise ConfigError(
+            f"{shown(target.file)} was altered after training (weights {sha[:12]}, recorded "
+            f"{target.record.weights_sha256[:12]}); {plan.command} the file itself: kd "
+            f"{plan.command} {shlex.quote(shown(target.file))} dataset={plan.dataset.name}"
+        )
+    return model, sha
+
+
 def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictConfig, bool]:
     """The plan with the data that count, and whether they are the run's own.
 
     Raises:
         ConfigError: Typed keys that don't go together, or data that don't fit the run.
     """
-    folder = Path(plan.outputs) / "evaluate"
+    folder = Path(plan.outputs) / plan.command
     for parent in [folder, *folder.parents]:
         if parent.exists() and not parent.is_dir():
             raise ConfigError(f"{parent} is a file; kd needs a directory there")

@@ -1,0 +1,87 @@
+"""The table of formats. Nothing here imports a runtime, so a mistake is told at once."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from types import ModuleType
+
+from kd_cli.errors import ConfigError
+
+
+class CantConvertError(Exception):
+    """What stands in the way of a conversion, in one line."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A row of the table.
+
+    Attributes:
+        title: For people.
+        suffix: Of its files.
+        precisions: Of `config.keys.FILE_PRECISIONS` those that it can hold.
+        module: The file in this folder that writes and opens it.
+        extra: Of kd's package, with which its packages are installed; empty where none is needed.
+        packages: What that extra brings, as they are imported.
+        versions: Packages whose versions count, as pip names them.
+    """
+
+    title: str
+    suffix: str
+    precisions: tuple[str, ...]
+    module: str
+    extra: str = ""
+    packages: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+
+    def require(self) -> None:
+        """Raises ConfigError when a package is missing."""
+        missing = [package for package in self.packages if find_spec(package) is None]
+        if missing:
+            raise ConfigError(
+                f"{self.title} needs the package {missing[0]}; type: pip install "
+                f"'kd-cli[{self.extra}]'"
+            )
+
+    def load(self) -> ModuleType:
+        """Its file in this folder; imports TensorFlow."""
+        return importlib.import_module(f"kd_cli.export.{self.module}")
+
+    def installed(self) -> dict[str, str]:
+        """The versions that are here."""
+        found = {}
+        for name in self.versions:
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue  # TensorFlow's own interpreter does without
+        return found
+
+
+FORMATS = {
+    "litert": Format(
+        "LiteRT",
+        ".tflite",
+        ("float32", "float16", "dynamic", "int8"),
+        "litert",
+        versions=("ai-edge-litert",),
+    ),
+}
+
+
+def check(name: str, precision: str) -> Format:
+    """The row of a format.
+
+    Raises:
+        ConfigError: It can't hold this precision, or a package is missing.
+    """
+    row = FORMATS[name]
+    if precision not in row.precisions:
+        raise ConfigError(
+            f"precision={precision}: format={name} holds {' or '.join(row.precisions)}; leave "
+            "precision out, or type format=litert"
+        )
+    return row
