@@ -82,7 +82,7 @@ def doubts(
         found.append(
             f"the file agrees with Keras on {100 * test['agreement']:.2f} % of the test images only"
         )
-    if lost > MOST_LOST:
+    if lost > MOST_LOST + 1e-9:
         found.append(f"the file loses {100 * lost:.2f} points of test accuracy")
     if found:
         found[-1] += f"; {_try(precision, calibration)}"
