@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from kd_cli.commands.evaluate_network import network_of
 from kd_cli.commands.evaluate_target import (
     Target,
     check_same,
     find,
-    network_of,
     plan_of,
     warn_of_classes,
     with_data,
 )
 from kd_cli.commands.table import Request
-from kd_cli.config.plans import view_shape
 from kd_cli.config.row import are_names, is_name
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, RunFailed, first_line
-from kd_cli.files import remove_leftovers, write_json, write_npz
+from kd_cli.export.formats import FORMATS
+from kd_cli.files import bytes_of, remove_leftovers, write_json, write_npz
 from kd_cli.report.columns import COLUMNS, PERCENT, In
 from kd_cli.runs import finished, identity, quality
 from kd_cli.runs.environment import environment
@@ -60,7 +60,9 @@ def run(request: Request) -> int:
     plan = plan_of(request, "measures")
     try:
         with messages():
-            target = find(plan.what)
+            target = find(plan.what, exported=True)
+            if target.format:
+                FORMATS[target.format].require()
             plan, own = with_data(plan, overrides, target)
             out, result, arrays = _measure(
                 plan, target, own, load_dataset(plan.dataset, plan.device)
@@ -89,29 +91,27 @@ def _measure(
         warn_of_classes(record, dataset)
     device = set_up(plan.device)
     from kd_cli.networks import cost
-    from kd_cli.networks.doubts import scaled_twice
-    from kd_cli.networks.predict import predict_rows, predictor
+    from kd_cli.networks.predict import predict_rows
 
     session = Session()
     views = assembly.augmentation(plan, dataset, session)
     prepare = views.evaluate if views is not None else None
-    model, sha = network_of(plan, target, dataset)
-    predict = predictor(model)
+    network = network_of(plan, target, dataset)
     arrays: Arrays = {}
     for prefix, split in dataset.held_out:
         arrays[f"{prefix}labels"] = split.labels[split.rows]
-        logits = predict_rows(predict, split, prepare)
+        logits = predict_rows(network.predict, split, prepare)
         if not np.isfinite(logits).all():
             raise ConfigError(f"{plan.what}: its logits on {dataset.name} are not finite")
         arrays[f"{prefix}{target.role}_logits"] = logits
-    warnings = scaled_twice(model, "input")
+    warnings = network.warnings
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "what": shown(target.run if record else target.file),
         "command": record.command if record else None,
         "run_id": record.run_id if record else None,
         "network": target.name,
-        "weights_sha256": sha,
+        "weights_sha256": network.sha256,
         "own_data": own,
         "dataset": {
             "name": dataset.name,
@@ -149,19 +149,14 @@ def _measure(
     # Of the last minute, before the measurement: other work on the machine makes it slower.
     load = os.getloadavg()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    shape = view_shape(plan.augment.size, dataset.image_shape)
-    try:
-        operations: int | None = cost.flops(model, shape)
-    except cost.UncountedError as error:
-        operations = None
-        warnings.append(f"FLOPs are not counted: {error}")
     result |= {
-        "parameters": model.count_params(),
-        "flops": operations,
+        "parameters": network.parameters,
+        "flops": network.flops,
         "flops_convention": cost.CONVENTION,
-        "file_bytes": target.file.stat().st_size,
+        "file_bytes": bytes_of(target.file),
         "latency": {
-            str(batch): cost.latency(predict, _batch(dataset, batch, prepare)) for batch in BATCHES
+            str(batch): cost.timed(network.run(_batch(dataset, batch, prepare)))
+            for batch in network.batches or BATCHES
         },
         "device": device,
         "cores": cores,
@@ -275,10 +270,10 @@ def _print(result: dict[str, Any], out: Path, record: Record | None) -> None:
     if record and record.dataset.labelled < record.dataset.train:
         sizes = f"{record.dataset.train:,} images, {record.dataset.labelled:,} of them with a label"
         print(f"trained on         {sizes}")
-    print(f"parameters         {result['parameters']:,}")
+    for label, count in (("parameters", result["parameters"]), ("FLOPs per image", operations)):
+        print(f"{label:<19}{'not counted' if count is None else f'{count:,}'}")
     if record and record.deployed:
         print(f"made of            {record.deployed.words()}")
-    print(f"FLOPs per image    {'not counted' if operations is None else f'{operations:,}'}")
     print(f"file               {result['file_bytes']:,} bytes")
     for batch, taken in result["latency"].items():
         print(

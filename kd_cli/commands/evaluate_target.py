@@ -1,4 +1,4 @@
-"""The network that `kd evaluate` and `kd export` mean, and its data; TensorFlow comes last."""
+"""The network that `kd evaluate` and `kd export` mean, and its data, found without TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import inspect
 import itertools
 import json
 import logging
-import shlex
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
@@ -25,14 +24,12 @@ from kd_cli.config.overrides import is_typed, override_key
 from kd_cli.config.plans import unlabelled_left_out, view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError, first_line
+from kd_cli.export import formats
 from kd_cli.runs import identity
-from kd_cli.runs.model_file import model_file, recorded_network, run_beside
+from kd_cli.runs.model_file import model_file
 from kd_cli.runs.record import Record
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.terminal import shown
-
-if TYPE_CHECKING:
-    import keras
 
 log = logging.getLogger("kd")
 _FINGERPRINTS = ("fingerprint", "split_fingerprint")
@@ -43,16 +40,18 @@ class Target:
     """What is evaluated.
 
     Attributes:
-        file: The `.keras` file.
+        file: The `.keras` file, or one for another runtime.
         record: The run's; None for a file by itself.
         name: Of the network.
         role: `teacher` or `student`, as the arrays of predictions.npz are called.
+        format: Of a file for another runtime; empty for a `.keras` file.
     """
 
     file: Path
     record: Record | None
     name: str
     role: str
+    format: str = ""
 
     @property
     def run(self) -> Path:
@@ -88,17 +87,26 @@ def plan_of(request: Request, does: str) -> DictConfig:
     return check(compose(word, overrides, request.config_dir), overrides)
 
 
-def find(what: str) -> Target:
+def find(what: str, exported: bool = False) -> Target:
     """The network that a path means.
+
+    Args:
+        what: As typed.
+        exported: Whether it may be a file for another runtime.
 
     Raises:
         ConfigError: No such path, no `.keras` file, or no finished run, or one that can't be read.
     """
     path = Path(what).expanduser()
     expected = "expected the directory of a finished run, or a .keras file"
+    if exported:
+        expected += f", or a file for another runtime ({formats.names()})"
     if not path.exists():
         raise ConfigError(f"{what} does not exist; {expected}")
     path = path.resolve()  # outputs/latest moves
+    kind = formats.kind_of(path) if exported else ""
+    if kind:
+        return Target(path, None, path.stem, "student", kind)
     if not path.is_dir():
         if path.suffix != ".keras" or not zipfile.is_zipfile(path):
             raise ConfigError(f"{what} is not a .keras file; {expected}")
@@ -129,61 +137,6 @@ def _why(folder: Path) -> str:
     return " (it has no metrics.json)"
 
 
-def network_of(plan: DictConfig, target: Target, dataset: Dataset) -> tuple[keras.Model, str]:
-    """The network from the pixels of the dataset to its logits, checked, and its weights' hash.
-
-    Raises:
-        ConfigError: It can't be read, was altered after training, or does not fit the data.
-    """
-    from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_of_run, weights_hash
-    from kd_cli.networks.logits import as_logits
-    from kd_cli.networks.wrap import ADAPTER, check_network, with_adapter
-
-    if target.record:
-        model = load_of_run(target.file, plan.command, recorded_network(target.record))
-    else:
-        try:
-            model = load_keras(target.file, plan.command, plan.module)
-        except OwnCodeError as error:
-            raise ConfigError(f"{error}{run_beside(target.file)}") from error
-    try:
-        expected = model.input_shape
-    except (AttributeError, ValueError):
-        expected = None
-    if not isinstance(expected, tuple) or len(expected) != 4:
-        raise ConfigError(
-            f"{plan.what}: expected a network with one input [batch, height, width, channels], "
-            f"received {expected}"
-        )
-    outputs, fitting = model.output_shape, {dataset.num_classes}
-    fitting |= {1} if dataset.num_classes == 2 else set()  # one logit decides between two
-    if isinstance(outputs, tuple) and outputs[-1] not in fitting:
-        raise ConfigError(
-            f"{plan.what} has {outputs[-1]} outputs, {dataset.name} has {dataset.num_classes} "
-            "classes; type dataset=OPTION to choose other data"
-        )
-    if target.record:  # what kd trains ends in logits
-        check_network(model, dataset.num_classes, plan.what)
-    else:
-        model, done = as_logits(model, dataset.num_classes, plan.what)
-        if done:
-            log.info("%s: %s", plan.what, done)
-    shape = view_shape(plan.augment.size, dataset.image_shape)
-    asked = plan.input.size is not None or (plan.input.scale, plan.input.offset) != (1, 0)
-    if asked and any(layer.name == ADAPTER for layer in model.layers):
-        raise ConfigError(f"{plan.what} takes raw pixels: it has its scale inside; leave input out")
-    check_shape(plan, expected[1:], view_shape(plan.input.size, shape))
-    model = with_adapter(model, plan.input, shape, "input") if asked else model
-    sha = weights_hash(model)
-    if target.record and sha != target.record.weights_sha256:
-        raise ConfigError(
-            f"{shown(target.file)} was altered after training (weights {sha[:12]}, recorded "
-            f"{target.record.weights_sha256[:12]}); {plan.command} the file itself: kd "
-            f"{plan.command} {shlex.quote(shown(target.file))} dataset={plan.dataset.name}"
-        )
-    return model, sha
-
-
 def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictConfig, bool]:
     """The plan with the data that count, and whether they are the run's own.
 
@@ -197,7 +150,7 @@ def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictC
     plain = OmegaConf.to_container(plan)
     if target.record is None:
         plan = OmegaConf.create(plain)
-        expected = _input_shape(target.file)
+        expected = [] if target.format else _input_shape(target.file)
         given = view_shape(plan.input.size or plan.augment.size, plan.dataset.image_shape)
         if len(expected) == 3:  # (of a network with other inputs Keras tells)
             check_shape(plan, expected, given)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from kd_cli.commands.evaluate_network import keras_model
 from kd_cli.commands.evaluate_target import (
     Target,
     check_same,
     find,
-    network_of,
     plan_of,
     with_data,
 )
@@ -35,7 +35,15 @@ from kd_cli.errors import ConfigError, RunFailed, first_line
 from kd_cli.export import check, cost, formats
 from kd_cli.export.formats import CantConvertError, Format
 from kd_cli.export.record import FAILED, ExportRecord, file_name, finished, record_path
-from kd_cli.files import discard, file_hash, locked, remove_leftovers, sync_folder, temporary_of
+from kd_cli.files import (
+    bytes_of,
+    discard,
+    file_hash,
+    locked,
+    remove_leftovers,
+    sync_folder,
+    temporary_of,
+)
 from kd_cli.runs import identity
 from kd_cli.runs.quality import quality
 from kd_cli.runs.environment import environment
@@ -134,7 +142,7 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
     runtime = row.load()
     views = assembly.augmentation(plan, dataset, Session())
     prepare = views.evaluate if views is not None else None
-    model, weights = network_of(plan, target, dataset)
+    model, weights = keras_model(plan, target, dataset)
     shape = view_shape(plan.augment.size, dataset.image_shape)
     drawn = None
     if plan.precision == "int8":
@@ -168,7 +176,7 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
         result = _result(plan, target, dataset, opened, outputs, reference, drawn)
         result |= costs["file"] | {
             "file": path.name,
-            "bytes": _bytes(made),
+            "bytes": bytes_of(made),
             "sha256": file_hash(made),
             "device": device,
             "load_average": load,
@@ -266,12 +274,6 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
     shape = [-1 if size is None else size for size in tensor.shape]
     known = {"name": tensor.name, "dtype": tensor.dtype, "shape": shape}
     return known | {"scale": tensor.scale, "zero_point": tensor.zero_point}
-
-
-def _bytes(path: Path) -> int:
-    """Of a file, or of all files in a folder."""
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return sum(file.stat().st_size for file in files)
 
 
 def _finish(made: Path, path: Path, record: ExportRecord) -> None:

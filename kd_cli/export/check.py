@@ -29,6 +29,13 @@ def as_logits(outputs: np.ndarray, tensor: Tensor, softmax: bool) -> np.ndarray:
     return np.log(np.maximum(outputs, floor))
 
 
+def are_probabilities(outputs: np.ndarray, tensor: Tensor) -> bool:
+    """Whether outputs [n, K] are probabilities; quantised ones are off by half a step each."""
+    tolerance = max(1e-2, outputs.shape[1] * (tensor.scale or 0) / 2)
+    sums = outputs.astype(np.float64).sum(axis=1)
+    return bool((outputs >= 0).all() and (abs(sums - 1) <= tolerance).all())
+
+
 def compare(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """A file against the network that it was made of, on the same images.
 

@@ -6,6 +6,7 @@ import importlib
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 from kd_cli.errors import ConfigError
@@ -70,6 +71,18 @@ FORMATS = {
         versions=("ai-edge-litert",),
     ),
 }
+
+
+def kind_of(path: Path) -> str:
+    """The format of a file or folder by its name; empty for none of them."""
+    if path.is_dir():
+        return "saved_model" if (path / "saved_model.pb").is_file() else ""
+    return next((name for name, row in FORMATS.items() if row.suffix == path.suffix), "")
+
+
+def names() -> str:
+    """What `kind_of` knows, for messages."""
+    return ", ".join(row.suffix or row.title for row in FORMATS.values())
 
 
 def check(name: str, precision: str) -> Format:

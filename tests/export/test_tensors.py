@@ -18,8 +18,20 @@ def test_a_byte_stands_for_itself():
 
 def test_scale_and_zero_point_by_hand():
     # q = round(r / 0.5) + 3 within -128..127, and r = 0.5 x (q - 3)
-    assert HALVES.numbers(np.array([0.0, 1.0, -1.6, 100.0, -100.0])).tolist() == [3, 5, 0, 127, -128]
-    assert HALVES.values(np.array([3, 5, 0, 127, -128], np.int8)).tolist() == [0, 1, -1.5, 62, -65.5]
+    assert HALVES.numbers(np.array([0.0, 1.0, -1.6, 100.0, -100.0])).tolist() == [
+        3,
+        5,
+        0,
+        127,
+        -128,
+    ]
+    assert HALVES.values(np.array([3, 5, 0, 127, -128], np.int8)).tolist() == [
+        0,
+        1,
+        -1.5,
+        62,
+        -65.5,
+    ]
 
 
 def test_numbers_that_stand_for_themselves():
