@@ -26,7 +26,7 @@ from kd_cli.commands.evaluate_target import (
 )
 from kd_cli.commands.table import Request
 from kd_cli.config.keys import Config
-from kd_cli.config.overrides import is_typed, place_of
+from kd_cli.config.overrides import place_of
 from kd_cli.config.plans import view_shape
 from kd_cli.config.row import is_name
 from kd_cli.data.dataset import Dataset, load_dataset
@@ -68,12 +68,11 @@ def run(request: Request) -> int:
     """
     plan = plan_of(request, "writes")
     row = formats.check(plan.format, plan.precision)
-    if plan.precision != "int8":
-        for key in ("calibration", "seed"):
-            if is_typed(key, request.overrides):
-                raise ConfigError(
-                    f"{key} changes nothing: precision={plan.precision} has no ranges"
-                )
+    for override in request.overrides if plan.precision != "int8" else ():
+        if place_of(override) in ("calibration", "seed"):
+            raise ConfigError(
+                f"{override} changes nothing: precision={plan.precision} needs no calibration"
+            )
     try:
         with messages():
             target = find(plan.what)
