@@ -226,7 +226,8 @@ def _result(
     for name, values in ((plan.what, reference), ("the exported file", outputs)):
         if not np.isfinite(values).all():
             raise RunFailed(f"{name}: its outputs on {dataset.name} are not finite")
-    test = check.compare(check.as_logits(outputs, opened.logits, plan.softmax), reference, labels)
+    logits = check.as_logits(outputs, opened.logits, plan.softmax)
+    test = check.compare(logits, reference, labels, plan.softmax)
     keras = quality(reference, labels)
     images = len(drawn.rows) if drawn else None
     if drawn and images < plan.calibration:

@@ -4,6 +4,8 @@
     tensors       inputs and outputs of a file, and how they hold real numbers
     graph         image -> logits as one function of TensorFlow, in a SavedModel
     litert        LiteRT (TensorFlow Lite): writes, names, refuses, opens
+    onnx_file     ONNX: the same, through tf2onnx and onnxruntime
+    saved_model   SavedModel: a copy, opened as a teacher's is
     calibration   the training images that set the ranges of int8 numbers
     check         how far a file is from the network that it was made of, and what to say of that
     cost          latency and peak memory, in processes of their own

@@ -36,27 +36,34 @@ def are_probabilities(outputs: np.ndarray, tensor: Tensor) -> bool:
     return bool((outputs >= 0).all() and (abs(sums - 1) <= tolerance).all())
 
 
-def compare(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def compare(
+    logits: np.ndarray, reference: np.ndarray, labels: np.ndarray, softmax: bool = False
+) -> dict[str, Any]:
     """A file against the network that it was made of, on the same images.
 
     Args:
         logits: [n, K] of the file.
         reference: [n, K] of the network.
         labels: [n] class numbers.
+        softmax: Whether the file gives probabilities.
 
     Returns:
         The keys of `quality.quality`;
         agreement: share of the images with the same top class;
-        largest_difference: of a logit, over all images and classes.
+        largest_difference: of a logit, or with `softmax` of a probability, over all images and
+            classes.
 
     Raises:
         ValueError: As `quality.quality`.
     """
+    pair = [logits, reference]
+    if softmax:
+        pair = [np.exp(quality.log_softmax(one)) for one in pair]
     return {
         "images": len(labels),
         **quality.quality(logits, labels),
         "agreement": float((logits.argmax(axis=1) == reference.argmax(axis=1)).mean()),
-        "largest_difference": float(np.abs(logits.astype(np.float64) - reference).max()),
+        "largest_difference": float(np.abs(pair[0].astype(np.float64) - pair[1]).max()),
     }
 
 
@@ -67,7 +74,7 @@ def failure(precision: str, test: dict[str, Any]) -> str:
         return ""
     return (
         f"it agrees with Keras on {100 * test['agreement']:.2f} % of {test['images']:,} test "
-        f"images (largest difference of a logit {test['largest_difference']:.3g}); {precision} "
+        f"images (largest difference {test['largest_difference']:.3g}); {precision} "
         f"needs {100 * least:g} %"
     )
 

@@ -70,6 +70,16 @@ FORMATS = {
         "litert",
         versions=("ai-edge-litert",),
     ),
+    "onnx": Format(
+        "ONNX",
+        ".onnx",
+        ("float32", "int8"),
+        "onnx_file",
+        extra="onnx",
+        packages=("onnx", "onnxruntime", "tf2onnx"),
+        versions=("onnx", "onnxruntime", "tf2onnx"),
+    ),
+    "saved_model": Format("SavedModel", "", ("float32",), "saved_model"),
 }
 
 
@@ -77,7 +87,7 @@ def kind_of(path: Path) -> str:
     """The format of a file or folder by its name; empty for none of them."""
     if path.is_dir():
         return "saved_model" if (path / "saved_model.pb").is_file() else ""
-    return next((name for name, row in FORMATS.items() if row.suffix == path.suffix), "")
+    return next((n for n, row in FORMATS.items() if row.suffix and row.suffix == path.suffix), "")
 
 
 def names() -> str:

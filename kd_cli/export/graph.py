@@ -6,13 +6,12 @@ The input is `image`, raw pixels 0..255 as float32 [batch, H, W, C]; the output 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import tensorflow as tf
+from keras import layers
 
 IMAGE, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 SIGNATURE = "serving_default"
@@ -24,12 +23,14 @@ class Graph:
 
     Attributes:
         folder: A SavedModel, whose signature is `SIGNATURE`.
-        function: The same as a traced function.
+        model: The same in Keras; inputs and outputs have names of Keras's own.
+        shape: (H, W, C) of the images.
         output: `LOGITS` or `PROBABILITIES`.
     """
 
     folder: Path
-    function: Callable[..., Any]
+    model: keras.Model
+    shape: tuple[int, ...]
     output: str
 
 
@@ -43,16 +44,21 @@ def write(model: keras.Model, shape: tuple[int, ...], softmax: bool, folder: Pat
         folder: Where it is written; it need not exist.
     """
     output = PROBABILITIES if softmax else LOGITS
+    # In float32, whatever the precision of the network.
+    last = layers.Activation("softmax" if softmax else "linear", name=output, dtype="float32")
+    whole = keras.Model(model.inputs, last(model.outputs[0]))
 
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, *shape], tf.float32, name=IMAGE)], autograph=False
-    )
+    @tf.function(input_signature=[signature(shape)], autograph=False)
     def function(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        logits = tf.cast(model(image, training=False), tf.float32)
-        return {output: tf.nn.softmax(logits) if softmax else logits}
+        return {output: whole(image, training=False)}
 
     archive = keras.export.ExportArchive()
-    archive.track(model)
+    archive.track(whole)
     archive.add_endpoint(SIGNATURE, function)
     archive.write_out(str(folder), verbose=False)
-    return Graph(folder, function, output)
+    return Graph(folder, whole, shape, output)
+
+
+def signature(shape: tuple[int, ...]) -> tf.TensorSpec:
+    """Of images of shape (H, W, C), with a free batch."""
+    return tf.TensorSpec([None, *shape], tf.float32, name=IMAGE)

@@ -50,7 +50,17 @@ def saved_model(file, image, threads):
     return run
 
 
-RUNTIMES = {"litert": litert, "saved_model": saved_model}
+def onnx(file, image, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: image})[0]
+
+
+RUNTIMES = {"litert": litert, "onnx": onnx, "saved_model": saved_model}
 
 
 def peak_memory():

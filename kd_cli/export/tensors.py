@@ -9,7 +9,7 @@ Integer-Arithmetic-Only Inference", equation 1.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -82,3 +82,13 @@ class Opened:
             numbers = self.image.numbers(np.concatenate([part, np.repeat(part[-1:], fill, axis=0)]))
             found.append(self.logits.values(self.run(numbers))[: len(part)])
         return np.concatenate(found)
+
+
+def channels_last(opened: Opened) -> Opened:
+    """A file that takes [batch, C, H, W], as PyTorch's do, as one that takes [batch, H, W, C]."""
+    batch, channels, height, width = opened.image.shape
+    return replace(
+        opened,
+        image=replace(opened.image, shape=(batch, height, width, channels)),
+        run=lambda numbers: opened.run(np.ascontiguousarray(np.moveaxis(numbers, -1, 1))),
+    )

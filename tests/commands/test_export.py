@@ -269,7 +269,10 @@ REFUSED = {
         ["precision=int4 must be float32, float16, dynamic or int8"],
     ),
     "a precision of training": (["export", "x", "precision=mixed_bfloat16"], ["must be float32"]),
-    "unknown format": (["export", "x", "format=pdf"], ["format=pdf must be litert"]),
+    "unknown format": (
+        ["export", "x", "format=pdf"],
+        ["format=pdf must be litert, onnx or saved_model"],
+    ),
     "no calibration": (["export", "x", "calibration=0"], ["calibration=0 must be at least 1"]),
     "idle calibration": (["export", "x", "calibration=9"], ["calibration=9 changes nothing"]),
     "a key of training": (["export", "x", "epochs=3"], ["export does not use epochs: it trains"]),
