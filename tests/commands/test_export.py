@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kd_cli.commands import export
-from kd_cli.export import cost, litert
+from kd_cli.export import cost, formats, litert
 from kd_cli.export.record import ExportRecord
 from tests.conftest import Disk, assert_refused, only_run
 
@@ -141,6 +141,7 @@ def test_probabilities(kd, work, file, data):
     assert path.name == "my-float32-softmax.tflite"
     assert record["outputs"][0]["name"] == "probabilities"
     assert record["test"]["nll"] == pytest.approx(record["keras"]["test"]["nll"], rel=1e-4)
+    assert record["test"]["largest_difference"] < 1e-5
     done = kd("evaluate", str(path), *data)  # which finds out by itself
     assert done.code == 0 and "its outputs are probabilities" in done.err
     (result,) = work.glob("outputs/evaluate/*/*/evaluation.json")
@@ -269,9 +270,10 @@ REFUSED = {
         ["precision=int4 must be float32, float16, dynamic or int8"],
     ),
     "a precision of training": (["export", "x", "precision=mixed_bfloat16"], ["must be float32"]),
-    "unknown format": (
-        ["export", "x", "format=pdf"],
-        ["format=pdf must be litert, onnx or saved_model"],
+    "unknown format": (["export", "x", "format=pdf"], ["must be litert, onnx or saved_model"]),
+    "a precision that the format has not": (
+        ["export", "x", "format=onnx", "precision=float16"],
+        ["format=onnx holds float32 or int8; leave precision out, or type format=litert"],
     ),
     "no calibration": (["export", "x", "calibration=0"], ["calibration=0 must be at least 1"]),
     "idle calibration": (["export", "x", "calibration=9"], ["calibration=9 changes nothing"]),
@@ -292,6 +294,32 @@ REFUSED = {
 def test_a_mistake_is_one_line(kd, work, name):
     words, texts = REFUSED[name]
     assert_refused(kd, work, words, *texts)
+
+
+def test_a_missing_package_is_told_with_the_command(kd, work, file, data, monkeypatch):
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    done = kd("export", "my.keras", *data, "format=onnx")
+    assert_one_line(done, "ONNX needs the package onnx; type: pip install 'kd-cli[onnx]'")
+    assert not (work / "outputs").exists()
+
+
+@pytest.mark.parametrize("words", [["format=onnx"], ["format=saved_model"]])
+def test_other_formats(kd, work, file, data, words):
+    done = kd("export", "my.keras", *data, *words)
+    assert done.code == 0, done.err
+    (place,) = work.rglob("*.json")
+    record = ExportRecord.read(place)
+    assert record.test["agreement"] == 1.0 and record.test["largest_difference"] < 1e-4
+    assert record.inputs[0].shape == [-1, 6, 6, 1] and record.outputs[0].name == "logits"
+    path = place.parent / record.file
+    assert path.exists() and path.name.startswith(f"my-{words[0][7:]}-float32")
+    assert kd("export", "my.keras", *data, *words).err == (
+        "exported before; remove the file to export it anew\n"
+    )
+    assert kd("evaluate", str(path), *data).code == 0
+    (result,) = work.glob("outputs/evaluate/*/*/evaluation.json")
+    quality = json.loads(result.read_text())["quality"]["test"]
+    assert quality["nll"] == pytest.approx(record.test["nll"], rel=1e-6)
 
 
 # --- of a run ---

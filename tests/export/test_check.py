@@ -19,6 +19,13 @@ def test_comparison_by_hand():
     assert found["nll"] == pytest.approx(np.log1p(np.exp(-margins)).mean())
 
 
+def test_differences_of_probabilities():
+    found = check.compare(FILE, REFERENCE, LABELS, softmax=True)
+    # Two classes: the probability of the first is 1 / (1 + exp(-(a - b))).
+    sigmoid = 1 / (1 + np.exp(-(np.array([FILE, REFERENCE]) @ [1, -1])))
+    assert found["largest_difference"] == pytest.approx(np.abs(sigmoid[0] - sigmoid[1]).max())
+
+
 def test_logits_of_probabilities():
     given = np.array([[0.75, 0.25], [1.0, 0.0]], np.float32)
     steps = Tensor("probabilities", "int8", (None, 2), 1 / 256, -128)
@@ -54,3 +61,13 @@ def test_when_it_warns():
     (line,) = check.doubts("dynamic", result(0.99), 0.911, None)
     assert line == "the file loses 1.10 points of test accuracy; try precision=float16"
     assert len(check.doubts("int8", result(0.5), 0.99, 200)) == 2
+
+
+def test_what_probabilities_are():
+    plain, steps = Tensor("p", "float32", (None, 4)), Tensor("p", "int8", (None, 4), 1 / 256, -128)
+    rows = np.array([[0.25, 0.25, 0.25, 0.25], [1, 0, 0, 0]])
+    assert check.are_probabilities(rows, plain)
+    assert not check.are_probabilities(rows + [[0, 0, 0, 0.02]], plain)
+    assert not check.are_probabilities(rows - [[0.3, -0.3, 0, 0]], plain)  # one is below 0
+    # Four that are rounded to 1/256 are off by 1/128 together.
+    assert check.are_probabilities(rows + 1 / 512, steps)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kd_cli.export.tensors import Opened, Tensor
+from kd_cli.export.tensors import Opened, Tensor, channels_last
 
 BYTES = Tensor("image", "uint8", (None, 2), 1.0, 0)
 HALVES = Tensor("logits", "int8", (None, 2), 0.5, 3)
@@ -55,3 +55,17 @@ def test_a_fixed_batch_is_filled_up():
     given.clear()
     np.testing.assert_array_equal(Opened(BYTES, HALVES, run, "none")(images), found)
     assert given == [10]
+
+
+def test_channels_may_come_first():
+    first = Tensor("image", "float32", (None, 3, 4, 5))
+    weights = np.arange(3)  # of the channels
+
+    def run(numbers):
+        assert numbers.shape[1:] == (3, 4, 5)
+        return np.einsum("nchw,c->nh", numbers, weights)
+
+    images = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype(np.float32)
+    turned = channels_last(Opened(first, PLAIN, run, "none"))
+    assert turned.image.shape == (None, 4, 5, 3)
+    np.testing.assert_allclose(turned(images), (images @ weights).sum(2), rtol=1e-5)
