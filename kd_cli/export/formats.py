@@ -44,7 +44,7 @@ class Format:
         if missing:
             raise ConfigError(
                 f"{self.title} needs the package {missing[0]}; type: pip install "
-                f"'kd-cli[{self.extra}]'"
+                f"{' '.join(self.packages)} (the extra {self.extra})"
             )
 
     def load(self) -> ModuleType:

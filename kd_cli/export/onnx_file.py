@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -55,7 +56,13 @@ def convert(graph: Graph, path: Path, precision: str, images: np.ndarray | None)
         if precision == "int8":
             onnx.save(model, place)
             model = _quantised(place, images)
-    onnx.checker.check_model(model)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        # What tf2onnx does not know it writes under TensorFlow's name.
+        unknown = re.search(r"No Op registered for (\w+)", str(error))
+        why = f"ONNX has no operator for {unknown[1]}" if unknown else first_line(error)
+        raise CantConvertError(why) from error
     onnx.save(model, path)
 
 

@@ -299,7 +299,7 @@ def test_a_mistake_is_one_line(kd, work, name):
 def test_a_missing_package_is_told_with_the_command(kd, work, file, data, monkeypatch):
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     done = kd("export", "my.keras", *data, "format=onnx")
-    assert_one_line(done, "ONNX needs the package onnx; type: pip install 'kd-cli[onnx]'")
+    assert_one_line(done, "ONNX needs the package onnx; type: pip install onnx onnxruntime")
     assert not (work / "outputs").exists()
 
 
