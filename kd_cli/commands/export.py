@@ -150,16 +150,17 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
     made = temporary_of(path)
     try:
         with tempfile.TemporaryDirectory(prefix="kd-") as scratch:
-            source = graph.write(model, shape, plan.softmax, Path(scratch) / "saved_model")
             log.info("converting to %s, %s", row.title, plan.precision)
             try:
+                model = graph.in_float32(model)
+                source = graph.write(model, shape, plan.softmax, Path(scratch) / "saved_model")
                 runtime.convert(source, made, plan.precision, drawn.images if drawn else None)
-            except CantConvertError as error:
+                opened = runtime.open_file(made)
+            except (CantConvertError, ConfigError) as error:  # (the latter of the new file)
                 raise RunFailed(
                     f"{plan.what} can't be exported to {row.title} with precision="
                     f"{plan.precision}: {error}"
                 ) from error
-            opened = runtime.open_file(made)
             log.info("running it over %s test images", f"{len(dataset.test):,}")
             reference = predict_rows(predictor(model), dataset.test, prepare)
             outputs = _outputs(opened, dataset, prepare)

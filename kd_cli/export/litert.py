@@ -70,10 +70,9 @@ def convert(graph: Graph, path: Path, precision: str, images: np.ndarray | None)
 def _reason(error: Exception) -> str:
     """What the converter can't do: the operations that it names, or its first line."""
     text = str(error)
-    found = re.search(r"ops? that (?:are|is) not supported.*?:\s*(.*)", text, flags=re.DOTALL)
-    names = dict.fromkeys(re.findall(r"tf\.(\w+)", found[1] if found else text))
+    names = dict.fromkeys(re.findall(r"^\s*tf\.(\w+)\(", text, flags=re.MULTILINE))
     if not names:
-        names = dict.fromkeys(re.findall(r"'(tfl?\.\w+)' op", text))
+        names = dict.fromkeys(re.findall(r"'tfl?\.(\w+)' op", text))
     if names:
         return f"LiteRT has no operator for {', '.join(names)}"
     return first_line(error)
