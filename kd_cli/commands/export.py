@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from kd_cli.commands.evaluate_target import (
     plan_of,
     with_data,
 )
+from kd_cli.commands.sweep import expand
 from kd_cli.commands.table import Request
 from kd_cli.config.keys import Config
 from kd_cli.config.overrides import place_of
@@ -62,10 +64,37 @@ log = logging.getLogger("kd")
 def run(request: Request) -> int:
     """Exports the run or file that the command names, and checks the result.
 
+    With `--multirun` it makes a file for each combination of comma-separated values; the others are
+    made where one fails.
+
     Raises:
         ConfigError: What can't be exported, or does not fit its data.
         RunFailed: The network can't be converted, or was converted wrongly.
     """
+    points = [request.overrides]
+    if request.flags == ["--multirun"]:
+        points = expand(request.overrides, request.config_dir)[0]
+        request = replace(request, flags=[])
+    asked = [_asked(replace(request, overrides=point)) for point in points]  # mistakes come first
+    failed = []
+    for plan, target, row in asked:
+        try:
+            record, path = _one(plan, target, row)
+        except RunFailed as error:
+            failed.append(error)
+            if len(asked) > 1:
+                log.error("kd: failed: %s", error)
+            continue
+        _print(record, path)
+    if failed and len(asked) > 1:
+        raise RunFailed(f"{len(failed)} of {len(asked)} exports failed")
+    if failed:
+        raise failed[0]
+    return 0
+
+
+def _asked(request: Request) -> tuple[DictConfig, Target, Format]:
+    """What is exported, on which data, in which format; checked without TensorFlow."""
     plan = plan_of(request, "writes")
     row = formats.check(plan.format, plan.precision)
     for override in request.overrides if plan.precision != "int8" else ():
@@ -73,30 +102,42 @@ def run(request: Request) -> int:
             raise ConfigError(
                 f"{override} changes nothing: precision={plan.precision} needs no calibration"
             )
+    target = find(plan.what)
+    _refuse_other_data(request.overrides, target)
+    plan, _ = with_data(plan, request.overrides, target)
+    return plan, target, row
+
+
+def _one(plan: DictConfig, target: Target, row: Format) -> tuple[ExportRecord, Path]:
+    """A file and its record: made now, or before."""
+    path, sha256 = _place(plan, target, row), file_hash(target.file)
     try:
         with messages():
-            target = find(plan.what)
-            _refuse_other_data(request.overrides, target)
-            plan, _ = with_data(plan, request.overrides, target)
-            path = _place(plan, target, row)
-            sha256 = file_hash(target.file)
             record = finished(path, sha256)
             if record is not None:
                 log.info("exported before; remove the file to export it anew")
-            else:
-                row.require()
-                with locked(path.parent / ".export", "exports here"):
-                    record = finished(path, sha256)  # of the process that held the lock
-                    if record is None:
-                        remove_leftovers(path.parent)
-                        record = _export(plan, target, row, path, sha256)
-    except (ConfigError, RunFailed, OSError):
+                return record, path
+            row.require()
+            with locked(path.parent / ".export", "exports here"):
+                record = finished(path, sha256)  # of the process that held the lock
+                if record is None:
+                    remove_leftovers(path.parent)
+                    record = _export(plan, target, row, path, sha256)
+            return record, path
+    except ConfigError:
+        _leave_nothing(path.parent)
+        raise
+    except (RunFailed, OSError):
         raise
     except Exception as error:
         hint = "HYDRA_FULL_ERROR=1 shows the traceback"
         raise RunFailed(f"{first_line(error)} ({hint})") from error
-    _print(record, path)
-    return 0
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Removes a folder in which there is nothing but the lock."""
+    if folder.is_dir() and [path.name for path in folder.iterdir()] == [".export.lock"]:
+        discard(folder)
 
 
 def _refuse_other_data(typed: list[str], target: Target) -> None:
@@ -159,7 +200,7 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
             except (CantConvertError, ConfigError) as error:  # (the latter of the new file)
                 raise RunFailed(
                     f"{plan.what} can't be exported to {row.title} with precision="
-                    f"{plan.precision}: {error}"
+                    f"{plan.precision}: {str(error).replace(str(made), 'the new file')}"
                 ) from error
             log.info("running it over %s test images", f"{len(dataset.test):,}")
             reference = predict_rows(predictor(model), dataset.test, prepare)

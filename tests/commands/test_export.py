@@ -286,7 +286,11 @@ REFUSED = {
         ["evaluate", "x", "calibration=9"],
         ["evaluate does not use calibration: it belongs to export"],
     ),
-    "several at once": (["export", "x", "--multirun"], ["export does not take --multirun"]),
+    "a flag of Hydra's": (["export", "x", "--run"], ["export does not take --run"]),
+    "a mistake in a sweep": (
+        ["export", "x", "--multirun", "precision=int8,int4"],
+        ["x does not exist"],
+    ),
 }
 
 
@@ -320,6 +324,31 @@ def test_other_formats(kd, work, file, data, words):
     (result,) = work.glob("outputs/evaluate/*/*/evaluation.json")
     quality = json.loads(result.read_text())["quality"]["test"]
     assert quality["nll"] == pytest.approx(record.test["nll"], rel=1e-6)
+
+
+def test_a_sweep_over_precisions(kd, work, file, data, monkeypatch):
+    sweep = ["export", "my.keras", *data, "--multirun", "precision=float32,int4"]
+    assert_one_line(kd(*sweep), "precision=int4 must be float32")
+    assert not (work / "outputs").exists()
+    real = litert.convert
+
+    def convert(graph, path, precision, images):
+        if precision == "dynamic":
+            raise formats.CantConvertError("LiteRT has no operator for This")
+        real(graph, path, precision, images)
+
+    monkeypatch.setattr(litert, "convert", convert)
+    done = kd("export", "my.keras", *data, "--multirun", "precision=dynamic,float32,float16")
+    assert done.code == 1 and "no operator for This" in done.err
+    assert done.err.splitlines()[-1] == "kd: failed: 1 of 3 exports failed"
+    made = sorted(p.name for p in work.rglob("*.json"))
+    assert made == ["my-float16.json", "my-float32.json"]
+
+
+def test_data_that_do_not_fit_leave_nothing(kd, work, file):
+    done = kd("export", "my.keras", "dataset=digits", "dataset.image_shape=[6,6,1]")
+    assert done.code == 2 and "images have shape [8, 8, 1]" in done.error
+    assert not list(work.rglob("outputs/export/*"))
 
 
 # --- of a run ---
