@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -83,7 +84,7 @@ def run(request: Request) -> int:
         except RunFailed as error:
             failed.append(error)
             if len(asked) > 1:
-                log.error("kd: failed: %s", error)
+                print(f"kd: failed: {error}", file=sys.stderr)
             continue
         _print(record, path)
     if failed and len(asked) > 1:

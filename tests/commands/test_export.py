@@ -181,11 +181,12 @@ def test_a_second_call_answers_with_the_first_result(kd, work, file, data, monke
 
 def test_an_altered_file_is_refused_and_a_lost_one_made_again(kd, work, file, data):
     assert kd("export", "my.keras", *data).code == 0
-    path, record = only(work)
+    path, _ = only(work)
     path.write_bytes(path.read_bytes() + b"x")
     assert_one_line(kd("export", "my.keras", *data), "was altered after it was exported", "remove")
     path.unlink()
     assert kd("export", "my.keras", *data).code == 0
+    path, record = only(work)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == record["sha256"]
 
 

@@ -60,8 +60,8 @@ from ai_edge_litert.interpreter import Interpreter
 with np.load(sys.argv[2]) as arrays:
     images, labels = arrays["images"], arrays["labels"]
 classify = Interpreter(model_path=sys.argv[1]).get_signature_runner()
-right = [classify(image=one[None])["logits"].argmax() == label for one, label in zip(images, labels)]
-print(np.mean(right))
+found = [classify(image=image[None])["logits"].argmax() for image in images]
+print(np.mean(found == labels))
 """
 
 
