@@ -48,8 +48,8 @@ from kd_cli.files import (
     temporary_of,
 )
 from kd_cli.runs import identity
-from kd_cli.runs.quality import quality
 from kd_cli.runs.environment import environment
+from kd_cli.runs.quality import quality
 from kd_cli.runs.session import Session
 from kd_cli.terminal import messages, print_table, shown
 from kd_cli.training import assembly
