@@ -8,6 +8,7 @@ A sub-package imports only those that stand below it:
     training/             the training step, the loop around it, schedules, optimizers, trackers
     distillation/         losses, and the teacher with its stored outputs
     report/               groups of runs, their statistics, tables, figures and page
+    export/               files for other runtimes, and their checks
     networks/             networks, how they are read from files and how their logits are computed
     runs/                 a run on the disk: its identity, files, record and state
     data/                 datasets, splits, augmentation, batches

@@ -46,6 +46,29 @@ def import_tensorflow() -> ModuleType:
     return _import_quietly()
 
 
+@contextlib.contextmanager
+def quiet(tells: bool = True) -> Iterator[None]:
+    """Inside the block nothing reaches file descriptor 2, where C++ code writes its chatter.
+
+    Args:
+        tells: Whether what was written appears when the block fails.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as chatter:
+        os.dup2(chatter.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            if tells:
+                chatter.seek(0)
+                os.write(kept, chatter.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 @functools.cache
 def _import_quietly() -> ModuleType:
     """Imports TensorFlow without its start-up chatter; its operations are deterministic from then.
@@ -58,21 +81,10 @@ def _import_quietly() -> ModuleType:
     os.environ["KERAS_BACKEND"] = "tensorflow"
     for name in ("absl", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as chatter:
-        os.dup2(chatter.fileno(), 2)
-        try:
-            import tensorflow
+    with quiet():
+        import tensorflow
 
-            tensorflow.config.list_physical_devices()
-        except BaseException:
-            chatter.seek(0)
-            os.write(kept, chatter.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+        tensorflow.config.list_physical_devices()
     tensorflow.config.experimental.enable_op_determinism()
     # What the import made stays: 370,000 objects over which no collection has to walk again, which
     # takes 0.2 s, and each point of a sweep collects.

@@ -133,6 +133,12 @@ def files_of(path: Path) -> list[Path]:
     return [graph, *sorted(part for part in parts if part.is_file())]
 
 
+def bytes_of(path: Path) -> int:
+    """The size of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, or over the names and bytes of a SavedModel's files."""
     if path.is_dir():

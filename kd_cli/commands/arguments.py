@@ -42,6 +42,8 @@ REFUSED = {
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 CFG = ("job", "hydra", "all")
 SHOW = {"--help", "--hydra-help", "--cfg", "--info", "--shell-completion"}
+# After these words stands a path.
+_TAKING = [[word] for word, command in COMMANDS.items() if command.takes]
 # Each says what to do, so only one of them can be done.
 _ACTIONS = ("--multirun", "--run", "--cfg", "--info", "--shell-completion")
 
@@ -66,7 +68,7 @@ def arrange(argv: list[str]) -> Request:
     while rest:
         word = rest.pop()
         name, equals, value = word.partition("=")
-        if words == ["evaluate"] and os.path.exists(word):
+        if words in _TAKING and os.path.exists(word):
             words.append(word)  # whatever characters it has
             continue
         if not word.startswith("-"):
@@ -103,7 +105,7 @@ def arrange(argv: list[str]) -> Request:
             f"{words[0]} does not take keys and flags of runs, and stands first: "
             f"kd {words[0]} --help"
         )
-    if words[:1] == ["evaluate"] and len(words) > 1:
+    if words[:1] in _TAKING and len(words) > 1:
         overrides.insert(0, f"what={quoted(words.pop(1))}")
     if len(words) > 1:
         raise ConfigError(

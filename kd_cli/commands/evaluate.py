@@ -8,45 +8,37 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from kd_cli.commands.evaluate_network import network_of
 from kd_cli.commands.evaluate_target import (
     Target,
     check_same,
-    check_shape,
     find,
+    plan_of,
     warn_of_classes,
     with_data,
 )
 from kd_cli.commands.table import Request
-from kd_cli.config.check import check, refuse_unused
-from kd_cli.config.compose import compose
-from kd_cli.config.keys import UNUSED
-from kd_cli.config.overrides import is_typed
-from kd_cli.config.plans import view_shape
 from kd_cli.config.row import are_names, is_name
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, RunFailed, first_line
-from kd_cli.files import remove_leftovers, write_json, write_npz
+from kd_cli.export.formats import FORMATS
+from kd_cli.files import bytes_of, remove_leftovers, write_json, write_npz
 from kd_cli.report.columns import COLUMNS, PERCENT, In
 from kd_cli.runs import finished, identity, quality
 from kd_cli.runs.environment import environment
-from kd_cli.runs.model_file import recorded_network, run_beside
 from kd_cli.runs.record import Record
-from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
 from kd_cli.terminal import messages, print_table, shown
 from kd_cli.training import assembly
 
 if TYPE_CHECKING:
-    import keras
-
     from kd_cli.data.views import Views
     from kd_cli.networks.predict import Prepare
 
@@ -65,25 +57,12 @@ def run(request: Request) -> int:
         RunFailed: The measurement broke.
     """
     overrides = request.overrides
-    if request.flags:
-        raise ConfigError(
-            f"evaluate does not take {request.flags[0]}: it measures one network at a time"
-        )
-    for override in overrides:
-        if is_typed("hydra.run", [override]) or is_typed("hydra.sweep", [override]):
-            raise ConfigError(f"{override}: evaluate writes into the run's folder; leave it out")
-    # First, because Hydra does not know these keys in evaluate.yaml and would say no more.
-    refuse_unused("evaluate", overrides, UNUSED["evaluate"])
-    if not is_typed("what", overrides):
-        raise ConfigError(
-            "evaluate needs the directory of a finished run or a .keras file, as in: "
-            "kd evaluate outputs/latest"
-        )
-    register_resolvers()
-    plan = check(compose("evaluate", overrides, request.config_dir), overrides)
+    plan = plan_of(request, "measures")
     try:
         with messages():
-            target = find(plan.what)
+            target = find(plan.what, exported=True)
+            if target.format:
+                FORMATS[target.format].require()
             plan, own = with_data(plan, overrides, target)
             out, result, arrays = _measure(
                 plan, target, own, load_dataset(plan.dataset, plan.device)
@@ -112,37 +91,27 @@ def _measure(
         warn_of_classes(record, dataset)
     device = set_up(plan.device)
     from kd_cli.networks import cost
-    from kd_cli.networks.doubts import scaled_twice
-    from kd_cli.networks.keras_file import weights_hash
-    from kd_cli.networks.predict import predict_rows, predictor
+    from kd_cli.networks.predict import predict_rows
 
     session = Session()
     views = assembly.augmentation(plan, dataset, session)
     prepare = views.evaluate if views is not None else None
-    model = _model(plan, target, dataset)
-    sha = weights_hash(model)
-    if record and sha != record.weights_sha256:
-        raise ConfigError(
-            f"{shown(target.file)} was altered after training (weights {sha[:12]}, recorded "
-            f"{record.weights_sha256[:12]}); evaluate the file itself: kd evaluate "
-            f"{shlex.quote(shown(target.file))} dataset={plan.dataset.name}"
-        )
-    predict = predictor(model)
+    network = network_of(plan, target, dataset)
     arrays: Arrays = {}
     for prefix, split in dataset.held_out:
         arrays[f"{prefix}labels"] = split.labels[split.rows]
-        logits = predict_rows(predict, split, prepare)
+        logits = predict_rows(network.predict, split, prepare)
         if not np.isfinite(logits).all():
             raise ConfigError(f"{plan.what}: its logits on {dataset.name} are not finite")
         arrays[f"{prefix}{target.role}_logits"] = logits
-    warnings = scaled_twice(model, "input")
+    warnings = network.warnings
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "what": shown(target.run if record else target.file),
         "command": record.command if record else None,
         "run_id": record.run_id if record else None,
         "network": target.name,
-        "weights_sha256": sha,
+        "weights_sha256": network.sha256,
         "own_data": own,
         "dataset": {
             "name": dataset.name,
@@ -180,19 +149,14 @@ def _measure(
     # Of the last minute, before the measurement: other work on the machine makes it slower.
     load = os.getloadavg()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    shape = view_shape(plan.augment.size, dataset.image_shape)
-    try:
-        operations: int | None = cost.flops(model, shape)
-    except cost.UncountedError as error:
-        operations = None
-        warnings.append(f"FLOPs are not counted: {error}")
     result |= {
-        "parameters": model.count_params(),
-        "flops": operations,
+        "parameters": network.parameters,
+        "flops": network.flops,
         "flops_convention": cost.CONVENTION,
-        "file_bytes": target.file.stat().st_size,
+        "file_bytes": bytes_of(target.file),
         "latency": {
-            str(batch): cost.latency(predict, _batch(dataset, batch, prepare)) for batch in BATCHES
+            str(batch): cost.timed(network.run(_batch(dataset, batch, prepare)))
+            for batch in network.batches or BATCHES
         },
         "device": device,
         "cores": cores,
@@ -213,49 +177,6 @@ def _trained_on(record: Record, dataset: Dataset) -> bool:
         return False
     same = record.dataset.fingerprint == dataset.fingerprint
     return same and record.dataset.split_fingerprint != dataset.split_fingerprint
-
-
-def _model(plan: DictConfig, target: Target, dataset: Dataset) -> keras.Model:
-    """The network from the pixels of the dataset to its logits, checked."""
-    from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_of_run
-    from kd_cli.networks.logits import as_logits
-    from kd_cli.networks.wrap import ADAPTER, check_network, with_adapter
-
-    if target.record:
-        model = load_of_run(target.file, "evaluate", recorded_network(target.record))
-    else:
-        try:
-            model = load_keras(target.file, "evaluate", plan.module)
-        except OwnCodeError as error:
-            raise ConfigError(f"{error}{run_beside(target.file)}") from error
-    try:
-        expected = model.input_shape
-    except (AttributeError, ValueError):
-        expected = None
-    if not isinstance(expected, tuple) or len(expected) != 4:
-        raise ConfigError(
-            f"{plan.what}: expected a network with one input [batch, height, width, channels], "
-            f"received {expected}"
-        )
-    outputs, fitting = model.output_shape, {dataset.num_classes}
-    fitting |= {1} if dataset.num_classes == 2 else set()  # one logit decides between two
-    if isinstance(outputs, tuple) and outputs[-1] not in fitting:
-        raise ConfigError(
-            f"{plan.what} has {outputs[-1]} outputs, {dataset.name} has {dataset.num_classes} "
-            "classes; type dataset=OPTION to choose other data"
-        )
-    if target.record:  # what kd trains ends in logits
-        check_network(model, dataset.num_classes, plan.what)
-    else:
-        model, done = as_logits(model, dataset.num_classes, plan.what)
-        if done:
-            log.info("%s: %s", plan.what, done)
-    shape = view_shape(plan.augment.size, dataset.image_shape)
-    asked = plan.input.size is not None or (plan.input.scale, plan.input.offset) != (1, 0)
-    if asked and any(layer.name == ADAPTER for layer in model.layers):
-        raise ConfigError(f"{plan.what} takes raw pixels: it has its scale inside; leave input out")
-    check_shape(plan, expected[1:], view_shape(plan.input.size, shape))
-    return with_adapter(model, plan.input, shape, "input") if asked else model
 
 
 def _batch(dataset: Dataset, size: int, prepare: Prepare | None) -> np.ndarray:
@@ -349,10 +270,10 @@ def _print(result: dict[str, Any], out: Path, record: Record | None) -> None:
     if record and record.dataset.labelled < record.dataset.train:
         sizes = f"{record.dataset.train:,} images, {record.dataset.labelled:,} of them with a label"
         print(f"trained on         {sizes}")
-    print(f"parameters         {result['parameters']:,}")
+    for label, count in (("parameters", result["parameters"]), ("FLOPs per image", operations)):
+        print(f"{label:<19}{'not counted' if count is None else f'{count:,}'}")
     if record and record.deployed:
         print(f"made of            {record.deployed.words()}")
-    print(f"FLOPs per image    {'not counted' if operations is None else f'{operations:,}'}")
     print(f"file               {result['file_bytes']:,} bytes")
     for batch, taken in result["latency"].items():
         print(

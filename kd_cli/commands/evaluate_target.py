@@ -1,4 +1,4 @@
-"""What `kd evaluate` measures, and on which data: found and checked without TensorFlow."""
+"""The network that `kd evaluate` and `kd export` mean, and its data, found without TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from kd_cli.commands.table import Request
+from kd_cli.config.check import check, refuse_unused
+from kd_cli.config.compose import compose
 from kd_cli.config.instantiate import build
-from kd_cli.config.overrides import override_key
+from kd_cli.config.keys import UNUSED
+from kd_cli.config.overrides import is_typed, override_key
 from kd_cli.config.plans import unlabelled_left_out, view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError, first_line
+from kd_cli.export import formats
 from kd_cli.runs import identity
 from kd_cli.runs.model_file import model_file
 from kd_cli.runs.record import Record
+from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.terminal import shown
 
 log = logging.getLogger("kd")
@@ -34,33 +40,73 @@ class Target:
     """What is evaluated.
 
     Attributes:
-        file: The `.keras` file.
+        file: The `.keras` file, or one for another runtime.
         record: The run's; None for a file by itself.
         name: Of the network.
         role: `teacher` or `student`, as the arrays of predictions.npz are called.
+        format: Of a file for another runtime; empty for a `.keras` file.
     """
 
     file: Path
     record: Record | None
     name: str
     role: str
+    format: str = ""
 
     @property
     def run(self) -> Path:
         return self.file.parent
 
 
-def find(what: str) -> Target:
+def plan_of(request: Request, does: str) -> DictConfig:
+    """The checked configuration of a command whose word is followed by a run or a file.
+
+    Args:
+        request: What was typed.
+        does: What the command does, in a word, for errors.
+
+    Raises:
+        ConfigError: Flags of Hydra's, no run or file, or what `check` refuses.
+    """
+    word, overrides = request.command.word, request.overrides
+    if request.flags:
+        raise ConfigError(
+            f"{word} does not take {request.flags[0]}: it {does} one network at a time"
+        )
+    for override in overrides:
+        if is_typed("hydra.run", [override]) or is_typed("hydra.sweep", [override]):
+            raise ConfigError(f"{override}: {word} writes into the run's folder; leave it out")
+    # First, because Hydra does not know these keys in the command's YAML and would say no more.
+    refuse_unused(word, overrides, UNUSED[word])
+    if not is_typed("what", overrides):
+        raise ConfigError(
+            f"{word} needs the directory of a finished run or a .keras file, as in: "
+            f"kd {word} outputs/latest"
+        )
+    register_resolvers()
+    return check(compose(word, overrides, request.config_dir), overrides)
+
+
+def find(what: str, exported: bool = False) -> Target:
     """The network that a path means.
+
+    Args:
+        what: As typed.
+        exported: Whether it may be a file for another runtime.
 
     Raises:
         ConfigError: No such path, no `.keras` file, or no finished run, or one that can't be read.
     """
     path = Path(what).expanduser()
     expected = "expected the directory of a finished run, or a .keras file"
+    if exported:
+        expected += f", or a file for another runtime ({formats.names()})"
     if not path.exists():
         raise ConfigError(f"{what} does not exist; {expected}")
     path = path.resolve()  # outputs/latest moves
+    kind = formats.kind_of(path) if exported else ""
+    if kind:
+        return Target(path, None, path.stem, "student", kind)
     if not path.is_dir():
         if path.suffix != ".keras" or not zipfile.is_zipfile(path):
             raise ConfigError(f"{what} is not a .keras file; {expected}")
@@ -97,14 +143,14 @@ def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictC
     Raises:
         ConfigError: Typed keys that don't go together, or data that don't fit the run.
     """
-    folder = Path(plan.outputs) / "evaluate"
+    folder = Path(plan.outputs) / plan.command
     for parent in [folder, *folder.parents]:
         if parent.exists() and not parent.is_dir():
             raise ConfigError(f"{parent} is a file; kd needs a directory there")
     plain = OmegaConf.to_container(plan)
     if target.record is None:
         plan = OmegaConf.create(plain)
-        expected = _input_shape(target.file)
+        expected = [] if target.format else _input_shape(target.file)
         given = view_shape(plan.input.size or plan.augment.size, plan.dataset.image_shape)
         if len(expected) == 3:  # (of a network with other inputs Keras tells)
             check_shape(plan, expected, given)

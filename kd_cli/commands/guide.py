@@ -21,7 +21,7 @@ GROUPS = {
         "self-training",
         "recipes",
     ),
-    "results": ("runs", "compare", "sweeps", "report", "evaluate", "metrics", "evidence"),
+    "results": ("runs", "compare", "sweeps", "report", "evaluate", "export", "metrics", "evidence"),
     "reference": (),
 }
 

@@ -94,7 +94,7 @@ def _complete(request: Request) -> int:
         return 0
     if named:
         line = line.replace(f" {named}", "", 1)
-        if named == "evaluate":  # its path is no override; the word at the cursor may be one
+        if command.takes:  # its path is no override; the word at the cursor may be one
             *done, last = line.split(" ")
             line = " ".join([*(w for w in done if "=" in w or w == words[0]), last])
         os.environ["COMP_LINE"] = line

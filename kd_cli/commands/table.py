@@ -127,6 +127,16 @@ TABLE = (
         takes="WHAT",
     ),
     Command(
+        "export",
+        (
+            "write a finished run or a .keras file for another runtime (precision=int8), and",
+            "check there what it gets on the test images",
+        ),
+        "export:run",
+        config="export",
+        takes="WHAT",
+    ),
+    Command(
         "report",
         ("write tables, verdicts and figures of the runs below a folder (kd report outputs)",),
         "report:run",

@@ -39,6 +39,7 @@ from kd_cli.config.plans import (
     view_shape,
 )
 from kd_cli.config.row import NAME, flat
+from kd_cli.config.unused import TRAINS_NOTHING
 from kd_cli.errors import ConfigError
 from kd_cli.terminal import brief
 
@@ -100,7 +101,7 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     if missing:
         raise ConfigError(f"{missing} is missing: type {missing}=...")
     resolved = {key: _resolve(cfg, key) for key in keys}
-    if "loss" in unused and command != "evaluate":
+    if "loss" in unused and command not in TRAINS_NOTHING:
         resolved["loss"] = cross_entropy(resolved["label_smoothing"])
     for node in resolved.get("loss", {}).values():  # it gets what they come to on the data
         node.pop("class_weights", None)
@@ -227,7 +228,7 @@ def refuse_unused(
         key = place_of(override)
         why = unused.get(key) or unused.get(key.split(".")[0])
         if why:
-            trains = command not in ("distill", "evaluate")
+            trains = command not in ("distill", *TRAINS_NOTHING)
             hint = f"kd distill {override}" if trains and key in VARIABLES else ""
             raise ConfigError(
                 f"{command} does not use {key}: {why}; remove {override}"
@@ -260,9 +261,10 @@ def check_ranges(plan: DictConfig) -> None:
     values = flat(OmegaConf.to_container(plan))
     for name, row in walk():
         value = values.get(name)
-        if row.metadata["must"] is None or value is None:
+        must = row.metadata["must_of"].get(plan.get("command"), row.metadata["must"])
+        if must is None or value is None:
             continue
-        ok, expected = row.metadata["must"]
+        ok, expected = must
         if not ok(value):
             text = brief(value) if isinstance(value, str) else str(value)
             text = text if text.isprintable() else ascii(text)

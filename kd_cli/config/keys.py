@@ -36,14 +36,19 @@ from kd_cli.config.unused import (
     FOR_DISTILLING,
     NO_TEACHER,
     OF_EVALUATE,
+    OF_EXPORT,
     OF_LOSS,
     OF_ROUNDS,
     OF_TEACHER,
+    OF_WHAT,
     TRAINS_NOTHING,
 )
 
 VIEWS = ("consistent", "independent", "fixed_teacher")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+# Of a file that is exported, and its formats.
+FILE_PRECISIONS = ("float32", "float16", "dynamic", "int8")
+FORMATS = ("litert", "onnx", "saved_model")
 
 
 @dataclass
@@ -98,7 +103,12 @@ class Training:
         },
         short=True,
     )
-    seed: int = key(0, "sets init_seed and data_seed", SEED, unused=TRAINS_NOTHING)
+    seed: int = key(
+        0,
+        "sets init_seed and data_seed",
+        SEED,
+        unused={"evaluate": TRAINS_NOTHING["evaluate"]},
+    )
     init_seed: int = key(
         II(".seed"), "seed of the initial weights and dropout", SEED, unused=TRAINS_NOTHING
     )
@@ -114,7 +124,11 @@ class Training:
     )
     early_stopping: EarlyStopping = key(EarlyStopping, unused=TRAINS_NOTHING)
     precision: str = key(
-        "float32", " or ".join(PRECISIONS), one_of(*PRECISIONS), unused=TRAINS_NOTHING
+        "float32",
+        " or ".join(PRECISIONS),
+        one_of(*PRECISIONS),
+        must_of={"export": one_of(*FILE_PRECISIONS)},
+        unused={"evaluate": TRAINS_NOTHING["evaluate"]},
     )
     schedule: Any = key(None, "how the learning rate changes", unused=TRAINS_NOTHING)
     optimizer: Any = key(None, "gets its learning rate from the schedule", unused=TRAINS_NOTHING)
@@ -296,7 +310,7 @@ class Config(Keys):
         Student,
         unused={
             "train-teacher": "it trains the teacher",
-            "evaluate": "the run or file to evaluate is the word after it",
+            **OF_WHAT,
         },
     )
     loss: Any = key(
@@ -315,20 +329,30 @@ class Config(Keys):
     experiment: Any = key(
         None,
         "a recipe: options and keys of other groups",
-        unused={"evaluate": "the data are chosen by dataset=OPTION"},
+        unused=dict.fromkeys(TRAINS_NOTHING, "the data are chosen by dataset=OPTION"),
         place=True,
     )
     pair: Any = key(
         None,
         "a teacher and a student of the CIFAR tables",
-        unused={"evaluate": "the run or file to evaluate is the word after it"},
+        unused=OF_WHAT,
         place=True,
     )
     debug: Any = key(None, "smoke: few images, one epoch", unused=TRAINS_NOTHING, place=True)
-    what: str | None = key(None, "the run or file to evaluate", unused=OF_EVALUATE)
+    what: str | None = key(None, "the run or file to evaluate or export", unused=OF_EVALUATE)
     input: Input = key(Input, "input of a .keras file of another program", unused=OF_EVALUATE)
     module: str | None = key(
         None, "the module with the own layers of a .keras file", MODULE, unused=OF_EVALUATE
+    )
+    format: str = key("litert", "of the exported file", one_of(*FORMATS), unused=OF_EXPORT)
+    calibration: int = key(
+        1000,
+        "training images that set the ranges of int8 numbers",
+        at_least(1),
+        unused=OF_EXPORT,
+    )
+    softmax: bool = key(
+        False, "true: the exported file gives probabilities, not logits", unused=OF_EXPORT
     )
 
 
@@ -361,4 +385,5 @@ for _name, _field in walk():
     for _command, _why in _field.metadata["unused"].items():
         if not _name.startswith("teacher.training."):
             UNUSED[_command][_name] = _why
-UNUSED["evaluate"]["dataset.unlabelled_path"] = TRAINS_NOTHING["evaluate"]  # no row: an option's
+for _command, _why in TRAINS_NOTHING.items():
+    UNUSED[_command]["dataset.unlabelled_path"] = _why  # no row: an option's

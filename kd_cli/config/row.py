@@ -16,6 +16,7 @@ def key(
     help: str = "",
     must: Range | None = None,
     *,
+    must_of: Mapping[str, Range] | None = None,
     unused: Mapping[str, str] | None = None,
     place: bool = False,
     variable: bool = False,
@@ -27,6 +28,7 @@ def key(
         default: A value, an interpolation, or a dataclass for a group of keys.
         help: What it means, for `--help`.
         must: Which values are allowed, and that in words (after "must be"). None is not checked.
+        must_of: As `must`, by command, where a command means something else by the key.
         unused: Why a command does not use the key, by command; a typed one is refused with that.
         place: It says where or how to run and does not change the result; not in the run id.
         variable: A loss takes it as a variable of the graph: another value traces no new step.
@@ -35,6 +37,7 @@ def key(
     metadata = {
         "help": help,
         "must": must,
+        "must_of": dict(must_of or {}),
         "unused": dict(unused or {}),
         "place": place,
         "variable": variable,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-TRAINS_NOTHING = {"evaluate": "it trains nothing"}
+TRAINS_NOTHING = {"evaluate": "it trains nothing", "export": "it trains nothing"}
+_TRAIN = ("train-teacher", "train-student", "distill", "mutual", "self-train")
 _MUTUAL = "its students teach each other"
 NO_TEACHER = {
     "mutual": _MUTUAL,
@@ -24,16 +25,20 @@ OF_ROUNDS = {
     "distill": "it belongs to self-train",
     **TRAINS_NOTHING,
 }
+# The network and its data are given by a run or a file.
+OF_WHAT = {
+    "evaluate": "the run or file to evaluate is the word after it",
+    "export": "the run or file to export is the word after it",
+}
 OF_TEACHER = {
     "mutual": f"{_MUTUAL}, without a teacher",
     "train-student": "it trains without a teacher",
     "self-train": "each round's network is the next one's teacher",
-    "evaluate": "the run or file to evaluate is the word after it",
+    **OF_WHAT,
 }
 FOR_DISTILLING = {"train-teacher": "it trains the teacher"}
-OF_EVALUATE = dict.fromkeys(
-    ("train-teacher", "train-student", "distill", "mutual", "self-train"), "it belongs to evaluate"
-)
+OF_EVALUATE = dict.fromkeys(_TRAIN, "it belongs to evaluate and export")
+OF_EXPORT = dict.fromkeys((*_TRAIN, "evaluate"), "it belongs to export")
 FROM_LABELS = {
     "mutual": "it learns from labels, and from the other students on the same images",
     "train-teacher": "it learns from labels alone",

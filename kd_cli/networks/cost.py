@@ -129,23 +129,20 @@ _COUNTS: dict[str, Callable[[tf.Operation], int | None]] = {
 }
 
 
-def latency(predict: Callable[[Any], Any], images: np.ndarray) -> dict[str, float | int]:
-    """Wall time of one batch on this device, warm.
+def timed(run: Callable[[], Any]) -> dict[str, float | int]:
+    """Wall time of a call on this device, warm.
 
-    The images lie in the device's memory already, the logits are brought back; TensorFlow's
-    operations are the deterministic ones, as in training. At least 30 runs, then up to 500 within
-    5 s; a network that needs a minute for 30 runs gets fewer, at least 3.
+    At least 30 runs, then up to 500 within 5 s; a call that needs a minute for 30 runs gets fewer,
+    at least 3.
 
     Args:
-        predict: From `engine.predictor`.
-        images: [B, H, W, C] float32.
+        run: Brings the logits of one batch.
 
     Returns:
         median_ms and p95_ms of a batch, and the number of runs.
     """
-    batch = tf.constant(images)
     for _ in range(3):  # traces, allocates, chooses algorithms
-        predict(batch).numpy()
+        run()
     seconds: list[float] = []
     spent = 0.0
     while len(seconds) < MOST_RUNS:
@@ -154,7 +151,7 @@ def latency(predict: Callable[[Any], Any], images: np.ndarray) -> dict[str, floa
         if len(seconds) >= 3 and spent >= MOST_SECONDS:
             break
         started = time.perf_counter()
-        predict(batch).numpy()
+        run()
         seconds.append(time.perf_counter() - started)
         spent += seconds[-1]
     return {

@@ -278,7 +278,7 @@ class Record(Part):
                 "another version of kd wrote it; move the directory away, or type rerun=true"
             )
         try:
-            return _part(cls, content, "", strict=False)
+            return part(cls, content)
         except ValueError as error:
             raise _damaged(path, first_line(error)) from error
 
@@ -308,7 +308,7 @@ def _kinds(part: type[Part]) -> dict[str, Any]:
     return get_type_hints(part)
 
 
-def _part(kind: type[Part], content: Mapping[str, Any], name: str, strict: bool) -> Any:
+def part(kind: type[Part], content: Mapping[str, Any], name: str = "", strict: bool = False) -> Any:
     """A part from a mapping; with `strict` an unknown key is an error, else it is left out."""
     prefix, given = f"{name}." if name else "", {}
     for one in dataclasses.fields(kind):
@@ -340,8 +340,8 @@ def _as(kind: Any, value: Any, name: str, strict: bool) -> Any:
         if isinstance(value, expected):
             return value
         if isinstance(value, Mapping):
-            return _part(expected, value, name, strict)
-    elif isinstance(value, bool):  # an int to Python
+            return part(expected, value, name, strict)
+    elif isinstance(value, bool) and expected is not bool:  # an int to Python
         pass
     elif expected is float and isinstance(value, int | float):
         if math.isfinite(value):

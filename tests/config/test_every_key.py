@@ -426,6 +426,7 @@ ELSEWHERE = {
     "dataset.source", "student.network", "teacher.network", "command", "dataset.name",
     "student.name", "teacher.name", "student.checkpoint", "teacher.checkpoint", "teacher.weights",
     "teacher.train_if_missing", "cache.features_gib", "what", "teacher.module", "module",
+    "format", "calibration", "softmax",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ FLOORS = [
     {"config"},
     {"data"},
     {"networks", "runs"},
+    {"export"},
     {"distillation", "report"},
     {"training"},
     {"commands"},
