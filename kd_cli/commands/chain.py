@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.commands.job import Job, is_sweep, start
+from kd_cli.commands.sweep import refuse_lists
 from kd_cli.commands.table import Request
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
@@ -75,6 +76,7 @@ def links(overrides: list[str]) -> list[list[str]]:
             raise ConfigError(f"chain reuses finished runs; remove {override}")
         else:
             kept.append(override)
+    refuse_lists(kept, "chain trains one chain")
     if bool(count) == bool(students):
         raise ConfigError(
             "chain needs students, from large to small, as in student=resnet32,resnet8; or "

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd_cli.commands.execute import execute_together
 from kd_cli.commands.job import Job, is_sweep, refuse_sweeping, start
 from kd_cli.commands.result_table import scratch_of
+from kd_cli.commands.sweep import refuse_lists
 from kd_cli.commands.table import COMMANDS, Request
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
@@ -132,6 +133,7 @@ def asked_for(overrides: Sequence[str]) -> Asked:
             )
         else:
             kept.append(override)
+    refuse_lists(kept, "mutual trains one group")
     if bool(count) == bool(students):
         raise ConfigError(
             "mutual needs students, as in student=cnn,mlp; or several of one network, as in "

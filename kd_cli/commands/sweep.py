@@ -61,6 +61,24 @@ def expand(overrides: list[str], config_dir: str | None = None) -> tuple[list[li
     return [list(point) for point in itertools.product(*chosen.values())], swept
 
 
+def refuse_lists(overrides: list[str], why: str) -> None:
+    """Refuses `seed=1,2` for a command that can't sweep.
+
+    Args:
+        overrides: As typed.
+        why: What the command does instead.
+
+    Raises:
+        ConfigError: An override is a list of values, or can't be read.
+    """
+    for override in _parsed(overrides, None):
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line} is a list of values, and {why}; type one of them, or one "
+                "list in brackets"
+            )
+
+
 def without_helpers(overrides: list[str], config_dir: str | None = None) -> list[str]:
     """Overrides whose `group=glob(*)` leaves out options that begin with _, for others to extend.
 

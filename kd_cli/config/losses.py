@@ -28,7 +28,8 @@ def require_entries(cfg: DictConfig, command: str, overrides: Sequence[str]) -> 
     """Refuses a `loss` without an entry, one chosen twice, and an entry without a function."""
     loss = cfg.get("loss")
     for override in overrides:  # (Hydra merges the two, and names no list among its choices.)
-        options = override.partition("=")[2].strip("[]").split(",")
+        typed = override.partition("=")[2].strip("[] ").split(",")
+        options = [option.strip() for option in typed]
         twice = [option for option in options if options.count(option) > 1]
         if override_key(override) == "loss" and twice:
             name = twice[0]
@@ -104,6 +105,11 @@ def check_entries(loss: Mapping[str, Mapping[str, Any]]) -> None:
             raise ConfigError(
                 f"loss.{name}.pairs={pairs} must be a list of pairs [student's layer, teacher's "
                 "layer], as in [[stage1,stage1],[stage2,stage2]]"
+            )
+        if not pairs and "pairs" in node and str(node["_target_"]).startswith("kd_cli."):
+            raise ConfigError(
+                f"loss.{name}.pairs={pairs} must name at least one pair of layers, as in "
+                "[[stage1,stage1]]"
             )
         for key in ("student_taps", "teacher_taps"):
             taps = node.get(key, ())

@@ -35,7 +35,7 @@ GLOBAL = (
     "count from the root"
 )
 # Groups of which one option is chosen.
-_OF_ONE = ("dataset", "teacher", "student", "loss", "schedule", "optimizer", "augment", "debug")
+_OF_ONE = ("dataset", "teacher", "student", "schedule", "optimizer", "augment", "debug")
 # Groups whose options go into a node of another group.
 _INSIDE = {"network": ("student", "teacher")}
 
@@ -135,6 +135,8 @@ def explain_hydra(
     found = re.search(r"^(\S+) appears more than once in the final defaults list", text)
     if found:
         return f"{found[1]} is chosen already: type {found[1]}=OPTION without the +"
+    if "Multiple values for loss" in text:  # a group that may be a list
+        return "loss is chosen already: type it without the +, or add losses up: loss=[hinton,at]"
     found = re.search(r"Ambiguous value for argument '(.+)'", text)
     if found:
         place, _, values = found[1].partition("=")

@@ -22,7 +22,9 @@ from omegaconf import DictConfig
 from kd_cli.config.instantiate import build
 from kd_cli.config.losses import teacher_taps
 from kd_cli.config.plans import member_plans
+from kd_cli.config.row import is_number
 from kd_cli.distillation.interface import Needs, needs_of
+from kd_cli.errors import ConfigError
 from kd_cli.networks.ensemble import MEMBERS
 from kd_cli.networks.taps import Graph
 
@@ -70,9 +72,27 @@ class Wanted:
 
 
 def function_of(name: str, node: Mapping[str, Any]) -> functools.partial[Any]:
-    """The function or class of an entry below `loss`, with its keywords."""
+    """The function or class of an entry below `loss`, with its keywords.
+
+    Raises:
+        ConfigError: A key that it doesn't take, or a value of another kind than it is annotated.
+    """
     plain = {key: value for key, value in node.items() if key != "weight"}
-    return build({**plain, "_partial_": True}, f"loss.{name}")
+    made = build({**plain, "_partial_": True}, f"loss.{name}")
+    for key, parameter in inspect.signature(made.func).parameters.items():
+        kind = getattr(parameter.annotation, "__name__", parameter.annotation)
+        fits, expected = _KINDS.get(str(kind), (None, ""))
+        if fits and key in made.keywords and not fits(made.keywords[key]):
+            raise ConfigError(f"loss.{name}.{key}={made.keywords[key]} must be {expected}")
+    return made
+
+
+# Values of a loss's keys, by how its function annotates them.
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "int": (lambda value: is_number(value) and isinstance(value, int), "a whole number"),
+    "float": (is_number, "a number"),
+}
 
 
 # Of several teachers the losses want the logits of each, because they are averaged at the

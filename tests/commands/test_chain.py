@@ -42,6 +42,7 @@ MISTAKES = {
     "a sweep": (["generations=2", "--multirun"], "type seed=1 for another"),
     "an unknown student": (["student=mlp,nine"], "no option 'nine' in group 'student'"),
     "a mistake of a key": (["generations=2", "alpha=3"], "alpha=3.0 must be between 0 and 1"),
+    "values": (["generations=2", "seed=1,2"], "a list of values, and chain trains one chain"),
     "rerun": (["generations=2", "rerun=true"], "chain reuses finished runs"),
 }
 

@@ -174,6 +174,13 @@ MISTAKES = {
         "loss.hint: pair [stage1,stage1]: the student's layer is 6x6x2 and the teacher's 6x6x4",
     ),
     "twice": (["loss=[at,at]"], "loss=[at,at]: at is chosen twice"),
+    "twice, with a space": (["loss=[at, at]"], "at is chosen twice"),
+    "one more": (["+loss=at"], "loss is chosen already: type it without the +, or add losses up"),
+    "a list, or a sweep": (["loss=hinton,at"], "or type one list: 'loss=[hinton,at]'"),
+    "no pairs": (["loss=[hinton,at]", "loss.at.pairs=[]"], "must name at least one pair"),
+    "a switch": (["loss.hinton.standardise=maybe"], "standardise=maybe must be true or false"),
+    "no number": (["loss=dkd", "loss.dkd.nontarget=a"], "loss.dkd.nontarget=a must be a number"),
+    "half a layer": (["loss=[ce,reviewkd]", "loss.reviewkd.width=1.5"], "must be a whole number"),
     "no weight": (["loss=[hinton,at]", AT, "loss.at.weight=0"], "must be a number above 0"),
     "negative": (["loss=[hinton,at]", AT, "loss.at.weight=-1"], "must be a number above 0"),
     "half a ramp": (

@@ -149,6 +149,7 @@ MISTAKES = {
     "rounds": (["peers=2", "rounds=2"], "mutual does not use rounds"),
     "the same weights": (["peers=2", "student.checkpoint=w.keras"], "start from different weights"),
     "a sweep": (["peers=2", "--multirun"], "type seed=1 for another"),
+    "values": (["peers=2", "seed=1,2"], "seed=1,2 is a list of values, and mutual trains one gro"),
     "a sweep's name": (["peers=2", "sweep=x"], "sweep=x says how to sweep: leave it out"),
     "one directory": (["peers=2", "hydra.run.dir=x"], "each student has a directory of its own"),
     "baseline": (["peers=2", "baseline=2"], "baseline=2 must be true or false"),
