@@ -75,15 +75,20 @@ def function_of(name: str, node: Mapping[str, Any]) -> functools.partial[Any]:
     """The function or class of an entry below `loss`, with its keywords.
 
     Raises:
-        ConfigError: A key that it doesn't take, or a value of another kind than it is annotated.
+        ConfigError: A key that it doesn't take, a value of another kind than it is annotated, or
+            a negative one for a loss of `kd`.
     """
     plain = {key: value for key, value in node.items() if key != "weight"}
     made = build({**plain, "_partial_": True}, f"loss.{name}")
     for key, parameter in inspect.signature(made.func).parameters.items():
         kind = getattr(parameter.annotation, "__name__", parameter.annotation)
         fits, expected = _KINDS.get(str(kind), (None, ""))
-        if fits and key in made.keywords and not fits(made.keywords[key]):
-            raise ConfigError(f"loss.{name}.{key}={made.keywords[key]} must be {expected}")
+        value = made.keywords.get(key)
+        if fits and key in made.keywords and not fits(value):
+            raise ConfigError(f"loss.{name}.{key}={value} must be {expected}")
+        # (Factors, temperatures, sizes: below 0 ours would teach the opposite.)
+        if made.func.__module__.startswith("kd_cli.") and is_number(value) and value < 0:
+            raise ConfigError(f"loss.{name}.{key}={value} must be at least 0")
     return made
 
 

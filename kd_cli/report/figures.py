@@ -309,16 +309,16 @@ def one_pair(shown: Example) -> Bullets | None:
     items = [
         f"The pair: {_one_run(shown)}, and the scratch student with the same seeds, on the same "
         f"{total:,} test images.",
-        f"Right: both on {exact.both:,}, the distilled student alone on {exact.only_a:,}, scratch "
+        f"Right: both on {exact.both:,}, the student alone on {exact.only_a:,}, scratch "
         f"alone on {exact.only_b:,}, neither on {exact.neither:,}; exact McNemar test p = "
         f"{exact.p_value:.3g}.",
-        f"Accuracy: distilled minus scratch {100 * drawn.difference:+.2f} points, bootstrap over "
+        f"Accuracy: student minus scratch {100 * drawn.difference:+.2f} points, bootstrap over "
         f"the test images {low} to {high} (95 %).",
     ]
     if "teacher" in tops:
         agree = {k: 100 * float((top == tops["teacher"]).mean()) for k, top in tops.items()}
         items.append(
-            f"Agreement with the teacher: distilled {agree[shown.group.name]:.2f} %, scratch "
+            f"Agreement with the teacher: student {agree[shown.group.name]:.2f} %, scratch "
             f"{agree['scratch']:.2f} %."
         )
     return Bullets(items, lead=True)

@@ -181,6 +181,7 @@ MISTAKES = {
     "a switch": (["loss.hinton.standardise=maybe"], "standardise=maybe must be true or false"),
     "no number": (["loss=dkd", "loss.dkd.nontarget=a"], "loss.dkd.nontarget=a must be a number"),
     "half a layer": (["loss=[ce,reviewkd]", "loss.reviewkd.width=1.5"], "must be a whole number"),
+    "the opposite": (["loss=[ce,rkd]", "loss.rkd.angle=-5"], "angle=-5 must be at least 0"),
     "no weight": (["loss=[hinton,at]", AT, "loss.at.weight=0"], "must be a number above 0"),
     "negative": (["loss=[hinton,at]", AT, "loss.at.weight=-1"], "must be a number above 0"),
     "half a ramp": (

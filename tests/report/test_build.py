@@ -376,7 +376,7 @@ def test_the_report_of_a_sweep(kd, work, outputs):
     )
     # The pair of seed 0 on 30 images: scratch has 24 right, distilled 25, one more than scratch.
     assert (
-        "both on 24, the distilled student alone on 1, scratch alone on 0, neither on 5" in markdown
+        "both on 24, the student alone on 1, scratch alone on 0, neither on 5" in markdown
     )
 
 
