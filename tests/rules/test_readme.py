@@ -147,5 +147,7 @@ def test_the_loss_of_the_guide(example, monkeypatch):
     found = build(plan.loss.logit_distance, "loss")(tf.constant(labels), *given)
     cross = np.log(np.exp(student).sum(1)) - student[[0, 1], labels]
     np.testing.assert_allclose(found["hard"], 0.3 * cross, rtol=1e-6)
+    hidden = build(plan.loss.logit_distance, "loss")(tf.constant([-1, 1]), *given)["hard"]
+    np.testing.assert_allclose(hidden, [0, 0.3 * cross[1]], rtol=1e-6)  # -1: no label
     squares = ((student - teacher) / 2) ** 2
     np.testing.assert_allclose(found["soft"], 0.7 * 0.5 * squares.mean(1), rtol=1e-6)
