@@ -375,9 +375,7 @@ def test_the_report_of_a_sweep(kd, work, outputs):
         in markdown
     )
     # The pair of seed 0 on 30 images: scratch has 24 right, distilled 25, one more than scratch.
-    assert (
-        "both on 24, the student alone on 1, scratch alone on 0, neither on 5" in markdown
-    )
+    assert "both on 24, the student alone on 1, scratch alone on 0, neither on 5" in markdown
 
 
 def test_nothing_of_a_file_becomes_html(kd, work):
