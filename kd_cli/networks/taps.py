@@ -132,7 +132,10 @@ class Graph:
                 f"the {self.what} has {len(fitting)} layers that '{name}' may mean: {words}; type "
                 "one of these"
             )
-        raise ConfigError(f"the {self.what} has no layer '{name}'; it has {self._names(name)}")
+        raise ConfigError(
+            f"the {self.what} has no layer '{name}'; it has {self._names(name)}; say which with "
+            "loss.NAME.pairs=[[student's layer,teacher's layer]]"
+        )
 
     def _names(self, wanted: str) -> str:
         """All names, or those most like the wanted one."""
