@@ -20,7 +20,7 @@ def litert(file, image, threads):
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-        from tensorflow.lite import Interpreter
+        from tensorflow.lite.python.interpreter import Interpreter
     interpreter = Interpreter(model_path=file, num_threads=threads)
     interpreter.allocate_tensors()
     inputs, outputs = interpreter.get_input_details()[0], interpreter.get_output_details()[0]

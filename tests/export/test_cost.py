@@ -37,3 +37,13 @@ def test_what_it_is_compared_with_runs_in_one_too(model, tmp_path):  # noqa: F81
     image = np.zeros((1, *SHAPE), np.float32)
     found = cost.measure("saved_model", tmp_path / "saved_model", image)
     assert found["peak_memory_bytes"] > 1e8 and found["latency"]["one_thread"]["runs"] >= 30
+
+
+@pytest.mark.slow
+def test_without_its_own_runtime_tensorflow_s_interpreter_runs_it(model, tmp_path, monkeypatch):  # noqa: F811
+    made = graph.write(model, SHAPE, False, tmp_path / "saved_model")
+    litert.convert(made, tmp_path / "a.tflite", "float32", None)
+    (tmp_path / "ai_edge_litert.py").write_text("raise ImportError('it is not installed')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = cost.measure("litert", tmp_path / "a.tflite", np.zeros((1, *SHAPE), np.float32))
+    assert found["peak_memory_bytes"] > 1e8 and found["latency"]["one_thread"]["runs"] >= 30
