@@ -1,6 +1,6 @@
 """Steps every pair of `experiment=cifar100_tables` with every method, on random images.
 
-    python tests/benchmarks/pairs.py                      # 13 pairs, about half an hour
+    python tests/benchmarks/pairs.py                      # 13 pairs, a quarter of an hour
     python tests/benchmarks/pairs.py --pairs vgg13_vgg8
 
 A line says what a step of all losses together gave, their sum, or in which line `kd` refused them.
