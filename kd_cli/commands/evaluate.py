@@ -32,7 +32,7 @@ from kd_cli.export.formats import FORMATS
 from kd_cli.files import bytes_of, remove_leftovers, write_json, write_npz
 from kd_cli.report.columns import COLUMNS, PERCENT, In
 from kd_cli.runs import finished, identity, quality
-from kd_cli.runs.environment import environment
+from kd_cli.runs.environment import cores, environment
 from kd_cli.runs.record import Record
 from kd_cli.runs.session import Session
 from kd_cli.terminal import messages, print_table, shown
@@ -148,7 +148,6 @@ def _measure(
             result["teacher"] = known | {"quality": quality.of_splits(arrays, "teacher")}
     # Of the last minute, before the measurement: other work on the machine makes it slower.
     load = os.getloadavg()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     result |= {
         "parameters": network.parameters,
         "flops": network.flops,
@@ -159,7 +158,7 @@ def _measure(
             for batch in network.batches or BATCHES
         },
         "device": device,
-        "cores": cores,
+        "cores": cores(),
         "load_average": load,
         **environment(),
         "warnings": warnings,

@@ -48,7 +48,7 @@ from kd_cli.files import (
     temporary_of,
 )
 from kd_cli.runs import identity
-from kd_cli.runs.environment import environment
+from kd_cli.runs.environment import cores, environment
 from kd_cli.runs.quality import quality
 from kd_cli.runs.session import Session
 from kd_cli.terminal import messages, print_table, shown
@@ -307,7 +307,7 @@ def _result(
         "test": test,
         "keras": {"test": keras},
         "runtime": opened.runtime,
-        "cores": cost.cores(),
+        "cores": cores(),
         **environment(),
         "warnings": check.doubts(plan.precision, test, keras["accuracy"], images),
     }

@@ -16,16 +16,11 @@ from typing import Any
 import numpy as np
 
 from kd_cli.errors import RunFailed
+from kd_cli.runs.environment import cores
 
 _RUNNER = Path(__file__).with_name("runner.py")
 SECONDS = 2.0  # of runs, after the first thirty
 _LONGEST = 600.0
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    known = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if known else (os.cpu_count() or 1)
 
 
 def measure(kind: str, file: Path, image: np.ndarray) -> dict[str, Any]:

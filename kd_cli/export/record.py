@@ -5,90 +5,82 @@ It is written last: where it is, the file next to it is whole and was checked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from kd_cli.errors import ConfigError
 from kd_cli.files import DamagedError, file_hash, read_json, write_json
-from kd_cli.runs.record import Part, part
+from kd_cli.runs.record import Part, may_say, part, says
 from kd_cli.terminal import shown
 
 SCHEMA_VERSION = 1
 FAILED = "failed"  # the folder of files that were converted wrongly
 
 
-def _says(meaning: str, **options: Any) -> Any:
-    return field(metadata={"meaning": meaning}, **options)
-
-
-def _may_say(meaning: str) -> Any:
-    return _says(meaning, default=None)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SourceRecord(Part):
-    what: str = _says("the run's directory, or the file")
-    run_id: str | None = _may_say("of a run")
-    network: str = _says("its name")
-    sha256: str = _says("SHA-256 of the .keras file")
-    weights_sha256: str = _says("SHA-256 of its weights, as in metrics.json")
-    bytes: int = _says("of the .keras file")
+    what: str = says("the run's directory, or the file")
+    run_id: str | None = may_say("of a run")
+    network: str = says("its name")
+    sha256: str = says("SHA-256 of the .keras file")
+    weights_sha256: str = says("SHA-256 of its weights, as in metrics.json")
+    bytes: int = says("of the .keras file")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TensorRecord(Part):
-    name: str = _says("as the runtime knows it")
-    dtype: str = _says("of its numbers")
-    shape: list[int] = _says("its sizes; -1 for any")
-    scale: float | None = _may_say("a whole number q stands for scale x (q - zero_point)")
-    zero_point: int | None = _may_say("the whole number that stands for 0")
+    name: str = says("as the runtime knows it")
+    dtype: str = says("of its numbers")
+    shape: list[int] = says("its sizes; -1 for any")
+    scale: float | None = may_say("a whole number q stands for scale x (q - zero_point)")
+    zero_point: int | None = may_say("the whole number that stands for 0")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CalibrationRecord(Part):
-    images: int = _says("training images that set the ranges")
-    seed: int = _says("of their choice")
-    rows_sha256: str = _says("SHA-256 of their rows in the training images, int64")
-    pixels_sha256: str = _says("SHA-256 of their pixels, uint8")
-    changed_pixels: int = _says("pixels that were set to 0 or 255, so that all bytes occur")
+    images: int = says("training images that set the ranges")
+    seed: int = says("of their choice")
+    rows_sha256: str = says("SHA-256 of their rows in the training images, int64")
+    pixels_sha256: str = says("SHA-256 of their pixels, uint8")
+    changed_pixels: int = says("pixels that were set to 0 or 255, so that all bytes occur")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReferenceRecord(Part):
-    test: dict = _says("quality of the Keras model on the same images")
-    latency: dict = _says("as of the file")
-    peak_memory_bytes: int = _says("as of the file")
+    test: dict = says("quality of the Keras model on the same images")
+    latency: dict = says("as of the file")
+    peak_memory_bytes: int = says("as of the file")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportRecord(Part):
     """What `NAME.json` holds."""
 
-    schema_version: int = _says("of this file")
-    format: str = _says("litert, ...")
-    precision: str = _says("float32, float16, dynamic or int8")
-    softmax: bool = _says("whether probabilities come out")
-    file: str = _says("its name")
-    bytes: int = _says("its size")
-    sha256: str = _says("SHA-256 of the file")
-    source: SourceRecord = _says("what it was made of")
-    inputs: list[TensorRecord] = _says("of the file; the image is raw pixels 0..255")
-    outputs: list[TensorRecord] = _says("of the file, in the order of class_names")
-    class_names: list[str] = _says("names of the classes in the order of the outputs")
-    dataset: dict = _says("name, image_shape, test images, fingerprint, split_fingerprint")
-    calibration: CalibrationRecord | None = _may_say("of int8")
-    test: dict = _says("of the file: accuracy, nll, agreement with Keras, largest_difference, ...")
-    latency: dict = _says("one image with one_thread and all_threads: median_ms, p95_ms, ...")
-    peak_memory_bytes: int = _says("of a process with one thread: Python, runtime and file")
-    keras: ReferenceRecord = _says("the Keras model beside it; TensorFlow runs it")
-    runtime: str = _says("what ran the file")
-    device: str = _says("where Keras computed")
-    cores: int = _says("that this process may use")
-    load_average: float = _says("of the last minute, before the measurement")
-    git_commit: str | None = _says("of the working directory")
-    versions: dict = _says("of Python and packages")
-    warnings: list[str] = _says("what kd warned about")
+    schema_version: int = says("of this file")
+    format: str = says("litert, ...")
+    precision: str = says("float32, float16, dynamic or int8")
+    softmax: bool = says("whether probabilities come out")
+    file: str = says("its name")
+    bytes: int = says("its size")
+    sha256: str = says("SHA-256 of the file")
+    source: SourceRecord = says("what it was made of")
+    inputs: list[TensorRecord] = says("of the file; the image is raw pixels 0..255")
+    outputs: list[TensorRecord] = says("of the file, in the order of class_names")
+    class_names: list[str] = says("names of the classes in the order of the outputs")
+    dataset: dict = says("name, image_shape, test images, fingerprint, split_fingerprint")
+    calibration: CalibrationRecord | None = may_say("of int8")
+    test: dict = says("of the file: accuracy, nll, agreement with Keras, largest_difference, ...")
+    latency: dict = says("one image with one_thread and all_threads: median_ms, p95_ms, ...")
+    peak_memory_bytes: int = says("of a process with one thread: Python, runtime and file")
+    keras: ReferenceRecord = says("the Keras model beside it; TensorFlow runs it")
+    runtime: str = says("what ran the file")
+    device: str = says("where Keras computed")
+    cores: int = says("that this process may use")
+    load_average: float = says("of the last minute, before the measurement")
+    git_commit: str | None = says("of the working directory")
+    versions: dict = says("of Python and packages")
+    warnings: list[str] = says("what kd warned about")
 
     def write(self, path: Path) -> None:
         """Writes it, whole or not at all."""

@@ -14,6 +14,6 @@
     finished    finds finished runs in folders
 
 To add a value to metrics.json: add a field with its meaning to `Record`, and give its value where
-the record is made (training/train.py). If older runs lack it, make it a `_may_say` field, or raise
+the record is made (training/train.py). If older runs lack it, make it a `may_say` field, or raise
 the schema version.
 """

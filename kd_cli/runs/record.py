@@ -28,14 +28,14 @@ class RecordError(ConfigError):
     """A `metrics.json` that can't be read: damaged, of another program, or of another version."""
 
 
-def _says(meaning: str, **options: Any) -> Any:
+def says(meaning: str, **options: Any) -> Any:
     """A field with its meaning; without a default every record has it."""
     return field(metadata={"meaning": meaning}, **options)
 
 
-def _may_say(meaning: str) -> Any:
+def may_say(meaning: str) -> Any:
     """A field that is None, and in the file absent, where there is nothing to say."""
-    return _says(meaning, default=None)
+    return says(meaning, default=None)
 
 
 class Part(Mapping[str, Any]):
@@ -73,82 +73,82 @@ class Part(Mapping[str, Any]):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Score(Part):
-    accuracy: float = _says("share of the images that are right, 0 to 1")
-    nll: float = _says("mean negative log-likelihood, in nats")
+    accuracy: float = says("share of the images that are right, 0 to 1")
+    nll: float = says("mean negative log-likelihood, in nats")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EpochScore(Score):
-    epoch: int = _says("after which epoch, from 1")
+    epoch: int = says("after which epoch, from 1")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Validation(Part):
-    best: EpochScore = _says("the chosen epoch, whose weights are in model.keras")
-    last: EpochScore = _says("the last epoch")
+    best: EpochScore = says("the chosen epoch, whose weights are in model.keras")
+    last: EpochScore = says("the last epoch")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BySplit(Part):
-    validation: dict | None = _may_say("on the validation split, where there is one")
-    test: dict = _says("on the test split")
+    validation: dict | None = may_say("on the validation split, where there is one")
+    test: dict = says("on the test split")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fidelity(BySplit):
-    training: dict | None = _may_say("on at most 2,000 training images: agreement, kl, accuracy")
+    training: dict | None = may_say("on at most 2,000 training images: agreement, kl, accuracy")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetRecord(Part):
-    name: str = _says("name of the dataset")
-    image_shape: list[int] = _says("[height, width, channels]")
-    class_names: list[str] = _says("names of the classes in the order of their labels")
-    train: int = _says("training images")
-    labelled: int = _says("training images that have labels of the dataset")
-    validation: int = _says("validation images, 0 without a validation split")
-    test: int = _says("test images")
-    train_per_class: list[int] | None = _may_say(
+    name: str = says("name of the dataset")
+    image_shape: list[int] = says("[height, width, channels]")
+    class_names: list[str] = says("names of the classes in the order of their labels")
+    train: int = says("training images")
+    labelled: int = says("training images that have labels of the dataset")
+    validation: int = says("validation images, 0 without a validation split")
+    test: int = says("test images")
+    train_per_class: list[int] | None = may_say(
         "training images of each class, if they have labels"
     )
-    test_per_class: list[int] | None = _may_say("test images of each class")
-    fingerprint: str = _says("SHA-256 of images, labels and class names")
-    split_fingerprint: str = _says("SHA-256 of the rows of each split")
-    held_out_fingerprint: str = _says("SHA-256 of the rows of validation and test")
+    test_per_class: list[int] | None = may_say("test images of each class")
+    fingerprint: str = says("SHA-256 of images, labels and class names")
+    split_fingerprint: str = says("SHA-256 of the rows of each split")
+    held_out_fingerprint: str = says("SHA-256 of the rows of validation and test")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OnTraining(Part):
-    images: int = _says("training images that it was asked about")
-    accuracy: float | None = _says("share of right ones among those with a label")
-    entropy: float = _says("mean entropy of its probabilities, in nats")
-    entropy_at_temperature: float | None = _says("the same at the temperature of the loss")
+    images: int = says("training images that it was asked about")
+    accuracy: float | None = says("share of right ones among those with a label")
+    entropy: float = says("mean entropy of its probabilities, in nats")
+    entropy_at_temperature: float | None = says("the same at the temperature of the loss")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TeacherRecord(Part):
-    path: str = _says("its directory or file")
-    name: str = _says("name of its network")
-    weights_sha256: str = _says("hash of its weights")
-    training: str = _says("how it was trained, or 'unknown'")
-    labelled: int | None = _may_say("labels that it learned from, where its own run says so")
-    test_accuracy: float = _says("its test accuracy, evaluated in this run")
-    test_nll: float = _says("its test negative log-likelihood, in nats")
-    quality: BySplit = _says("its quality through the input path of this run: quality.quality")
-    parameters: int = _says("its parameters")
-    outputs: str = _says("cached as float32 or float16, or live and why")
-    on_training: OnTraining | None = _may_say("what it says of training images")
-    precision: str = _says("Keras dtype policy of its forward pass")
+    path: str = says("its directory or file")
+    name: str = says("name of its network")
+    weights_sha256: str = says("hash of its weights")
+    training: str = says("how it was trained, or 'unknown'")
+    labelled: int | None = may_say("labels that it learned from, where its own run says so")
+    test_accuracy: float = says("its test accuracy, evaluated in this run")
+    test_nll: float = says("its test negative log-likelihood, in nats")
+    quality: BySplit = says("its quality through the input path of this run: quality.quality")
+    parameters: int = says("its parameters")
+    outputs: str = says("cached as float32 or float16, or live and why")
+    on_training: OnTraining | None = may_say("what it says of training images")
+    precision: str = says("Keras dtype policy of its forward pass")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Deployed(Part):
     """The parts of a student that ends in its teacher's classifier."""
 
-    configured: int = _says("parameters of the student as configured: those of a scratch student")
-    body: int = _says("those of them that are in model.keras")
-    projector: int = _says("parameters of the projector to the teacher's last map")
-    head: int = _says("parameters of the teacher's head, which are not trained")
+    configured: int = says("parameters of the student as configured: those of a scratch student")
+    body: int = says("those of them that are in model.keras")
+    projector: int = says("parameters of the projector to the teacher's last map")
+    head: int = says("parameters of the teacher's head, which are not trained")
 
     def words(self) -> str:
         """For people."""
@@ -160,81 +160,79 @@ class Deployed(Part):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PseudoLabels(Part):
-    round: int = _says("the round that learned from these pseudo-labels")
-    labels: str = _says("hard or soft")
-    threshold: float = _says("only labels with more confidence count")
-    unlabelled: int = _says("images that the network of the last round labelled")
-    above_threshold: list[int] = _says("images above the threshold, by pseudo-label")
-    images: int = _says("images that were kept")
-    rows: int = _says("training rows of theirs, repeats included")
-    per_class: list[int] = _says("these rows by pseudo-label")
-    accuracy: float | None = _may_say(
-        "share of right ones among those whose labels are only hidden"
-    )
+    round: int = says("the round that learned from these pseudo-labels")
+    labels: str = says("hard or soft")
+    threshold: float = says("only labels with more confidence count")
+    unlabelled: int = says("images that the network of the last round labelled")
+    above_threshold: list[int] = says("images above the threshold, by pseudo-label")
+    images: int = says("images that were kept")
+    rows: int = says("training rows of theirs, repeats included")
+    per_class: list[int] = says("these rows by pseudo-label")
+    accuracy: float | None = may_say("share of right ones among those whose labels are only hidden")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RoundRecord(Part):
-    directory: str = _says("its directory, below that of the run")
-    labelled: int = _says("training images that have labels of the dataset")
-    pseudo_labels: PseudoLabels | None = _says("what it learned from besides; null in round 0")
-    validation: EpochScore | None = _says("its chosen epoch; null without a validation split")
-    test: Score = _says("on the test split")
-    weights_sha256: str = _says("hash of its weights")
-    seconds: float = _says("seconds that it took")
+    directory: str = says("its directory, below that of the run")
+    labelled: int = says("training images that have labels of the dataset")
+    pseudo_labels: PseudoLabels | None = says("what it learned from besides; null in round 0")
+    validation: EpochScore | None = says("its chosen epoch; null without a validation split")
+    test: Score = says("on the test split")
+    weights_sha256: str = says("hash of its weights")
+    seconds: float = says("seconds that it took")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Timings(Part):
-    learners: int = _says("runs that shared these seconds (1, or those of a joint sweep)")
-    total_seconds: float = _says("the whole run; of a resumed one at least its training")
-    train_seconds: float = _says("training steps alone")
-    seconds_per_epoch: float = _says("training steps of an epoch")
-    examples_per_second: float = _says("training examples per second of training steps")
-    teacher_forward_seconds: float = _says("computing the teacher's outputs")
+    learners: int = says("runs that shared these seconds (1, or those of a joint sweep)")
+    total_seconds: float = says("the whole run; of a resumed one at least its training")
+    train_seconds: float = says("training steps alone")
+    seconds_per_epoch: float = says("training steps of an epoch")
+    examples_per_second: float = says("training examples per second of training steps")
+    teacher_forward_seconds: float = says("computing the teacher's outputs")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Record(Part):
     """The content of a `metrics.json`."""
 
-    schema_version: int = _says("version of these keys", default=SCHEMA_VERSION)
-    command: str = _says("train-teacher, train-student, distill, mutual or self-train")
-    run_id: str = _says("hash of the configuration that can change the result")
-    config: dict = _says("that configuration, resolved")
-    inputs: dict = _says("SHA-256 of data, split, teacher and given files")
-    seed: int = _says("seed; init_seed and data_seed are in config")
-    git_commit: str | None = _says("commit of the working directory, or null")
-    versions: dict = _says("versions of kd, python, tensorflow, keras, numpy and hydra")
-    device: str = _says("what TensorFlow ran on")
-    precision: str = _says("Keras dtype policy of the trained network")
-    dataset: DatasetRecord = _says("the data")
-    input: str = _says("what model.keras takes")
-    network: str = _says("name of the trained network")
-    parameters: int = _says("parameters of model.keras")
-    parameters_for_distilling: int | None = _may_say("weights of losses, trained beside it")
-    deployed: Deployed | None = _may_say("what model.keras is made of, if SimKD has built it")
-    loss: str = _says("the loss as a formula")
-    alpha: float | None = _says("weight of the hard labels, null where the loss has none")
-    temperature: float | None = _says("temperature, null where the loss has none")
-    class_weights: list[float] | None = _may_say("weight of each class in the labels' term")
-    epochs_done: int = _says("epochs trained")
-    steps_done: int = _says("optimizer steps")
-    stopped: str = _says("finished, or early stopping")
-    warnings: list[str] = _says("what there is to warn about at its end")
-    selection: str = _says("how the epoch of model.keras was chosen; test has no say in it")
-    validation: Validation | None = _may_say("validation scores; absent without such a split")
-    test: Score = _says("test scores of the weights in model.keras")
-    test_last: Score = _says("test scores of the weights after the last epoch")
-    quality: BySplit = _says("top-1, NLL, Brier, calibration, classes: quality.quality")
-    fidelity: Fidelity | None = _may_say("agreement with the teacher and KL: quality.fidelity")
-    gradients: dict | None = _may_say("at the first step: shares of the loss's terms, cosine")
-    weights_sha256: str = _says("hash of the weights in model.keras")
-    teacher: TeacherRecord | None = _may_say("who taught; present for distill")
-    pseudo_labels: PseudoLabels | None = _may_say("what a round of self-training learned from")
-    rounds: list[RoundRecord] | None = _may_say("the rounds of self-training")
-    best_round: int | None = _may_say("the best on validation; model.keras is the last round's")
-    timings: Timings = _says("seconds")
+    schema_version: int = says("version of these keys", default=SCHEMA_VERSION)
+    command: str = says("train-teacher, train-student, distill, mutual or self-train")
+    run_id: str = says("hash of the configuration that can change the result")
+    config: dict = says("that configuration, resolved")
+    inputs: dict = says("SHA-256 of data, split, teacher and given files")
+    seed: int = says("seed; init_seed and data_seed are in config")
+    git_commit: str | None = says("commit of the working directory, or null")
+    versions: dict = says("versions of kd, python, tensorflow, keras, numpy and hydra")
+    device: str = says("what TensorFlow ran on")
+    precision: str = says("Keras dtype policy of the trained network")
+    dataset: DatasetRecord = says("the data")
+    input: str = says("what model.keras takes")
+    network: str = says("name of the trained network")
+    parameters: int = says("parameters of model.keras")
+    parameters_for_distilling: int | None = may_say("weights of losses, trained beside it")
+    deployed: Deployed | None = may_say("what model.keras is made of, if SimKD has built it")
+    loss: str = says("the loss as a formula")
+    alpha: float | None = says("weight of the hard labels, null where the loss has none")
+    temperature: float | None = says("temperature, null where the loss has none")
+    class_weights: list[float] | None = may_say("weight of each class in the labels' term")
+    epochs_done: int = says("epochs trained")
+    steps_done: int = says("optimizer steps")
+    stopped: str = says("finished, or early stopping")
+    warnings: list[str] = says("what there is to warn about at its end")
+    selection: str = says("how the epoch of model.keras was chosen; test has no say in it")
+    validation: Validation | None = may_say("validation scores; absent without such a split")
+    test: Score = says("test scores of the weights in model.keras")
+    test_last: Score = says("test scores of the weights after the last epoch")
+    quality: BySplit = says("top-1, NLL, Brier, calibration, classes: quality.quality")
+    fidelity: Fidelity | None = may_say("agreement with the teacher and KL: quality.fidelity")
+    gradients: dict | None = may_say("at the first step: shares of the loss's terms, cosine")
+    weights_sha256: str = says("hash of the weights in model.keras")
+    teacher: TeacherRecord | None = may_say("who taught; present for distill")
+    pseudo_labels: PseudoLabels | None = may_say("what a round of self-training learned from")
+    rounds: list[RoundRecord] | None = may_say("the rounds of self-training")
+    best_round: int | None = may_say("the best on validation; model.keras is the last round's")
+    timings: Timings = says("seconds")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,6 +7,7 @@ import pytest
 
 from kd_cli.errors import RunFailed
 from kd_cli.export import cost, graph, litert
+from kd_cli.runs.environment import cores
 from tests.export.test_litert import SHAPE, model  # noqa: F401
 
 
@@ -17,7 +18,7 @@ def test_a_file_runs_in_a_process_of_its_own(model, tmp_path, monkeypatch):  # n
     ballast = np.ones(10**8)  # of this process, which the other's memory must not count
     found = cost.measure("litert", tmp_path / "a.tflite", np.zeros((1, *SHAPE), np.float32))
     assert 5e6 < found["peak_memory_bytes"] < 4e8 < ballast.nbytes
-    for name, threads in (("one_thread", 1), ("all_threads", cost.cores())):
+    for name, threads in (("one_thread", 1), ("all_threads", cores())):
         taken = found["latency"][name]
         assert 0 < taken["median_ms"] <= taken["p95_ms"] < 1000
         assert taken["runs"] >= 30 and taken["threads"] == threads
