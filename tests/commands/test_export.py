@@ -427,7 +427,7 @@ def test_killed_anywhere_it_leaves_no_half_file(work, file, data):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        for record in work.rglob("outputs/export/*/*.json"):
+        for record in work.rglob("outputs/export/*/my-int8.json"):
             tflite = record.with_suffix(".tflite").read_bytes()
             assert json.loads(record.read_text())["sha256"] == hashlib.sha256(tflite).hexdigest()
         for tflite in work.rglob("outputs/export/*/my-int8.tflite"):
