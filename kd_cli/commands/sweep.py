@@ -213,8 +213,7 @@ def _varying(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     def values(key: str) -> set[str]:
         # (The column `loss` tells which points have a loss, so its keys count among those.)
-        of_a_loss = key.startswith("loss.") and key.count(".") > 1
-        return {str(one.get(key)) for one in settings if key in one or not of_a_loss}
+        return {str(one.get(key)) for one in settings if key in one or not key.startswith("loss.")}
 
     differing = [key for key in keys if len(values(key)) > 1]
     # seed implies both of these; a root learning_rate reappears in the nodes that use it.

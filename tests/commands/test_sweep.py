@@ -130,6 +130,18 @@ def test_augmentations_in_the_table_are_named_by_their_functions(work, capsys):
     assert "'size': 8" in out and "'size': 16" in out
 
 
+def test_the_table_has_no_columns_for_what_only_one_loss_has(work, capsys):
+    hinton = {"_target_": "kd_cli.losses.hinton", "temperature": 4.0, "t_squared": True}
+    dist = {"_target_": "kd_cli.losses.dist", "temperature": 1.0, "gamma": 2.0}
+    leave(work / "mine", "a", config={"loss": hinton})
+    leave(work / "mine", "b", config={"loss": dist})
+    finish(work / "mine", {"a", "b"})
+    head = capsys.readouterr().out.splitlines()[1]
+    assert [cell.strip() for cell in head.split("   ") if cell][:3] == [
+        "loss", "temperature", "validation, %",
+    ]  # fmt: skip
+
+
 def test_a_sweep_without_validation_is_not_sorted(work, capsys):
     for name, accuracy in (("a", 0.25), ("b", 0.75)):
         leave(work / "mine", name, test={"accuracy": accuracy}, config={"alpha": accuracy})
