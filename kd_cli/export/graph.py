@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
@@ -15,6 +16,9 @@ from keras import layers
 
 from kd_cli.errors import first_line
 from kd_cli.export.formats import CantConvertError
+
+if TYPE_CHECKING:
+    from kd_cli.export.page import Beside
 
 IMAGE, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 SIGNATURE = "serving_default"
@@ -29,12 +33,14 @@ class Graph:
         model: The same in Keras; inputs and outputs have names of Keras's own.
         shape: (H, W, C) of the images.
         output: `LOGITS` or `PROBABILITIES`.
+        beside: What a page shows beside it.
     """
 
     folder: Path
     model: keras.Model
     shape: tuple[int, ...]
     output: str
+    beside: Beside | None = None
 
 
 def write(model: keras.Model, shape: tuple[int, ...], softmax: bool, folder: Path) -> Graph:
