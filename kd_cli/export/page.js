@@ -24,7 +24,7 @@
     context.putImageData(image, 0, 0);
   };
 
-  const percent = (share) => `${(100 * share).toFixed(1)} %`;
+  const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
   const word = (role) => role[0].toUpperCase() + role.slice(1);
 
   // Shows what the networks say of an image: pixels 0..255 in the order [height, width, channels].
@@ -43,7 +43,7 @@
       if (truth !== null && !rows.includes(truth)) rows.push(truth);
     }
     at("table").tBodies[0].replaceChildren(...rows.map((n) => element("tr", {},
-      element("th", { scope: "row" }, data.classes[n] + (n === truth ? " (true class)" : "")),
+      element("th", { scope: "row" }, data.classes[n], ...(n === truth ? [" ", element("small", {}, "true")] : [])),
       ...found.map((one) => {
         const bar = element("i"), top = n === one.top ? " top" : "";
         bar.style.width = `${100 * one.shares[n]}%`;
