@@ -203,7 +203,7 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
                 source = graph.write(model, shape, plan.softmax, Path(scratch) / "saved_model")
                 if plan.format == "page":
                     added = export_page.beside(plan, target, dataset, prepare, shape, session)
-                    source = replace(source, beside=added.beside)
+                    source = runtime.PageGraph(**vars(source), beside=added.beside)
                 runtime.convert(source, made, plan.precision, drawn.images if drawn else None)
                 opened = runtime.open_file(made)
             except (CantConvertError, ConfigError) as error:  # (the latter of the new file)

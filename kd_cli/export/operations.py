@@ -239,6 +239,17 @@ def _strided(reader: _Reader, name: str, inputs: list[int], outs: list[int], o: 
     _copy(reader, inputs[0], outs[0], steps, start)
 
 
+def _tile(reader: _Reader, name: str, inputs: list[int], outs: list[int], o: Any) -> None:
+    own = reader.shape(inputs[0])
+    times = reader.whole(name, inputs[1])
+    steps = [step for one in _strides(own) for step in (0, one)]
+    _copy(reader, inputs[0], outs[0], steps)
+    # The copies along an axis are an axis of their own, which comes before it.
+    reader.made.operations[-1]["shape"] = [
+        size for pair in zip(times, own, strict=True) for size in pair
+    ]
+
+
 def _split(reader: _Reader, name: str, inputs: list[int], outs: list[int], o: Any) -> None:
     sizes_first = name == "SPLIT_V"
     source, axis = (inputs[0], inputs[2]) if sizes_first else (inputs[1], inputs[0])
@@ -311,6 +322,7 @@ _HOW: dict[str, _How] = {
     **dict.fromkeys("RESHAPE SQUEEZE EXPAND_DIMS".split(), _reshape),
     "TRANSPOSE": _transpose,
     "SLICE": _slice,
+    "TILE": _tile,
     "STRIDED_SLICE": _strided,
     **dict.fromkeys("SPLIT SPLIT_V".split(), _split),
     **dict.fromkeys("CONCATENATION PACK".split(), _joined),

@@ -57,11 +57,18 @@ class Beside:
     teacher: tuple[str, Program] | None
 
 
-def convert(graph: Graph, path: Path, precision: str, images: np.ndarray | None) -> None:
+@dataclass(frozen=True)
+class PageGraph(Graph):
+    """A network, and what a page shows `beside` it."""
+
+    beside: Beside
+
+
+def convert(graph: PageGraph, path: Path, precision: str, images: np.ndarray | None) -> None:
     """Writes a network as a page.
 
     Args:
-        graph: What is converted, with what is `beside` it.
+        graph: What is converted.
         path: The file.
         precision: Of the weights: `float32` or `float16`. The numbers in between are float32.
         images: Of no use.
