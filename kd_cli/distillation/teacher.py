@@ -30,7 +30,14 @@ from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_of_run, we
 from kd_cli.networks.logits import as_logits
 from kd_cli.networks.predict import predictor
 from kd_cli.networks.saved_model import load_saved_model
-from kd_cli.networks.wrap import ADAPTER, build_network, check_network, with_adapter, with_precision
+from kd_cli.networks.wrap import (
+    ADAPTER,
+    CantCopyError,
+    build_network,
+    check_network,
+    with_adapter,
+    with_precision,
+)
 from kd_cli.runs import identity
 from kd_cli.runs.identity import dataset_spec, digest, network_spec, teacher_dir
 from kd_cli.runs.model_file import (
@@ -146,7 +153,14 @@ def _read(origin: dict[str, Any]) -> keras.Model:
         raise ConfigError(
             f"{what} takes images of shape {list(model.input_shape[1:])}, it would get {shape}"
         )
-    return with_precision(model, origin["precision"]) if origin["precision"] else model
+    if not origin["precision"]:
+        return model
+    try:
+        return with_precision(model, origin["precision"])
+    except CantCopyError as error:
+        raise ConfigError(
+            f"teacher.precision={origin['precision']}: {error}; leave teacher.precision out"
+        ) from error
 
 
 def _with_weights(origin: dict[str, Any]) -> keras.Model:
