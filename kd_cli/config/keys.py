@@ -176,7 +176,7 @@ class Student(Network):
 class Teacher(Network):
     checkpoint: Any = key(
         None,
-        "a finished teacher: a .keras file, SavedModel or run's folder; or a list of several",
+        "a finished teacher: a .keras, .onnx or .tflite file, SavedModel, run's folder; or a list",
         FILES,
         unused=FOR_DISTILLING,
     )

@@ -23,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from kd_cli.config.plans import member_plans, view_shape
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
+from kd_cli.export.formats import kind_of
+from kd_cli.export.network import load_exported
 from kd_cli.files import file_hash, files_of
 from kd_cli.networks.bit import load_published
 from kd_cli.networks.ensemble import together
@@ -98,6 +100,13 @@ class Teacher:
         return f"{self.weights_sha256} {self.network_sha256}"
 
     @property
+    def parameters(self) -> int | None:
+        """How many it has; None where one of its networks is computed by another runtime."""
+        networks = self.members or (self,)
+        hidden = any(_exported(one.origin) for one in networks)
+        return None if hidden else self.model.count_params()
+
+    @property
     def precision(self) -> str:
         """The dtype policy of its layers (the last, which gives the logits, is always float32)."""
         network = self.model
@@ -122,15 +131,21 @@ def load(origin: dict[str, Any], path: Path, name: str, training: str, session: 
     if teacher is None:
         session.drop_teacher()
         model = _with_weights(origin) if origin.get("network") else _read(origin)
-        teacher = Teacher(model, path, origin, name, training, weights_hash(model))
+        weights = _exported(origin)
+        sha = file_hash(weights) if weights else weights_hash(model)
+        teacher = Teacher(model, path, origin, name, training, sha)
         session.teacher.keep(key, teacher)
     return teacher
 
 
 def _read(origin: dict[str, Any]) -> keras.Model:
-    """The model of a `.keras` file or a SavedModel, ending in logits."""
+    """The model of a `.keras` file, a SavedModel or a file for a runtime, ending in logits."""
     file, shape = Path(origin["file"]), origin["image_shape"]
-    if file.is_dir():
+    if _exported(origin):
+        size = (origin["input"] or {}).get("size")
+        given = view_shape(size, tuple(shape))
+        model = load_exported(Path(shown(file)), given, "teacher.checkpoint")
+    elif file.is_dir():
         model = load_saved_model(file, "teacher.checkpoint")
     elif origin.get("recorded"):
         model = load_of_run(Path(shown(file)), "teacher", origin["recorded"])
@@ -161,6 +176,12 @@ def _read(origin: dict[str, Any]) -> keras.Model:
         raise ConfigError(
             f"teacher.precision={origin['precision']}: {error}; leave teacher.precision out"
         ) from error
+
+
+def _exported(origin: dict[str, Any]) -> Path | None:
+    """The file of a teacher that a runtime computes, not TensorFlow."""
+    file = Path(origin["file"])
+    return file if file.is_file() and kind_of(file) else None
 
 
 def _with_weights(origin: dict[str, Any]) -> keras.Model:
