@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.plans import member_plans, view_shape
 from kd_cli.data.dataset import Dataset
+from kd_cli.distillation import logits_file
 from kd_cli.errors import ConfigError
 from kd_cli.export.formats import kind_of
 from kd_cli.export.network import load_exported
@@ -70,6 +71,7 @@ class Teacher:
         training: How it was trained, in words; empty when unknown.
         weights_sha256: Hash of its weights.
         members: The teachers that it is made of, if these are several.
+        table: Its logits, where it is a file of these and `model` can't be asked.
     """
 
     model: keras.Model
@@ -79,6 +81,7 @@ class Teacher:
     training: str
     weights_sha256: str
     members: tuple[Teacher, ...] = ()
+    table: logits_file.Table | None = None
 
     @functools.cached_property
     def predict(self) -> Callable[[Any], Any]:
@@ -103,7 +106,7 @@ class Teacher:
     def parameters(self) -> int | None:
         """How many it has; None where one of its networks is computed by another runtime."""
         networks = self.members or (self,)
-        hidden = any(_exported(one.origin) for one in networks)
+        hidden = self.table or any(_exported(one.origin) for one in networks)
         return None if hidden else self.model.count_params()
 
     @property
@@ -242,6 +245,8 @@ def _find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | Non
     Raises:
         ConfigError: A given file is no teacher, or that in `teacher_dir` is of other data.
     """
+    if plan.teacher.logits is not None:
+        return _of_logits(Path(plan.teacher.logits).expanduser(), plan, dataset, session)
     if plan.teacher.weights is not None:
         path = Path(plan.teacher.weights).expanduser()
         origin = _origin(path, plan, dataset) | network_spec(plan.teacher)
@@ -263,6 +268,22 @@ def _find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | Non
         return None
     _refuse_other_data(plan, dataset, directory, record)
     return of_run(directory, record, plan, dataset, session)
+
+
+def _of_logits(path: Path, plan: DictConfig, dataset: Dataset, session: Session) -> Teacher:
+    """A file of logits, read for a dataset."""
+    sha = file_hash(path)
+    key = f"{sha} {path} {dataset.fingerprint} {dataset.split_fingerprint}"
+    found = session.teacher.get(key)
+    if found is None:
+        session.drop_teacher()
+        table = logits_file.read(path, dataset)
+        origin = _origin(path, plan, dataset)
+        shape = tuple(origin["image_shape"])
+        model = logits_file.no_network(path, sha, shape, dataset.num_classes)
+        found = Teacher(model, path, origin, path.stem, "", sha, table=table)
+        session.teacher.keep(key, found)
+    return found
 
 
 def of_run(

@@ -160,6 +160,7 @@ def check_given_files(plan: DictConfig) -> None:
         "teacher.checkpoint": "a .keras, .onnx or .tflite file, or the folder of a SavedModel "
         "or finished run",
         "teacher.weights": "a .npz file of BiT weights",
+        "teacher.logits": "a .npz or .npy file",
         "student.checkpoint": "a .keras file, or the folder of a finished run",
     }
     if is_taught(plan) and len(members := member_plans(plan)) > 1:
@@ -278,7 +279,8 @@ def _teacher_hash(plan: DictConfig) -> str:
     if given_by(plan) in ("", "teacher_dir"):
         teacher = Record.read(identity.teacher_dir(plan))
         return teacher.weights_sha256 if teacher is not None else ""
-    return identity.content(plan.teacher.checkpoint or plan.teacher.weights)
+    given = (plan.teacher[key] for key in ("checkpoint", "logits", "weights"))
+    return identity.content(next(file for file in given if file is not None))
 
 
 _MADE_FROM = {
