@@ -44,13 +44,12 @@ class Table:
 
 
 class NoNetwork(keras.layers.Layer):
-    """In the place of a network that is not here."""
+    """In the place of a network that is not here: its outputs are not numbers."""
 
     opaque = "a file of logits"
 
-    def __init__(self, path: Path, sha256: str, classes: int) -> None:
+    def __init__(self, sha256: str, classes: int) -> None:
         super().__init__(trainable=False, name="logits_file", dtype="float32")
-        self._path = path
         self._sha256 = sha256
         self._classes = classes
         self.built = True
@@ -62,13 +61,13 @@ class NoNetwork(keras.layers.Layer):
         return {"name": self.name, "sha256": self._sha256}
 
     def call(self, inputs: Any) -> Any:
-        raise ConfigError(f"{KEY}={self._path} can't be asked about other images")
+        return keras.ops.full([keras.ops.shape(inputs)[0], self._classes], np.nan)
 
 
-def no_network(path: Path, sha256: str, shape: tuple[int, ...], classes: int) -> keras.Model:
-    """A model from images of `shape` (H, W, C) that has no layers and can't be asked."""
+def no_network(sha256: str, shape: tuple[int, ...], classes: int) -> keras.Model:
+    """A model from images of `shape` (H, W, C) that shows no layers and can't be asked."""
     inputs = keras.Input(shape, name="pixels")
-    return keras.Model(inputs, NoNetwork(path, sha256, classes)(inputs), name="logits_file")
+    return keras.Model(inputs, NoNetwork(sha256, classes)(inputs), name="logits_file")
 
 
 def read(path: Path, dataset: Dataset) -> Table:

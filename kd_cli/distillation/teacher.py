@@ -280,7 +280,7 @@ def _of_logits(path: Path, plan: DictConfig, dataset: Dataset, session: Session)
         table = logits_file.read(path, dataset)
         origin = _origin(path, plan, dataset)
         shape = tuple(origin["image_shape"])
-        model = logits_file.no_network(path, sha, shape, dataset.num_classes)
+        model = logits_file.no_network(sha, shape, dataset.num_classes)
         found = Teacher(model, path, origin, path.stem, "", sha, table=table)
         session.teacher.keep(key, found)
     return found

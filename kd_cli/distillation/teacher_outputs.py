@@ -197,9 +197,9 @@ def planned(
             for view in numbers
         ]  # fmt: skip
         missing = sum(lost)
-        if not missing:
-            found = outputs(teacher, features, plan, dataset, views, epochs, session)
-            return Planned(found, len(numbers), 0)
+    if not missing:
+        found = outputs(teacher, features, plan, dataset, views, epochs, session)
+        return Planned(found, len(numbers), 0)
     kinds = {key: plan.cache.features for key in blank} | {"logits": plan.cache.logits}
     tables = {
         key: [np.broadcast_to(row.astype(kinds[key]), (len(dataset.train), len(row)))]
