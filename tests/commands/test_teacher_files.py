@@ -6,6 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from kd_cli.config.check import check
+from kd_cli.config.compose import compose
+from kd_cli.runs.identity import run_dir
+from kd_cli.runs.resolvers import register_resolvers
 from tests.conftest import only_run, read_record
 from tests.torch_twin import TORCH, twin
 
@@ -139,3 +143,13 @@ def test_mistakes_are_one_line_and_leave_nothing(kd, work, data, name):
         "l.npz", train=np.eye(4)[np.arange(160) % 4] * 2, test=np.eye(4)[np.arange(40) % 4] * 2
     )
     assert_refused(kd, work, ["distill", *data, *words], said)
+
+
+def test_the_content_of_a_file_of_logits_is_in_the_run_id(work, data):
+    register_resolvers()
+    words, ids = [*data, "teacher.logits=l.npz"], set()
+    for factor in (2, 3, 2):
+        rows = np.eye(4) * factor
+        np.savez("l.npz", train=rows[np.arange(160) % 4], test=rows[np.arange(40) % 4])
+        ids.add(run_dir(check(compose("distill", words), words)))
+    assert len(ids) == 2
