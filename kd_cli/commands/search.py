@@ -157,7 +157,21 @@ class Search:
         """What was tried, on the disk."""
         self.place.mkdir(parents=True, exist_ok=True)
         maximize = self.monitor == "accuracy"
-        return Study(self.place, self.name, self.spaces, self.plan.seed, maximize)
+        start = self._start()
+        return Study(self.place, self.name, self.spaces, start, self.plan.seed, maximize)
+
+    def _start(self) -> dict[str, Any]:
+        """The settings without the search, as far as they lie in its spaces."""
+        cfg = compose(self.command.config, self.overrides, self.config_dir)
+        chosen = cfg.hydra.runtime.choices
+        values = {
+            space.key: chosen[space.name]
+            if space.name in chosen
+            else OmegaConf.select(cfg, space.name, throw_on_resolution_failure=False)
+            for space in self.spaces
+        }
+        found = {space.key: space.proposal(values[space.key]) for space in self.spaces}
+        return {key: value for key, value in found.items() if value is not None}
 
     def run(self, trials: int, until: float = float("inf")) -> int:
         """Works on the search until so many trials have ended, whoever ran them.

@@ -70,6 +70,20 @@ class Space:
         value = self.value(found)
         return f"{self.key}={value if self.choices or self.whole else repr(value)}"
 
+    def proposal(self, value: Any) -> Any:
+        """What the search would have to propose for a value; None where it is not in the space.
+
+        A null, which turns a setting off, counts as 0.
+        """
+        value = 0 if value is None else value
+        if self.choices:
+            return next((one for one in self.choices if _means(one, value)), None)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not self.low <= value <= self.high:
+            return None
+        steps = 0 if self.step is None else (value - self.low) / self.step
+        return value if math.isclose(steps, round(steps), abs_tol=1e-6) else None
+
     def probes(self) -> list[Any]:
         """Values that are checked before a search begins: all of a list; ends of an interval."""
         return list(self.choices) or [self.low, self.high]
@@ -153,6 +167,16 @@ def _range(key: str, line: str, values: list[float]) -> Space:
     whole = all(isinstance(value, int) for value in values)
     step = values[1] - values[0] if whole else round(values[1] - values[0], 10)
     return Space(key, line, low=values[0], high=values[-1], step=step, whole=whole)
+
+
+def _means(typed: str, value: Any) -> bool:
+    """Whether a value of a list, as typed, is this one."""
+    if isinstance(value, bool):
+        return typed.lower() == str(value).lower()
+    try:
+        return float(typed) == value
+    except ValueError:
+        return typed.strip("'\"") == str(value)
 
 
 def _is_whole(key: str) -> bool:

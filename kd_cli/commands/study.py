@@ -50,6 +50,7 @@ class Study:
         place: Its folder; it exists.
         name: Of the search.
         spaces: What is proposed.
+        start: Proposals for the first trial, by key; the others are drawn.
         seed: Of the proposals.
         maximize: Whether greater values are better.
 
@@ -58,10 +59,17 @@ class Study:
     """
 
     def __init__(
-        self, place: Path, name: str, spaces: Sequence[Space], seed: int, maximize: bool
+        self,
+        place: Path,
+        name: str,
+        spaces: Sequence[Space],
+        start: Mapping[str, Any],
+        seed: int,
+        maximize: bool,
     ) -> None:
         self.place = place
         self.spaces = list(spaces)
+        self.start = dict(start)
         self.seed = seed
         path = place / "journal.log"
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -91,9 +99,12 @@ class Study:
                     log.info("trial %d was interrupted; it continues", left.number + 1)
                     self.optuna.sampler = self._sampler(left.number)
                     return Taken(self, Trial(self.optuna, left._trial_id), held)
-            number = len(self._trials())
+            every = self._trials()
+            number = sum(one.state != TrialState.WAITING for one in every)
             if number >= trials:
                 return None
+            if not every:
+                self.optuna.enqueue_trial(self.start)
             held = self._lock_of(number)
             held.acquire()
             self.optuna.sampler = self._sampler(number)
