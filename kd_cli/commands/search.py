@@ -33,6 +33,7 @@ from kd_cli.runs.identity import digest
 from kd_cli.runs.record import PRUNED
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
+from kd_cli.terminal import shown
 from kd_cli.training.trackers import check_options
 
 log = logging.getLogger("kd")
@@ -53,6 +54,7 @@ class Tried:
         epochs: Epochs trained.
         validation: `accuracy` and `nll` of the chosen epoch, or the best so far. May be empty.
         why: Of what is not finished.
+        inputs: Hashes of the data and the split of a finished run.
     """
 
     number: int
@@ -63,12 +65,17 @@ class Tried:
     epochs: int = 0
     validation: Mapping[str, float] = dataclasses.field(default_factory=dict)
     why: str = ""
+    inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def in_words(self) -> str:
         if self.outcome == "finished":
             accuracy, nll = self.validation["accuracy"], self.validation["nll"]
             return f"validation {100 * accuracy:.2f} %, NLL {nll:.4f}"
         return f"{self.outcome}: {self.why}"
+
+
+class OtherDataError(ConfigError):
+    """The data are not those of the trials before."""
 
 
 class Search:
@@ -231,6 +238,8 @@ class Search:
             told = dataclasses.replace(told, directory=run.out.name)
             try:
                 told = self._outcome(taken, run, told)
+            except OtherDataError:
+                raise
             except ConfigError as error:
                 told, mistake = dataclasses.replace(told, why=str(error)), error
         value = told.validation[self.monitor] if told.outcome == "finished" else None
@@ -249,7 +258,7 @@ class Search:
 
         Raises:
             ConfigError: The run can't be trained as it was typed.
-            OSError: The disk takes no more: the trial is not over.
+            OtherDataError, OSError: No trial could go on: this one is not over.
         """
         self._report_history(taken, run)
         before = read_json(run.out / PRUNED, "remove it")
@@ -277,9 +286,18 @@ class Search:
                 f"{record.dataset.name} has no validation split, and test is not for choosing; "
                 "tune needs labelled images to hold out"
             )
-        best = {key: record.validation.best[key] for key in ("accuracy", "nll")}
+        inputs = {key: record.inputs[key] for key in ("data", "split")}
+        if any(one.inputs not in ({}, inputs) for one in self.tried()):
+            raise OtherDataError(
+                f"the trials in {shown(self.place)} saw other data than there are now; type "
+                "sweep=NAME for a new search"
+            )
         return dataclasses.replace(
-            told, outcome="finished", epochs=record.epochs_done, validation=best
+            told,
+            outcome="finished",
+            epochs=record.epochs_done,
+            validation={key: record.validation.best[key] for key in ("accuracy", "nll")},
+            inputs=inputs,
         )
 
     def _report_history(self, taken: Taken, run: Run) -> None:

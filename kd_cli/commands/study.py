@@ -200,7 +200,7 @@ class Taken:
 
     def is_behind(self) -> bool:
         """Whether it is worse than the median of the finished trials after as many epochs."""
-        return self._trial.should_prune()
+        return bool(self._trial.should_prune())
 
     def tell(self, outcome: str, value: float | None, about: Mapping[str, Any]) -> None:
         """Ends the trial.

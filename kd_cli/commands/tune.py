@@ -182,13 +182,17 @@ def fresh_seeds(search: Search, count: int) -> list[int]:
     return [seed for seed in range(count + len(seen)) if seed not in seen][:count]
 
 
-def show(search: Search) -> Tried:
+def show(search: Search, among: int | None = None) -> Tried:
     """Prints the table of a search, writes its files, and returns the winner.
+
+    Args:
+        search: It has run.
+        among: Only the first so many trials count; None counts all.
 
     Raises:
         RunFailed: No trial has finished.
     """
-    every, winner = search.tried(), search.winner()
+    every, winner = search.tried()[:among], search.winner(among)
     if winner is None:
         why = next((one.why for one in every if one.why), "there was no time for one")
         raise RunFailed(f"no trial of {shown(search.place)} has finished ({why})")

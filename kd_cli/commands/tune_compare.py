@@ -21,7 +21,6 @@ from kd_cli.commands.table import COMMANDS, Request
 from kd_cli.commands.tune import Asked, fresh_seeds, show
 from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import is_typed, override_key, place_of, scratch_overrides
-from kd_cli.errors import RunFailed
 from kd_cli.files import where_possible, write_json
 from kd_cli.report import statistics
 from kd_cli.report.columns import NONE, PERCENT, In, columns
@@ -68,11 +67,7 @@ def compare(asked: Asked, search: Search, until: float) -> int:
         count = min(len(search.tried()), asked.trials)
         log.info("the scratch student gets as many trials: %d", count)
         failed += scratch.run(count)
-        for one in (search, scratch):
-            show(one)
-    distilled, tuned = search.winner(count), scratch.winner(count)
-    if distilled is None or tuned is None:
-        raise RunFailed(f"none of the first {count} trials has finished")
+        distilled, tuned = (show(one, count) for one in (search, scratch))
     seeds = f"seed={','.join(map(str, fresh_seeds(search, asked.seeds)))}"
     kept = [_without_seeds(one.overrides) for one in (search, scratch)]
     taught = [*kept[0], *distilled.typed]

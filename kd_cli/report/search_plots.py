@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kd_cli.report.plots import WIDTH, drawn
 
@@ -80,6 +81,10 @@ def _across(ax: Axes, one: Slice, values: Sequence[Any]) -> Sequence[float]:
     if one.log:
         factor = (high / low) ** _ROOM
         ax.set(xscale="log", xlim=(low / factor, high * factor))
+        few = high / low < 30
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
     else:
         room = _ROOM * (high - low)
         ax.set_xlim(low - room, high + room)
