@@ -55,7 +55,8 @@ def sweeps(overrides: list[str], config_dir: str | None = None) -> list[tuple[st
     """The sweeps of a comparison: scratch students first, because they cost no teacher.
 
     Args:
-        overrides: As typed: those of `kd distill`, swept or not, `seeds=N` and `controls=...`.
+        overrides: As typed: those of `kd distill`, swept or not, `seeds=N` or
+            `seeds=7,8,9`, and `controls=...`.
         config_dir: The user's `--config-dir`.
 
     Returns:
@@ -99,7 +100,8 @@ def _seeds(value: str) -> list[int]:
     if not all(word.isdigit() and int(word) < 2**31 for word in words):
         raise ConfigError(f"seeds={value}: each must be a whole number, at least 0, below 2**31")
     found = list(dict.fromkeys(map(int, words)))
-    count_of(str(len(found)))
+    if not MIN_SEEDS <= len(found) <= MAX_SEEDS:
+        raise ConfigError(f"seeds={value}: expected {MIN_SEEDS} to {MAX_SEEDS} different seeds")
     return found
 
 

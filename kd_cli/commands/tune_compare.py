@@ -16,11 +16,12 @@ from collections.abc import Sequence
 
 from kd_cli.commands import job
 from kd_cli.commands.search import Search
+from kd_cli.commands.search_result import fresh_seeds, show
 from kd_cli.commands.spaces import Space, split
 from kd_cli.commands.table import COMMANDS, Request
-from kd_cli.commands.tune import Asked, fresh_seeds, show
 from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import is_typed, override_key, place_of, scratch_overrides
+from kd_cli.errors import ConfigError
 from kd_cli.files import where_possible, write_json
 from kd_cli.report import statistics
 from kd_cli.report.columns import NONE, PERCENT, In, columns
@@ -34,12 +35,14 @@ _DECAYS = "choice(0,1e-4,1e-3,1e-2,0.1)"
 DISTILLED, TUNED, SAME = "distilled, tuned", "scratch, tuned", "scratch, not tuned"
 
 
-def compare(asked: Asked, search: Search, until: float) -> int:
+def compare(search: Search, typed: Sequence[str], trials: int, seeds: int, until: float) -> int:
     """Searches for both students, trains both winners, and gives the verdict.
 
     Args:
-        asked: What was typed.
         search: Of the distilled student.
+        typed: Overrides of the scratch student alone.
+        trials: Of each search.
+        seeds: How many fresh ones the winners get.
         until: Of `time.monotonic`: no trial of the distilled student is begun after it.
 
     Returns:
@@ -49,9 +52,9 @@ def compare(asked: Asked, search: Search, until: float) -> int:
         ConfigError: A mistake in the scratch student's space; nothing has been written.
         RunFailed: No trial of one of them has finished.
     """
-    single, spaces = scratch_space(asked, search)
+    single, spaces = scratch_space(search, typed)
     word = COMMANDS["train-student"]
-    scratch = Search(word, single, spaces, asked.prune, search.config_dir, search.session)
+    scratch = Search(word, single, spaces, search.prune, search.config_dir, search.session)
     with messages():
         log.info("distilled student: %s", " ".join(space.text for space in search.spaces))
         log.info("scratch student: %s", " ".join(space.text for space in spaces))
@@ -63,12 +66,12 @@ def compare(asked: Asked, search: Search, until: float) -> int:
                 ", ".join(space.name for space in alone),
                 shlex.join(space.text for space in alone),
             )
-        failed = search.run(asked.trials, until)
-        count = min(len(search.tried()), asked.trials)
+        failed = search.run(trials, until)
+        count = min(len(search.tried()), trials)
         log.info("the scratch student gets as many trials: %d", count)
         failed += scratch.run(count)
         distilled, tuned = (show(one, count) for one in (search, scratch))
-    seeds = f"seed={','.join(map(str, fresh_seeds(search, asked.seeds)))}"
+    seed = f"seed={','.join(map(str, fresh_seeds(search, seeds)))}"
     kept = [_without_seeds(one.overrides) for one in (search, scratch)]
     taught = [*kept[0], *distilled.typed]
     wanted = {
@@ -78,27 +81,30 @@ def compare(asked: Asked, search: Search, until: float) -> int:
     }
     parts = {
         name: job.prepare(
-            Request(COMMANDS[command], [*typed, seeds], ["--multirun"], search.config_dir)
+            Request(COMMANDS[command], [*own, seed], ["--multirun"], search.config_dir)
         )
-        for name, (command, typed) in wanted.items()
+        for name, (command, own) in wanted.items()
     }
     codes = [job.train(part, search.session, table=False) for part in parts.values()]
     conclude(search, {name: part.points for name, part in parts.items()}, count)
     return max([1 if failed else 0, *codes])
 
 
-def scratch_space(asked: Asked, search: Search) -> tuple[list[str], list[Space]]:
+def scratch_space(search: Search, typed: Sequence[str]) -> tuple[list[str], list[Space]]:
     """The overrides and the spaces of the scratch student's search.
 
     It may choose all that the distilled student may and it can use, and by default its learning
     rate, label smoothing, weight decay and augmentation. What has been typed with one value stays.
 
     Args:
-        asked: What was typed.
         search: Of the distilled student.
+        typed: Overrides of the scratch student alone, which replace those.
+
+    Raises:
+        ConfigError: A mistake in `typed`, or nothing is left to choose.
     """
-    typed = [*asked.overrides, *(space.text for space in search.spaces)]
-    own = [*scratch_overrides(typed), *asked.scratch]
+    taught = [*search.overrides, *(space.text for space in search.spaces)]
+    own = [*scratch_overrides(taught), *typed]
     plan = search.plan
     rate = plan.learning_rate
     defaults = [
@@ -113,6 +119,11 @@ def scratch_space(asked: Asked, search: Search) -> tuple[list[str], list[Space]]
         defaults.append("augment=choice(none,flip_crop)")
     added = [one for one in defaults if not is_typed(place_of(one), own)]
     single, spaces = split([*own, *added], search.config_dir)
+    if not spaces:
+        raise ConfigError(
+            "the scratch student has nothing to search: every key of it has one value; leave "
+            "learning_rate out, or type scratch.learning_rate='interval(...)'"
+        )
     return single, spaces
 
 

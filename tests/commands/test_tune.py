@@ -10,8 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 from kd_cli.commands import tune
-from kd_cli.errors import ConfigError
-from tests.conftest import assert_refused, only_run
+from kd_cli.commands.execute import execute
+from kd_cli.config.compose import compose
+from kd_cli.errors import ConfigError, Pruned
+from kd_cli.runs.asked import Runs
+from kd_cli.runs.finished import find
+from kd_cli.runs.resolvers import register_resolvers
+from kd_cli.runs.session import Session
+from tests.conftest import assert_refused, only_run, read_record
 
 SPACE = "alpha=interval(0,1)"
 
@@ -79,7 +85,7 @@ def test_compare_is_a_flag_of_tune_alone(kd, work):
     assert_refused(kd, work, ["distill", "--compare"], "--compare belongs to tune")
 
 
-class Runs:
+class Training:
     """Stands in for training: validation accuracy follows alpha, and test accuracy is not there.
 
     Attributes:
@@ -109,7 +115,7 @@ class Runs:
 
 @pytest.fixture
 def runs(monkeypatch):
-    return Runs(monkeypatch)
+    return Training(monkeypatch)
 
 
 def left(work):
@@ -242,6 +248,35 @@ def test_a_search_without_a_finished_trial_has_no_winner(kd, work, small, runs):
     done = kd("tune", *small, SPACE, "trials=2")
     assert done.code == 1 and "kd: failed: no trial of outputs/sweeps/tune-" in done.err
     assert "has finished (out of memory)" in done.err
+
+
+def test_a_pruned_run_is_not_finished_and_may_be_continued(work, small):
+    def run_of(*words):
+        runs = Runs()
+        register_resolvers(runs)
+        return runs.single(compose("train-student", [*small[:2], "epochs=4", *words]))
+
+    def judge(epoch, epochs, best):
+        told.append((epoch, epochs, sorted(best)))
+        if epoch == 2:
+            raise Pruned({"search": "mine", "epoch": epoch})
+
+    run, told, session = run_of(), [], Session()
+    session.judges[run.out] = judge
+    with pytest.raises(Pruned, match="pruned after epoch 2"):
+        execute(run, session, table=False)
+    assert told == [(1, 4, ["accuracy", "nll"]), (2, 4, ["accuracy", "nll"])]
+    assert json.loads((run.out / "pruned.json").read_text()) == {"search": "mine", "epoch": 2}
+    assert read_record(run.out) is None and not (run.out / "error.json").exists()
+    assert len((run.out / "history.jsonl").read_text().splitlines()) == 2
+    found = find([work / "outputs"])
+    assert (found.runs, found.unfinished, found.unreadable) == ([], 0, 0)
+
+    session.judges.clear()
+    record = execute(run, session, table=False)
+    assert not (run.out / "pruned.json").exists() and record.epochs_done == 4
+    undisturbed = execute(run_of("outputs=other"), Session(), table=False)
+    assert record.weights_sha256 == undisturbed.weights_sha256
 
 
 @pytest.mark.slow
