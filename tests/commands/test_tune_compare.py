@@ -16,7 +16,7 @@ from kd_cli.commands.search import Search  # noqa: E402
 from kd_cli.commands.search_result import fresh_seeds  # noqa: E402
 from kd_cli.commands.tune_compare import (  # noqa: E402
     DISTILLED,
-    SAME,
+    PLAIN,
     TUNED,
     conclude,
     scratch_space,
@@ -75,7 +75,7 @@ def test_the_verdict_is_of_pairs_with_different_settings(work, capsys):
     """Distilled 82, 84, 83; tuned scratch 80, 81, 79; the other 84, 84, 84: 3 better, -1 not."""
     search = searching("alpha=interval(0,1)")
     points = {}
-    tests = {DISTILLED: (82, 84, 83), TUNED: (80, 81, 79), SAME: (84, 84, 84)}
+    tests = {DISTILLED: (82, 84, 83), TUNED: (80, 81, 79), PLAIN: (84, 84, 84)}
     for number, (name, values) in enumerate(tests.items()):
         points[name] = []
         for seed, value in enumerate(values, 1):
@@ -94,7 +94,7 @@ def test_the_verdict_is_of_pairs_with_different_settings(work, capsys):
     out = capsys.readouterr().out
     assert "winners of 20 trials each, on fresh seeds" in out
     line = "verdict: the distilled student against the tuned scratch student: better by 3.00 perc"
-    assert line in out and "no search of its own: inconclusive: -1.00 percentage points" in out
+    assert line in out and "without a search of its own: inconclusive: -1.00 percentage points" in out
     told = json.loads((search.place / "comparison.json").read_text())
     paired = told["against_tuned_scratch"]["paired"]
     np.testing.assert_allclose(paired["differences"], [0.02, 0.03, 0.04], atol=1e-12)
@@ -113,7 +113,7 @@ def test_a_whole_comparison(kd, work, small, taught):
     (path,) = (work / "outputs" / "sweeps").glob("*/search-*/comparison.json")
     verdict = json.loads(path.read_text())
     folder = path.parent.parent
-    for name in ("against_tuned_scratch", "against_same_settings"):
+    for name in ("against_tuned_scratch", "against_scratch_not_tuned"):
         runs = [verdict["distilled"], verdict[name]["runs"]]
         records = [
             [json.loads((folder / run / "metrics.json").read_text()) for run in own] for own in runs
