@@ -83,8 +83,8 @@ def run(request: Request) -> int:
         failed = search.run(asked.trials, until)
         winner = show(search)
     print(
-        "The best of many trials is so partly by luck, and test was not read. To confirm it with "
-        f"fresh seeds:\n{confirmation(search, winner)}"
+        "The best of many trials owes some of its lead to luck, and test was not read. To confirm "
+        f"it with fresh seeds:\n{confirmation(search, winner)}"
     )
     return 1 if failed else 0
 

@@ -166,8 +166,7 @@ def conclude(search: Search, points: dict[str, list], trials: int) -> None:
     }
     print(f"verdict: the distilled student against the tuned scratch student: {sentences[TUNED]}")
     print(
-        "for contrast: against the scratch student without a search of its own: "
-        f"{sentences[PLAIN]}"
+        f"for contrast: against the scratch student without a search of its own: {sentences[PLAIN]}"
     )
     told = {
         name: {

@@ -94,7 +94,9 @@ def test_the_verdict_is_of_pairs_with_different_settings(work, capsys):
     out = capsys.readouterr().out
     assert "winners of 20 trials each, on fresh seeds" in out
     line = "verdict: the distilled student against the tuned scratch student: better by 3.00 perc"
-    assert line in out and "without a search of its own: inconclusive: -1.00 percentage points" in out
+    assert (
+        line in out and "without a search of its own: inconclusive: -1.00 percentage points" in out
+    )
     told = json.loads((search.place / "comparison.json").read_text())
     paired = told["against_tuned_scratch"]["paired"]
     np.testing.assert_allclose(paired["differences"], [0.02, 0.03, 0.04], atol=1e-12)
