@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable
+from typing import Any
 
 
 class ConfigError(Exception):
@@ -13,6 +14,18 @@ class ConfigError(Exception):
 
 class RunFailed(Exception):
     """A run broke; its traceback is in its log and error.json. Exit code 1."""
+
+
+class Pruned(Exception):
+    """A search has given a run up, because others were better after as many epochs.
+
+    Attributes:
+        record: What becomes `pruned.json`.
+    """
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__(f"pruned after epoch {record['epoch']}")
+        self.record = record
 
 
 def first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from kd_cli.commands.table import COMMANDS, DEFAULT, Request
 from kd_cli.errors import ConfigError, suggest
 
-# Hydra's flags, with their long names and whether they take a value.
+# Hydra's flags and one of ours, with their long names and whether they take a value.
 FLAGS = {
     "--help": ("--help", False),
     "-h": ("--help", False),
@@ -29,6 +29,7 @@ FLAGS = {
     "--config-dir": ("--config-dir", True),
     "-cd": ("--config-dir", True),
     "--info": ("--info", False),
+    "--compare": ("--compare", False),
     "-i": ("--info", False),
 }
 # The command's word names the primary configuration, and nothing else may.
@@ -118,8 +119,10 @@ def arrange(argv: list[str]) -> Request:
             f"unknown command '{word}'{suggest(word, COMMANDS)} "
             f"(commands: {', '.join(COMMANDS)}; kd --help)"
         )
+    if "--compare" in flags and word != "tune":
+        raise ConfigError("--compare belongs to tune: kd tune --compare (or type: kd compare)")
     _tell_twice(overrides)
-    sweeping = "--multirun" in flags or word == "compare"
+    sweeping = "--multirun" in flags or word in ("compare", "tune")
     overrides = [
         _without_link(understood(_of_splits(override), sweeping)) for override in overrides
     ]

@@ -21,7 +21,10 @@ GROUPS = {
         "self-training",
         "recipes",
     ),
-    "results": ("runs", "compare", "sweeps", "report", "evaluate", "export", "metrics", "evidence"),
+    "results": (
+        *("runs", "compare", "sweeps", "tuning", "report"),
+        *("evaluate", "export", "metrics", "evidence"),
+    ),
     "reference": (),
 }
 

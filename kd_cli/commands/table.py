@@ -88,6 +88,17 @@ TABLE = (
         note="compare takes the keys of distill, seeds=5 and controls=label_smoothing",
     ),
     Command(
+        "tune",
+        (
+            "search for the best values of some keys (alpha='interval(0.05,0.95)'); --compare",
+            "searches as long for the scratch student, and compares the two winners",
+        ),
+        "tune:run",
+        config="distill",
+        note="tune takes the keys of distill, with a value or a space, trials=20, prune=median, "
+        "objective=nll, minutes=60; --compare takes seeds=5 and scratch.KEY=... too",
+    ),
+    Command(
         "chain",
         ("distil step by step: each student teaches the next one, or its own next generation",),
         "chain:run",

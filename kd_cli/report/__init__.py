@@ -8,6 +8,7 @@
     reasons     why distilling helped, or did not, in sentences
     figures     which figures are drawn
     plots       how a figure is drawn
+    search_plots  the figure of kd tune
     page        HTML and Markdown
     build       the report's content
 

@@ -44,6 +44,7 @@ RUN_FILES = (
     "model.keras",
     "state",
     "error.json",
+    "pruned.json",
     "trackers",
     "augment.png",
     "evaluation.json",

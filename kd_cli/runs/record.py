@@ -21,6 +21,7 @@ from kd_cli.files import DamagedError, read_json, write_json
 from kd_cli.terminal import shown
 
 FILE = "metrics.json"
+PRUNED = "pruned.json"  # of a run that a search has given up: it is not finished
 SCHEMA_VERSION = 3
 
 

@@ -19,6 +19,7 @@ from kd_cli.data.dataset import Split
 from kd_cli.files import append_row, discard, read_rows, rewrite_rows
 from kd_cli.networks.predict import Prepare, predict_rows
 from kd_cli.runs.quality import score
+from kd_cli.runs.session import Judge
 from kd_cli.runs.state import State, settle
 from kd_cli.terminal import TrainingProgress, shown
 from kd_cli.training import peers
@@ -55,6 +56,7 @@ class RunSettings:
         trackers: Are told of every epoch.
         epochs: At most so many.
         total_steps: At most so many steps; ends inside the last epoch.
+        judge: Of a search: may give the run up after an epoch that is not its last.
     """
 
     out: Path
@@ -63,6 +65,7 @@ class RunSettings:
     trackers: Trackers
     epochs: int
     total_steps: int
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)
@@ -344,6 +347,8 @@ def _run_epoch(
         # After the state: an epoch that is trained again was not told before.
         if training.error is None:
             training.attempt(run.trackers.epoch, row, training.learner.model)
+        if run.judge is not None and training.now.best and training.goes_on:
+            training.attempt(run.judge, training.now.epoch, run.epochs, training.now.best)
         progress.epoch(run.label, row, run.epochs, run.out)
     peers.fail_together(trainings)
     rows = [row for _, row in ended]

@@ -145,6 +145,7 @@ def train(
             trackers_of(run, session),
             epochs=assembly.epochs(run.plan, dataset),
             total_steps=assembly.length(run.plan, dataset)[0],
+            judge=session.judges.get(run.out),
         )
         for run in runs
     ]

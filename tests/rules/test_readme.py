@@ -16,6 +16,7 @@ from kd_cli.commands.compare import sweeps
 from kd_cli.commands.mutual import asked_for
 from kd_cli.commands.sweep import expand
 from kd_cli.commands.table import COMMANDS as TABLE
+from kd_cli.commands.tune import asked_for as tuned
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.config.instantiate import build
@@ -111,6 +112,10 @@ def test_every_command_composes(line, example, npz, monkeypatch):
         asked = [(word, link) for link in links(overrides)]
     elif word == "mutual":
         asked = [(word, student) for student in asked_for(overrides).students]
+    elif word == "tune":
+        found = tuned(overrides, "--compare" in request.flags)
+        ends = [[one.override(one.probes()[end]) for one in found.spaces] for end in (0, -1)]
+        asked = [("distill", [*found.overrides, *end]) for end in ends]
     for name, typed in asked:
         points = expand(typed)[0] if swept else [typed]
         for point in points[:1] + points[1:][-1:]:  # the first and the last
