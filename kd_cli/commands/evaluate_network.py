@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli.commands.evaluate_target import Target, check_shape
-from kd_cli.config.plans import view_shape
+from kd_cli.commands.evaluate_target import Target, check_shape, given_to
+from kd_cli.config.inputs import Images, Tokens
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.export.check import are_probabilities, as_logits
@@ -75,8 +75,7 @@ def network_of(plan: DictConfig, target: Target, dataset: Dataset) -> Network:
 
     operations: int | None = None
     try:
-        shape = view_shape(plan.augment.size, dataset.image_shape)
-        operations = cost.flops(model, shape)
+        operations = cost.flops(model, dataset.inputs.sized(plan.augment.size).shape)
     except cost.UncountedError as error:
         warnings.append(f"FLOPs are not counted: {error}")
     count = model.count_params()
@@ -97,13 +96,12 @@ def _of_file(plan: DictConfig, target: Target, dataset: Dataset) -> Network:
             f"{plan.what} has {classes[-1]} outputs, {dataset.name} has {dataset.num_classes} "
             "classes; type dataset=OPTION to choose other data"
         )
-    given = view_shape(plan.augment.size, dataset.image_shape)
-    expected = view_shape(plan.input.size, given)
+    expected = given_to(plan, dataset.inputs).shape
     turned = channels_last(opened)
     if not _fits(shape[1:], expected) and _fits(turned.image.shape[1:], expected):
         log.info("%s: it takes images with their channels first", plan.what)
         opened = turned
-    check_shape(plan, opened.image.shape[1:], expected)
+    check_shape(plan, opened.image.shape[1:], given_to(plan, dataset.inputs))
     prepared = _prepared(plan)
     probabilities = are_probabilities(_probe(opened, dataset, prepared), opened.logits)
     if probabilities:
@@ -182,9 +180,10 @@ def keras_model(plan: DictConfig, target: Target, dataset: Dataset) -> tuple[ker
         expected = model.input_shape
     except (AttributeError, ValueError):
         expected = None
-    if not isinstance(expected, tuple) or len(expected) != 4:
+    known = {Images: "[batch, height, width, channels]", Tokens: "[batch, length]"}
+    if not isinstance(expected, tuple) or len(expected) not in (2, 4):
         raise ConfigError(
-            f"{plan.what}: expected a network with one input [batch, height, width, channels], "
+            f"{plan.what}: expected a network with one input {known[type(dataset.inputs)]}, "
             f"received {expected}"
         )
     outputs, fitting = model.output_shape, {dataset.num_classes}
@@ -200,11 +199,13 @@ def keras_model(plan: DictConfig, target: Target, dataset: Dataset) -> tuple[ker
         model, done = logits.as_logits(model, dataset.num_classes, plan.what)
         if done:
             log.info("%s: %s", plan.what, done)
-    shape = view_shape(plan.augment.size, dataset.image_shape)
-    asked = plan.input.size is not None or (plan.input.scale, plan.input.offset) != (1, 0)
+    shape = dataset.inputs.sized(plan.augment.size).shape
+    asked = plan.input is not None and (
+        plan.input.size is not None or (plan.input.scale, plan.input.offset) != (1, 0)
+    )
     if asked and any(layer.name == ADAPTER for layer in model.layers):
         raise ConfigError(f"{plan.what} takes raw pixels: it has its scale inside; leave input out")
-    check_shape(plan, expected[1:], view_shape(plan.input.size, shape))
+    check_shape(plan, expected[1:], given_to(plan, dataset.inputs))
     model = with_adapter(model, plan.input, shape, "input") if asked else model
     sha = weights_hash(model)
     if target.record and sha != target.record.weights_sha256:

@@ -25,7 +25,13 @@ from kd_cli.config.unused import FROM_LABELS
 @dataclass
 class Dataset:
     name: str = key(MISSING, "its name in tables and directories", NAMES)
-    image_shape: list[int] = key(MISSING, "[height, width, channels]", IMAGE_SHAPE)
+    image_shape: list[int] | None = key(None, "of images: [height, width, channels]", IMAGE_SHAPE)
+    length: int | None = key(
+        None, "of texts: tokens of each; longer ones are cut, shorter ones padded", at_least(1)
+    )
+    vocabulary: int | None = key(
+        None, "of texts: number of token ids, with 0 for padding and 1 for unknown", at_least(3)
+    )
     num_classes: int = key(MISSING, "number of classes", between(2, MOST_CLASSES))
     validation_fraction: float = key(
         0.1, "share of the training images for validation; unused with an official split", SHARE

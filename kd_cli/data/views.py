@@ -17,7 +17,6 @@ import tensorflow as tf
 from omegaconf import DictConfig
 
 from kd_cli.config.instantiate import build
-from kd_cli.config.plans import view_shape
 from kd_cli.data import augment
 from kd_cli.data.augment import Draw
 from kd_cli.data.dataset import Dataset, Split
@@ -69,7 +68,7 @@ class Views:
             build(one, f"augment.evaluate[{n}]") for n, one in enumerate(node.evaluate)
         ]
         self.mixes = bool(self.last)
-        self.shape = view_shape(node.size, dataset.image_shape)
+        self.shape = dataset.inputs.sized(node.size).shape
         pool = dataset.train.images
         blank = tf.zeros([2, *pool.shape[1:]], pool.dtype)
         counts = self._try("train", [*self.nodes, *self.last], blank)
