@@ -13,7 +13,7 @@
     texts         texts of a file or folder, as a source
     text_files    what lies in such a file
     words         texts become token ids
-    film_reviews  sentences of film reviews, out of a package
+    vader         sentences of film reviews, out of a package
     labels        class numbers without images
     splits        random samples that keep the classes' shares
     augment       augmentation nodes
@@ -42,7 +42,7 @@ PUBLIC = {
     "npz": "npz_file",
     "image_folder": "folders",
     "text": "texts",
-    "film_reviews": "film_reviews",
+    "film_reviews": "vader",
     "central_crop": "augment",
     "horizontal_flip": "augment",
     "inception_crop": "augment",

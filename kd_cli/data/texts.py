@@ -23,7 +23,7 @@ from kd_cli.files import read_json
 log = logging.getLogger("kd")
 
 # Part of the key of decoded texts: another number where the same files give other ids.
-_READER = 1
+READER = 1
 _MANY_CUT = 0.1  # of the training texts: from then on it is a warning
 
 
@@ -58,7 +58,7 @@ def text(
     Raises:
         ConfigError: A file that can't be read, or a label that no training text has.
     """
-    given = None if vocabulary_file is None else _given(vocabulary_file, length, vocabulary)
+    given = given_words(vocabulary_file, length, vocabulary)
     root = Path(path).expanduser()
     parts = text_files.parts_of(root)
     files = [file for part in parts.values() for file in _files(part)]
@@ -70,7 +70,7 @@ def text(
         "columns": [text_column, label_column],
         "tokens": [length, vocabulary],
         "split": [test_fraction, test_seed],
-        "reader": _READER,
+        "reader": READER,
         "words": None if given is None else given.to_json(),
     }
 
@@ -138,7 +138,14 @@ def _split(rows: Rows, fraction: float, seed: int) -> dict[str, Rows]:
     return {"train": rows.take(train), "test": replace(rows.take(test), left={})}
 
 
-def _given(path: str, length: int, vocabulary: int) -> Words:
+def given_words(path: str | None, length: int, vocabulary: int) -> Words | None:
+    """The word list of a vocabulary.json; None where there is no file.
+
+    Raises:
+        ConfigError: It can't be read, or has more ids than `vocabulary`.
+    """
+    if path is None:
+        return None
     content = read_json(Path(path).expanduser(), "type another dataset.source.vocabulary_file")
     key = f"dataset.source.vocabulary_file={plain(path)}"
     if content is None:
