@@ -93,9 +93,14 @@ def inputs_of(description: Mapping[str, Any]) -> Inputs:
     """The inputs that a mapping describes.
 
     Raises:
-        ConfigError: It has the keys of neither kind.
+        ConfigError: It has the keys of neither kind, or of both.
     """
     shape, length = description.get("image_shape"), description.get("length")
+    if shape is not None and length is not None:
+        raise ConfigError(
+            f"dataset.image_shape={list(shape)} and dataset.length={length} exclude each other: "
+            "images have the former, texts the latter; leave one of the two out"
+        )
     if shape is not None:
         return Images(tuple(shape))
     if length is None:
@@ -130,10 +135,9 @@ def settle(plan: DictConfig, typed: Sequence[str]) -> None:
     for kind, keys in KEYS.items():
         for key in () if isinstance(inputs, kind) else keys:
             if dataset.pop(key, None) is not None:
-                own = KEYS[type(inputs)][0]
                 raise ConfigError(
-                    f"dataset.{key}={given[key]}: the inputs of {dataset.name} are {inputs.many} "
-                    f"(dataset.{own}={given[own]}); leave one of the two out"
+                    f"dataset.{key}={given[key]}: the inputs of {dataset.name} are {inputs.many}; "
+                    "leave it out"
                 )
     if isinstance(inputs, Images):
         return

@@ -25,7 +25,10 @@ from kd_cli.config.unused import FROM_LABELS
 @dataclass
 class Dataset:
     name: str = key(MISSING, "its name in tables and directories", NAMES)
-    image_shape: list[int] | None = key(None, "of images: [height, width, channels]", IMAGE_SHAPE)
+    # (Of texts their option says null. Without a default OmegaConf takes an interpolation for it.)
+    image_shape: list[int] | None = key(
+        MISSING, "of images: [height, width, channels]", IMAGE_SHAPE
+    )
     length: int | None = key(
         None, "of texts: tokens of each; longer ones are cut, shorter ones padded", at_least(1)
     )

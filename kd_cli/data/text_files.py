@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.data.listing import SPLITS, plain, shortened
-from kd_cli.errors import ConfigError, first_line, suggest
+from kd_cli.errors import ConfigError, first_line
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _KINDS = "a .csv, .tsv or .jsonl file, or a folder"
@@ -124,7 +124,7 @@ def read(path: Path, text_column: str, label_column: str) -> Rows:
 
 def _require_kind(path: Path) -> None:
     if path.suffix.lower() not in TABLES:
-        raise ConfigError(f"dataset.path={plain(path)} is no such file; expected {_KINDS}")
+        raise ConfigError(f"dataset.path={plain(path)} has another ending; expected {_KINDS}")
 
 
 def _decoded(path: Path) -> str:
@@ -157,7 +157,8 @@ def _table(path: Path, content: str, text_column: str, label_column: str) -> Row
                 continue
             if names is None:
                 names = [name.strip() for name in fields]
-                text, label = (_column(path, names, n) for n in (text_column, label_column))
+                text = _column(plain(path), names, text_column, "text")
+                label = _column(plain(path), names, label_column, "label")
                 continue
             if len(fields) != len(names):
                 raise ConfigError(
@@ -173,16 +174,14 @@ def _table(path: Path, content: str, text_column: str, label_column: str) -> Row
     return rows
 
 
-def _column(path: Path, names: list[str], name: str) -> int:
+def _column(where: str, names: list[str], name: str, what: str) -> int:
     if names.count(name) == 1:
         return names.index(name)
-    key = "text" if name == "text" else "label" if name == "label" else "text"
     if name in names:
-        raise ConfigError(f"{plain(path)} has two columns '{name}'; rename one of them")
+        raise ConfigError(f"{where} has two columns '{plain(name)}'; rename one of them")
     raise ConfigError(
-        f"{plain(path)} has no column '{plain(name)}'{suggest(name, names)}; it has "
-        f"{shortened(names)}; type dataset.source.{key}_column=NAME (the first line must name the "
-        "columns)"
+        f"{where} has no column '{plain(name)}', it has {shortened(names)}; "
+        f"type dataset.source.{what}_column=NAME"
     )
 
 
@@ -202,8 +201,8 @@ def _json_lines(path: Path, content: str, text_column: str, label_column: str) -
         if not isinstance(row, dict):
             raise ConfigError(f"{plain(path)}, {place} is no object of keys and values")
         names = [str(name) for name in row]
-        for name in (text_column, label_column):
-            _column(path, names, name)
+        _column(f"{plain(path)}, {place}", names, text_column, "text")
+        _column(f"{plain(path)}, {place}", names, label_column, "label")
         rows.add(_plain_text(row[text_column]), _plain_text(row[label_column]), place)
     return rows
 

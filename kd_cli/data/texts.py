@@ -24,6 +24,7 @@ log = logging.getLogger("kd")
 
 # Part of the key of decoded texts: another number where the same files give other ids.
 READER = 1
+_FEW = 20  # classes that nobody takes for numbers of rows
 _MANY_CUT = 0.1  # of the training texts: from then on it is a warning
 
 
@@ -61,6 +62,11 @@ def text(
     given = given_words(vocabulary_file, length, vocabulary)
     root = Path(path).expanduser()
     parts = text_files.parts_of(root)
+    if "all" not in parts and (test_fraction, test_seed) != (0.2, 0):
+        raise ConfigError(
+            f"dataset.source.test_fraction={test_fraction} and test_seed={test_seed} change "
+            f"nothing: {plain(root)} has a test split; leave them out"
+        )
     files = [file for part in parts.values() for file in _files(part)]
     above = root if root.is_dir() else root.parent
     key = {
@@ -94,13 +100,18 @@ def classes_of(rows: Rows) -> list[str]:
     """The classes, in the order of their numbers: whole numbers by value, others by name.
 
     Raises:
-        ConfigError: There are fewer than two.
+        ConfigError: There are fewer than two, or most texts have one of their own.
     """
     names = set(rows.labels)
     if len(names) < 2:
         raise ConfigError(
             f"{plain(rows.where)}: every text has the label '{plain(names.pop())}'; expected two "
             "classes at least"
+        )
+    if len(names) > max(_FEW, len(rows.labels) / 2):
+        raise ConfigError(
+            f"{plain(rows.where)}: {len(rows.labels):,} texts have {len(names):,} labels, which "
+            "are no classes; type dataset.source.label_column=NAME"
         )
     try:
         return sorted(names, key=lambda name: (int(name), name))

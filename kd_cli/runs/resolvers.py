@@ -14,9 +14,11 @@ from kd_cli.errors import ConfigError
 from kd_cli.runs.asked import Runs
 
 
-def _input_shape(image_shape: Any, size: int | None, *, _root_: DictConfig) -> ListConfig:
+def _input_shape(
+    image_shape: Any, size: int | None, *, _root_: DictConfig, _parent_: DictConfig
+) -> ListConfig:
     """The shape a network gets: `input.size` squared, or that of the augmentation, or the data."""
-    _refuse_kind(_root_, Tokens)
+    _refuse_kind(_root_, _parent_, Tokens)
     if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
         raise ConfigError(
             f"dataset.image_shape={image_shape} must be [height, width, channels], as in [32,32,3]"
@@ -25,24 +27,26 @@ def _input_shape(image_shape: Any, size: int | None, *, _root_: DictConfig) -> L
     return OmegaConf.create(list(Images(tuple(image_shape)).sized(size).shape))
 
 
-def _refuse_kind(root: DictConfig, kind: type[Inputs]) -> None:
+def _refuse_kind(root: DictConfig, network: DictConfig, kind: type[Inputs]) -> None:
     """Refuses a network that needs the other kind of inputs than the dataset has."""
     inputs = inputs_of(root.dataset)
     if not isinstance(inputs, kind):
         return
-    wanted, options = {
-        Tokens: ("images", "student=bag, text_cnn or transformer_encoder"),
-        Images: ("texts", "student=mlp, cnn or resnet8"),
+    wanted, one, others = {
+        Tokens: ("images", "bag", "text_cnn, transformer_encoder"),
+        Images: ("texts", "mlp", "cnn, resnet8"),
     }[kind]
+    place = str(network._get_full_key(None))
+    name = str(network.get("_target_", "")).rpartition(".")[2] or "the network"
     raise ConfigError(
-        f"a network takes {wanted}, and the inputs of {root.dataset.name} are {inputs.many}; "
-        f"choose networks for {inputs.many} as student and teacher, such as {options}"
+        f"{place}: {name} takes {wanted}, and the inputs of {root.dataset.name} are "
+        f"{inputs.many}; choose another, such as {place.partition('.')[0]}={one} (or {others})"
     )
 
 
-def _tokens(value: Any, *, _root_: DictConfig) -> Any:
-    """`dataset.length` or `dataset.vocabulary` for a network of texts."""
-    _refuse_kind(_root_, Images)
+def _tokens(value: Any, *, _root_: DictConfig, _parent_: DictConfig) -> Any:
+    """`dataset.length`, for a network of texts."""
+    _refuse_kind(_root_, _parent_, Images)
     return value
 
 
