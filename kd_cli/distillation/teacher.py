@@ -230,7 +230,7 @@ def _find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | Non
     if plan.teacher.checkpoint is not None:
         path = Path(plan.teacher.checkpoint).expanduser()
         origin = _origin(checkpoint_file(path), plan, dataset)
-        origin["input"] = OmegaConf.to_container(plan.teacher.input)
+        origin["input"] = network_spec(plan.teacher)["input"]
         if is_run(path):
             record = Record.read(path)
             vocabulary.refuse_other(record, dataset.tokenizer, path, "teacher.checkpoint")

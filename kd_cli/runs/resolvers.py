@@ -18,7 +18,8 @@ def _input_shape(
     image_shape: Any, size: int | None, *, _root_: DictConfig, _parent_: DictConfig
 ) -> ListConfig:
     """The shape a network gets: `input.size` squared, or that of the augmentation, or the data."""
-    _refuse_kind(_root_, _parent_, Tokens)
+    if _refuse_kind(_root_, _parent_, Tokens):
+        return OmegaConf.create([])  # of a network that is not built
     if not isinstance(image_shape, Sequence) or len(image_shape) != 3:
         raise ConfigError(
             f"dataset.image_shape={image_shape} must be [height, width, channels], as in [32,32,3]"
@@ -27,16 +28,23 @@ def _input_shape(
     return OmegaConf.create(list(Images(tuple(image_shape)).sized(size).shape))
 
 
-def _refuse_kind(root: DictConfig, network: DictConfig, kind: type[Inputs]) -> None:
-    """Refuses a network that needs the other kind of inputs than the dataset has."""
+def _refuse_kind(root: DictConfig, network: DictConfig, kind: type[Inputs]) -> bool:
+    """Refuses a network that needs the other kind of inputs than the dataset has.
+
+    Returns:
+        Whether it does, but is not built: that of a teacher that is given.
+    """
     inputs = inputs_of(root.dataset)
     if not isinstance(inputs, kind):
-        return
+        return False
     wanted, one, others = {
         Tokens: ("images", "bag", "text_cnn, transformer_encoder"),
         Images: ("texts", "mlp", "cnn, resnet8"),
     }[kind]
     place = str(network._get_full_key(None))
+    given = OmegaConf.select(root, "teacher.checkpoint") or root.get("teacher_dir")
+    if place.startswith("teacher.") and given:
+        return True
     name = str(network.get("_target_", "")).rpartition(".")[2] or "the network"
     raise ConfigError(
         f"{place}: {name} takes {wanted}, and the inputs of {root.dataset.name} are "
