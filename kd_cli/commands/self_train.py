@@ -27,7 +27,7 @@ from kd_cli.data.dataset import Dataset, Split
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
 from kd_cli.files import atomic
-from kd_cli.runs import identity
+from kd_cli.runs import identity, vocabulary
 from kd_cli.runs.asked import Run
 from kd_cli.runs.ownership import check_before_start, inputs, refuse_other_inputs
 from kd_cli.runs.record import Record, RoundRecord
@@ -284,7 +284,9 @@ def _conclude(run: Run, dataset: Dataset, records: list[Record]) -> Record:
     """Copies the last round's network and predictions to the run's directory; writes its record."""
     plan, last = run.plan, records[-1]
     folders = [run.out / f"round-{number}" for number in range(len(records))]
-    for name in ("model.keras", "predictions.npz"):
+    for name in ("model.keras", "predictions.npz", vocabulary.FILE):
+        if not (folders[-1] / name).exists():  # of images there is no vocabulary
+            continue
         with atomic(run.out / name) as temporary:
             shutil.copyfile(folders[-1] / name, temporary)
     rounds = [_summary(folder, record) for folder, record in zip(folders, records, strict=True)]
