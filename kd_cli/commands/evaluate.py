@@ -88,8 +88,8 @@ def _measure(
     record = target.record
     if own:
         check_same(plan, record, dataset)
+    vocabulary.refuse_other(target.file, dataset.tokenizer)
     if record:
-        vocabulary.refuse_other(record, dataset.tokenizer, target.run)
         warn_of_classes(record, dataset)
     device = set_up(plan.device)
     from kd_cli.networks import cost

@@ -229,11 +229,11 @@ def _find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | Non
         return load(origin, path, path.stem, "", session)
     if plan.teacher.checkpoint is not None:
         path = Path(plan.teacher.checkpoint).expanduser()
+        vocabulary.refuse_other(path, dataset.tokenizer, "teacher.checkpoint")
         origin = _origin(checkpoint_file(path), plan, dataset)
         origin["input"] = network_spec(plan.teacher)["input"]
         if is_run(path):
             record = Record.read(path)
-            vocabulary.refuse_other(record, dataset.tokenizer, path, "teacher.checkpoint")
             origin["recorded"] = recorded_network(record)
             return load(origin, path, record.network, describe(record), session)
         if plan.teacher.module is not None:

@@ -25,27 +25,25 @@ def write(folder: Path, tokenizer: Mapping[str, Any]) -> None:
     write_json(folder / FILE, dict(tokenizer))
 
 
-def refuse_other(
-    record: Record, tokenizer: Mapping[str, Any] | None, folder: Path, key: str = ""
-) -> None:
-    """Refuses the network of a run for texts whose words have other numbers.
+def refuse_other(place: Path, tokenizer: Mapping[str, Any] | None, key: str = "") -> None:
+    """Refuses a network for texts whose words have other numbers.
 
     Args:
-        record: Of the run.
-        tokenizer: Of the data that its network is to be given.
-        folder: Of the run.
-        key: That named the run, for the error.
+        place: The folder of a run, or a file; a `vocabulary.json` in the folder is its own.
+        tokenizer: Of the data that the network is to be given.
+        key: That named the place, for the error.
 
     Raises:
         ConfigError: The two vocabularies differ.
     """
-    known = record.dataset.tokenizer_sha256
-    if known is None or tokenizer is None or sha256(tokenizer) == known:
+    file = (place if place.is_dir() else place.parent) / FILE
+    content = None if tokenizer is None else read_json(file, "remove it, or put it right")
+    if content is None or sha256(content) == sha256(tokenizer):
         return
     raise ConfigError(
-        f"{f'{key}=' if key else ''}{shown(folder)} has another vocabulary than this data (SHA-256 "
-        f"{known[:12]}, here {sha256(tokenizer)[:12]}), so its words have other numbers; type "
-        f"dataset.source.vocabulary_file={shown(folder / FILE)}"
+        f"{f'{key}=' if key else ''}{shown(place)} has another vocabulary than this data (SHA-256 "
+        f"{sha256(content)[:12]}, here {sha256(tokenizer)[:12]}), so its words have other numbers; "
+        f"type dataset.source.vocabulary_file={shown(file)}"
     )
 
 

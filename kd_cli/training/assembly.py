@@ -21,8 +21,7 @@ from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.runs import vocabulary
 from kd_cli.runs.identity import digest, network_spec
-from kd_cli.runs.model_file import checkpoint_file, is_run
-from kd_cli.runs.record import Record
+from kd_cli.runs.model_file import checkpoint_file
 from kd_cli.runs.session import Session
 from kd_cli.training import class_weights
 
@@ -323,10 +322,8 @@ def _warm_start(model: Any, node: DictConfig, dataset: Dataset) -> None:
     """Copies the weights of a `.keras` file with the same network into `model`."""
     from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_weights
 
-    folder = Path(node.checkpoint).expanduser()
-    if is_run(folder):
-        record = Record.read(folder)
-        vocabulary.refuse_other(record, dataset.tokenizer, folder, "student.checkpoint")
+    given = Path(node.checkpoint).expanduser()
+    vocabulary.refuse_other(given, dataset.tokenizer, "student.checkpoint")
     path = checkpoint_file(node.checkpoint)
     try:
         source = load_keras(path, "student.checkpoint")

@@ -108,6 +108,8 @@ def test_the_vocabulary_of_another_run_is_refused(kd, work, reviews):
     done = kd("evaluate", str(folder), *other)
     assert done.code == 2 and "has another vocabulary than this data" in done.error
     assert given in done.error
+    done = kd("evaluate", str(folder / "model.keras"), *other)
+    assert done.code == 2 and "has another vocabulary than this data" in done.error
     done = kd("evaluate", str(folder), *other, given)
     assert done.code == 0, done.err
     as_teacher = ["student=bag", f"teacher.checkpoint={folder}", *other, "epochs=1"]
