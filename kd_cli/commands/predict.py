@@ -16,7 +16,7 @@ from kd_cli.commands.table import Request
 from kd_cli.config.inputs import Images, Tokens, inputs_of
 from kd_cli.data import pictures
 from kd_cli.data.listing import plain
-from kd_cli.data.words import Words, tokens_of
+from kd_cli.data.tokenizer import Tokenizer
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
 from kd_cli.runs import vocabulary
@@ -70,21 +70,19 @@ def run(request: Request) -> int:
     return 0
 
 
-def _token_ids(texts: Sequence[str], words: Words) -> np.ndarray:
+def _token_ids(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     """[n, L]; says what the network does not see."""
     if blank := [text for text in texts if not text.strip()]:
         raise ConfigError(f"'{plain(blank[0])}' is an empty text; type some words, in quotes")
-    known = set(words.words)
     for text in texts:
-        tokens = tokens_of(text)
-        unknown = list(dict.fromkeys(token for token in tokens if token not in known))
-        if unknown or not tokens:
+        unknown = list(dict.fromkeys(tokenizer.not_known(text)))
+        if unknown:
             told = ", ".join(unknown[:_MOST]) + (", ..." if len(unknown) > _MOST else "")
-            log.info("'%s': not in the vocabulary: %s", _short(plain(text)), told or "any of it")
-        if len(tokens) > words.length:
-            cut = f"{len(tokens):,} words, of which the first {words.length:,} count"
-            log.info("'%s': %s", _short(plain(text)), cut)
-    return words.ids(texts)[0]
+            log.info("'%s': not in the vocabulary: %s", _short(plain(text)), plain(told))
+        if tokenizer.ids([text])[1]:
+            length, noun = f"{tokenizer.length:,}", tokenizer.noun
+            log.info("'%s': only its first %s %s count", _short(plain(text)), length, noun)
+    return tokenizer.ids(texts)[0]
 
 
 def _pixels(files: Sequence[str], record: Record, inputs: Images) -> np.ndarray:

@@ -12,7 +12,9 @@
     pictures      one image file becomes pixels
     texts         texts of a file or folder, as a source
     text_files    what lies in such a file
-    words         texts become token ids
+    tokenizer     how texts become token ids: one of the next two, made or read
+    words         by a word list
+    subwords      by parts of words
     vader         sentences of film reviews, out of a package
     labels        class numbers without images
     splits        random samples that keep the classes' shares

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_cli.config.inputs import PADDING, UNKNOWN
+from kd_cli.config.inputs import PADDING
 from kd_cli.data import text_files
+from kd_cli.data import tokenizer as tokenizers
 from kd_cli.data.arrays import Arrays, decoded, stamp
 from kd_cli.data.listing import plain, shortened
 from kd_cli.data.splits import stratified
 from kd_cli.data.text_files import Rows
-from kd_cli.data.words import FIRST, Words
-from kd_cli.errors import ConfigError, first_line
-from kd_cli.files import read_json
+from kd_cli.data.tokenizer import Tokenizer
+from kd_cli.errors import ConfigError
 
 log = logging.getLogger("kd")
 
@@ -37,13 +39,14 @@ def text(
     label_column: str = "label",
     test_fraction: float = 0.2,
     test_seed: int = 0,
-    vocabulary_file: str | None = None,
+    tokenizer: str = "words",
 ) -> Arrays:
     """Texts in CSV, TSV or JSON Lines, or in one folder of .txt files per class.
 
     A folder has a train and a test split, and may have validation: files such as train.csv, or
-    folders with class folders in them. A file, or a folder of class folders, is split. The word
-    list is made from the training texts, of which dataset.validation_fraction may hold some out.
+    folders with class folders in them. A file, or a folder of class folders, is split. The
+    tokenizer is made from the training texts, of which dataset.validation_fraction may hold some
+    out.
 
     Args:
         path: The file or folder.
@@ -53,13 +56,13 @@ def text(
         text_column, label_column: Columns of a file, by their names in its first line.
         test_fraction: Share of each class that becomes the test split, where there is none.
         test_seed: Draws that split.
-        vocabulary_file: The vocabulary.json of a run, whose word list is used in place of one of
-            the training texts.
+        tokenizer: `words`, a word list, or `bpe`, parts of words, made from the training texts; or
+            a file: the vocabulary.json of a run, or a tokenizer.json.
 
     Raises:
         ConfigError: A file that can't be read, or a label that no training text has.
     """
-    given = given_words(vocabulary_file, length, vocabulary)
+    of_file = tokenizers.given(tokenizer, length, vocabulary)
     root = Path(path).expanduser()
     parts = text_files.parts_of(root)
     if "all" not in parts and (test_fraction, test_seed) != (0.2, 0):
@@ -77,14 +80,14 @@ def text(
         "tokens": [length, vocabulary],
         "split": [test_fraction, test_seed],
         "reader": READER,
-        "words": None if given is None else given.to_json(),
+        "tokenizer": key_of(tokenizer, of_file),
     }
 
     def decode() -> Arrays:
         rows = {part: _rows(file, text_column, label_column) for part, file in parts.items()}
         if "all" in rows:
             rows = _split(rows["all"], test_fraction, test_seed)
-        return tokenized(rows, vocabulary, length, given)
+        return tokenized(rows, vocabulary, length, tokenizer, of_file)
 
     return decoded(Path(cache_dir), key, decode, f"the texts of {plain(root)}")
 
@@ -149,46 +152,24 @@ def _split(rows: Rows, fraction: float, seed: int) -> dict[str, Rows]:
     return {"train": rows.take(train), "test": replace(rows.take(test), left={})}
 
 
-def given_words(path: str | None, length: int, vocabulary: int) -> Words | None:
-    """The word list of a vocabulary.json; None where there is no file.
-
-    Raises:
-        ConfigError: It can't be read, or has more ids than `vocabulary`.
-    """
-    if path is None:
-        return None
-    content = read_json(Path(path).expanduser(), "type another dataset.source.vocabulary_file")
-    key = f"dataset.source.vocabulary_file={plain(path)}"
-    if content is None:
-        raise ConfigError(f"{key} is not a file; expected the vocabulary.json of a run")
-    try:
-        words = Words.read(content)
-    except ValueError as error:
-        raise ConfigError(f"{key} is no vocabulary.json of kd: {first_line(error)}") from error
-    if len(words.words) + FIRST > vocabulary:
-        raise ConfigError(
-            f"{key} has {len(words.words) + FIRST:,} ids; type dataset.vocabulary="
-            f"{len(words.words) + FIRST} (now {vocabulary})"
-        )
-    return replace(words, length=length)
-
-
 def tokenized(
-    rows: Mapping[str, Rows], vocabulary: int, length: int, given: Words | None = None
+    rows: Mapping[str, Rows], vocabulary: int, length: int, name: str, of_file: Tokenizer | None
 ) -> Arrays:
-    """Token ids and class numbers of texts; the word list comes from the training texts.
+    """Token ids and class numbers of texts.
 
     Args:
         rows: Of the splits train and test, and validation where there is one.
         vocabulary, length: As in `text`.
-        given: A word list to be used in its place.
+        name: Of the tokenizer, which is made from the training texts.
+        of_file: One to be used in its place.
 
     Raises:
         ConfigError: A label that no training text has.
     """
     classes = classes_of(rows["train"])
     numbers = {name: number for number, name in enumerate(classes)}
-    words = given or Words.of(rows["train"].texts, vocabulary, length)
+    train = rows["train"].texts
+    tokenizer = of_file or tokenizers.made(name, train, vocabulary, length)
     splits, notices = {}, [one.notice() for one in rows.values()]
     for part, one in rows.items():
         for label, place in zip(one.labels, one.places, strict=True):
@@ -197,11 +178,11 @@ def tokenized(
                     f"{plain(one.where)}, {place}: the label '{plain(label)}' is no class; the "
                     f"training texts have {shortened(classes)}"
                 )
-        ids, cut = words.ids(one.texts)
+        ids, cut = tokenizer.ids(one.texts)
         labels = np.array([numbers[label] for label in one.labels], np.int64)
         splits[part] = (ids, labels)
         if part == "train":
-            told = _about(one, words, ids, cut, vocabulary)
+            told = _about(one, tokenizer, ids, cut)
             log.info("%s", told)
             notices += [told] if cut > _MANY_CUT * len(ids) else []
         else:
@@ -210,18 +191,23 @@ def tokenized(
         **splits,
         class_names=tuple(classes),
         notice="; ".join(filter(None, notices)),
-        tokenizer=words.to_json(),
+        tokenizer=tokenizer.to_json(),
     )
 
 
-def _about(rows: Rows, words: Words, ids: np.ndarray, cut: int, vocabulary: int) -> str:
-    unknown = (ids == UNKNOWN).sum() / (ids != PADDING).sum()
-    count = len(words.words)
-    all_of = "" if count == vocabulary - FIRST else " (all that occur twice)"
+def key_of(name: str, of_file: Tokenizer | None) -> str:
+    """What of a tokenizer decides the ids: how it is made, or a hash of its file's content."""
+    if of_file is None:
+        return name
+    return hashlib.sha256(json.dumps(of_file.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def _about(rows: Rows, tokenizer: Tokenizer, ids: np.ndarray, cut: int) -> str:
+    unknown = (ids == tokenizer.unknown).sum() / (ids != PADDING).sum()
     return (
-        f"{plain(rows.where)}: {len(ids):,} training texts, {count:,} words{all_of}; "
-        f"{100 * unknown:.1f} % of their words are not among them, {100 * cut / len(ids):.1f} % of "
-        f"the texts are longer than dataset.length={words.length} and cut"
+        f"{plain(rows.where)}: {len(ids):,} training texts, {tokenizer.size:,} token ids; "
+        f"{100 * unknown:.1f} % of their {tokenizer.noun} are unknown, {100 * cut / len(ids):.1f} "
+        f"% of the texts are longer than dataset.length={tokenizer.length} and cut"
     )
 
 

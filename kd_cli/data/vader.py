@@ -10,7 +10,8 @@ from pathlib import Path
 from kd_cli.data.arrays import Arrays, decoded
 from kd_cli.data.listing import plain
 from kd_cli.data.text_files import Rows
-from kd_cli.data.texts import READER, given_words, tokenized
+from kd_cli.data.texts import READER, key_of, tokenized
+from kd_cli.data.tokenizer import given
 from kd_cli.errors import ConfigError, first_line
 
 ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
@@ -26,7 +27,7 @@ def film_reviews(
     cache_dir: str,
     length: int,
     vocabulary: int,
-    vocabulary_file: str | None = None,
+    tokenizer: str = "words",
 ) -> Arrays:
     """10,566 sentences of film reviews with the sign of their mean rating: negative or positive.
 
@@ -36,7 +37,7 @@ def film_reviews(
     Args:
         data_dir: The folder of the archive; None is that of tensorflow-datasets.
         cache_dir: Where the token ids are kept; then the archive is not needed any more.
-        length, vocabulary, vocabulary_file: As in `texts.text`.
+        length, vocabulary, tokenizer: As in `texts.text`.
 
     Raises:
         ConfigError: The archive is not there, or not the one that is expected.
@@ -44,7 +45,7 @@ def film_reviews(
     Source: Hutto and Gilbert 2014, "VADER: A parsimonious rule-based model for sentiment analysis
     of social media text"; sentences of rottentomatoes.com, rated by 20 people. MIT licence.
     """
-    given = given_words(vocabulary_file, length, vocabulary)
+    of_file = given(tokenizer, length, vocabulary)
     folder = Path(data_dir or "~/tensorflow_datasets").expanduser()
     key = {
         "text": "film_reviews",
@@ -52,11 +53,11 @@ def film_reviews(
         "sizes": _SIZES,
         "tokens": [length, vocabulary],
         "reader": READER,
-        "words": None if given is None else given.to_json(),
+        "tokenizer": key_of(tokenizer, of_file),
     }
 
     def decode() -> Arrays:
-        return tokenized(_split(_read(folder)), vocabulary, length, given)
+        return tokenized(_split(_read(folder)), vocabulary, length, tokenizer, of_file)
 
     return decoded(Path(cache_dir), key, decode, "the film reviews")
 

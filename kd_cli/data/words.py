@@ -37,6 +37,13 @@ class Words:
 
     words: tuple[str, ...]
     length: int
+    noun = "words"
+    unknown = UNKNOWN
+
+    @property
+    def size(self) -> int:
+        """How many ids there are."""
+        return len(self.words) + FIRST
 
     @classmethod
     def of(cls, texts: Iterable[str], vocabulary: int, length: int) -> Self:
@@ -59,6 +66,11 @@ class Words:
             found = found[: self.length]
             row[: len(found)] = found
         return rows, cut
+
+    def not_known(self, text: str) -> list[str]:
+        """The words of a text that are not on the list."""
+        known = set(self.words)
+        return [word for word in tokens_of(text) if word not in known]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that says all of it."""

@@ -92,7 +92,7 @@ def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
         for place in (spec, spec["source"]):
             place.pop("unlabelled_path", None)
     here = Path.cwd().resolve()
-    paths = ("path", "unlabelled_path", "vocabulary_file")
+    paths = ("path", "unlabelled_path", "tokenizer")
     for place, key in itertools.product((spec, spec["source"]), paths):
         if place.get(key):
             path = Path(place[key]).expanduser().resolve()

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_cli.data.words import Words
+from kd_cli.data import tokenizer as tokenizers
+from kd_cli.data.tokenizer import Tokenizer
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.files import read_json, write_json
 from kd_cli.runs.identity import digest
@@ -43,12 +44,12 @@ def refuse_other(place: Path, tokenizer: Mapping[str, Any] | None, key: str = ""
     raise ConfigError(
         f"{f'{key}=' if key else ''}{shown(place)} has another vocabulary than this data (SHA-256 "
         f"{sha256(content)[:12]}, here {sha256(tokenizer)[:12]}), so its words have other numbers; "
-        f"type dataset.source.vocabulary_file={shown(file)}"
+        f"type dataset.source.tokenizer={shown(file)}"
     )
 
 
-def read(folder: Path, record: Record) -> Words:
-    """The word list of a finished run.
+def read(folder: Path, record: Record) -> Tokenizer:
+    """The tokenizer of a finished run.
 
     Raises:
         ConfigError: It is lost, damaged, or another run's.
@@ -68,6 +69,6 @@ def read(folder: Path, record: Record) -> Words:
             f"run's is {known[:12]}); put this run's file back, or train anew with rerun=true"
         )
     try:
-        return Words.read(content)
+        return tokenizers.read(content)
     except ValueError as error:
         raise ConfigError(f"{shown(path)} can't be used: {first_line(error)}") from error

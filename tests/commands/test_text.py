@@ -104,7 +104,7 @@ def test_the_vocabulary_of_another_run_is_refused(kd, work, reviews):
     folder, record = only_run(work / "outputs")
     write(work / "others.csv", 60, 2)
     other = ["dataset=text", "dataset.path=others.csv", "dataset.length=6", "dataset.vocabulary=20"]
-    given = f"dataset.source.vocabulary_file={folder.relative_to(work)}/vocabulary.json"
+    given = f"dataset.source.tokenizer={folder.relative_to(work)}/vocabulary.json"
     done = kd("evaluate", str(folder), *other)
     assert done.code == 2 and "has another vocabulary than this data" in done.error
     assert given in done.error

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import sys
 import tarfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from kd_cli.config.inputs import Tokens
-from kd_cli.data import vader
+from kd_cli.data import tokenizer, vader
 from kd_cli.data.arrays import Arrays, fingerprint
 from kd_cli.data.dataset import load_dataset
 from kd_cli.data.texts import text, text_num_classes
@@ -79,7 +80,7 @@ def test_a_folder_of_csv(folder, tmp_path, caplog):
     assert (found.train[1].tolist(), found.test[1].tolist()) == ([0, 1, 0, 1], [0, 1])
     assert (found.class_names, found.validation, found.notice) == (("cat", "dog"), None, "")
     # Of 3 + 4 + 4 + 2 tokens sat and a are not on the list.
-    assert "4 training texts, 5 words (all that occur twice); 15.4 % of their words" in caplog.text
+    assert "4 training texts, 7 token ids; 15.4 % of their words are unknown" in caplog.text
     assert text_num_classes(str(folder), "text", "label") == 2
     before = len(caplog.records)
     assert read(folder, tmp_path).fingerprint == found.fingerprint and isinstance(
@@ -165,14 +166,57 @@ def test_many_cut_texts_are_a_warning(folder, tmp_path):
 def test_a_given_vocabulary(folder, tmp_path):
     file = tmp_path / "vocabulary.json"
     file.write_text(json.dumps(Words(("sat", "flew"), 9).to_json()))
-    found = read(folder, tmp_path, vocabulary_file=str(file))
+    found = read(folder, tmp_path, tokenizer=str(file))
     assert found.test[0].tolist() == [[1, 1, 3, 0], [1, 1, 2, 0]]
     assert (found.tokenizer["words"], found.tokenizer["length"]) == (["sat", "flew"], 4)
     with pytest.raises(ConfigError, match=r"has 4 ids; type dataset.vocabulary=4 \(now 3\)"):
-        read(folder, tmp_path, vocabulary=3, vocabulary_file=str(file))
-    file.write_text("{}")
-    with pytest.raises(ConfigError, match="no vocabulary.json of kd"):
-        read(folder, tmp_path, vocabulary_file=str(file))
+        read(folder, tmp_path, vocabulary=3, tokenizer=str(file))
+    file.write_text('{"tokenizer": "words"}')
+    with pytest.raises(ConfigError, match="vocabulary.json can't be used: it has no words and len"):
+        read(folder, tmp_path, tokenizer=str(file))
+    with pytest.raises(ConfigError, match="tokenizer=lost is not a file; expected words, bpe, the"):
+        read(folder, tmp_path, tokenizer="lost")
+
+
+# --- parts of words ---
+
+
+def test_byte_pairs_by_hand(tmp_path):
+    """The most frequent pair becomes one: a a, then aa b."""
+    pytest.importorskip("tokenizers")
+    rows = [("aab AAB", "x"), ("aab ac", "y"), ("c", "x")]
+    csv(tmp_path / "p/train.csv", rows)
+    csv(tmp_path / "p/test.csv", [("caab zb", "y")])
+    found = read(tmp_path / "p", tmp_path, length=6, vocabulary=7, tokenizer="bpe")
+    content = found.tokenizer["content"]["model"]
+    numbers = {"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "c": 4, "aa": 5, "aab": 6}
+    assert content["vocab"] == numbers
+    assert found.train[0].tolist() == [[6, 6, 0, 0, 0, 0], [6, 2, 4, 0, 0, 0], [4, 0, 0, 0, 0, 0]]
+    assert found.test[0].tolist() == [[4, 6, 1, 3, 0, 0]]
+    again = tokenizer.read(json.loads(json.dumps(found.tokenizer)))
+    assert again.ids(["caab zb", "aab aab aab aab aab aab aab"])[1] == 1  # one is cut
+    assert again.not_known("zb Ab") == ["z"] and again.size == 7
+    file = tmp_path / "vocabulary.json"
+    file.write_text(json.dumps(found.tokenizer))
+    bare = tmp_path / "tokenizer.json"
+    bare.write_text(json.dumps(found.tokenizer["content"]))
+    for given in (file, bare):
+        other = read(tmp_path / "p", tmp_path, length=3, vocabulary=7, tokenizer=str(given))
+        assert other.test[0].tolist() == [[4, 6, 1]]
+    with pytest.raises(ConfigError, match=r"has 7 ids; type dataset.vocabulary=7 \(now 5\)"):
+        read(tmp_path / "p", tmp_path, vocabulary=5, tokenizer=str(bare))
+    swapped = {**numbers, "[PAD]": 2, "a": 0}
+    model = {**content, "vocab": swapped}
+    changed = {**found.tokenizer["content"], "model": model, "added_tokens": []}
+    bare.write_text(json.dumps(changed))
+    with pytest.raises(ConfigError, match="its id 0 is 'a', and networks take id 0 for padding"):
+        read(tmp_path / "p", tmp_path, tokenizer=str(bare))
+
+
+def test_the_package_for_parts_of_words_may_be_missing(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ConfigError, match="pip install tokenizers"):
+        read(folder, tmp_path, tokenizer="bpe")
 
 
 # --- mistakes ---
