@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.export.check import are_probabilities, as_logits
 from kd_cli.export.formats import FORMATS
-from kd_cli.export.tensors import channels_last
+from kd_cli.export.tensors import fitted
 from kd_cli.files import file_hash
 from kd_cli.runs.model_file import recorded_network, run_beside
 from kd_cli.terminal import shown
@@ -96,12 +96,13 @@ def _of_file(plan: DictConfig, target: Target, dataset: Dataset) -> Network:
             f"{plan.what} has {classes[-1]} outputs, {dataset.name} has {dataset.num_classes} "
             "classes; type dataset=OPTION to choose other data"
         )
-    expected = given_to(plan, dataset.inputs).shape
-    turned = channels_last(opened)
-    if not _fits(shape[1:], expected) and _fits(turned.image.shape[1:], expected):
+    expected = given_to(plan, dataset.inputs)
+    if isinstance(expected, Tokens):
+        check_shape(plan, shape[1:], expected)
+    opened, turned = fitted(opened, expected.shape)
+    if turned:
         log.info("%s: it takes images with their channels first", plan.what)
-        opened = turned
-    check_shape(plan, opened.image.shape[1:], given_to(plan, dataset.inputs))
+    check_shape(plan, opened.image.shape[1:], expected)
     prepared = _prepared(plan)
     probabilities = are_probabilities(_probe(opened, dataset, prepared), opened.logits)
     if probabilities:
@@ -119,10 +120,6 @@ def _of_file(plan: DictConfig, target: Target, dataset: Dataset) -> Network:
 
     batches = (shape[0],) if shape[0] else ()
     return Network(predict, run, file_hash(target.file), None, None, batches)
-
-
-def _fits(taken: Sequence[int | None], given: Sequence[int]) -> bool:
-    return all(size in (None, one) for size, one in zip(taken, given, strict=True))
 
 
 def _prepared(plan: DictConfig) -> Callable[[np.ndarray], np.ndarray]:
@@ -148,7 +145,7 @@ def _probe(
     opened: Opened, dataset: Dataset, prepared: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """Outputs on images that are unlike: black, white, noise of little and full contrast."""
-    known = zip(opened.image.shape[1:], dataset.image_shape, strict=True)
+    known = zip(opened.image.shape[1:], dataset.inputs.shape, strict=True)
     shape = [side or size for side, size in known]
     noise = np.random.default_rng(0).uniform(0, 1, (2, *shape)) * [[[[32]]], [[[255]]]]
     images = np.concatenate([np.zeros((1, *shape)), np.full((1, *shape), 255), noise])

@@ -23,7 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from kd_cli.config.inputs import Tokens, inputs_of
 from kd_cli.config.plans import member_plans
 from kd_cli.data.dataset import Dataset
+from kd_cli.distillation import logits_file
 from kd_cli.errors import ConfigError
+from kd_cli.export.formats import kind_of
+from kd_cli.export.network import load_exported
 from kd_cli.files import file_hash, files_of
 from kd_cli.networks.bit import load_published
 from kd_cli.networks.ensemble import together
@@ -71,6 +74,7 @@ class Teacher:
         training: How it was trained, in words; empty when unknown.
         weights_sha256: Hash of its weights.
         members: The teachers that it is made of, if these are several.
+        table: Its logits, where it is a file of these and `model` can't be asked.
     """
 
     model: keras.Model
@@ -80,6 +84,7 @@ class Teacher:
     training: str
     weights_sha256: str
     members: tuple[Teacher, ...] = ()
+    table: logits_file.Table | None = None
 
     @functools.cached_property
     def predict(self) -> Callable[[Any], Any]:
@@ -99,6 +104,13 @@ class Teacher:
     def key(self) -> str:
         """Equal for teachers that give the same logits."""
         return f"{self.weights_sha256} {self.network_sha256}"
+
+    @property
+    def parameters(self) -> int | None:
+        """How many it has; None where one of its networks is computed by another runtime."""
+        networks = self.members or (self,)
+        hidden = self.table or any(_exported(one.origin) for one in networks)
+        return None if hidden else self.model.count_params()
 
     @property
     def precision(self) -> str:
@@ -125,15 +137,21 @@ def load(origin: dict[str, Any], path: Path, name: str, training: str, session: 
     if teacher is None:
         session.drop_teacher()
         model = _with_weights(origin) if origin.get("network") else _read(origin)
-        teacher = Teacher(model, path, origin, name, training, weights_hash(model))
+        weights = _exported(origin)
+        sha = file_hash(weights) if weights else weights_hash(model)
+        teacher = Teacher(model, path, origin, name, training, sha)
         session.teacher.keep(key, teacher)
     return teacher
 
 
 def _read(origin: dict[str, Any]) -> keras.Model:
-    """The model of a `.keras` file or a SavedModel, ending in logits."""
+    """The model of a `.keras` file, a SavedModel or a file for a runtime, ending in logits."""
     file, inputs = Path(origin["file"]), inputs_of(origin)
-    if file.is_dir():
+    if _exported(origin):
+        size = (origin["input"] or {}).get("size")
+        given = inputs.sized(size).shape
+        model = load_exported(Path(shown(file)), given, "teacher.checkpoint")
+    elif file.is_dir():
         model = load_saved_model(file, "teacher.checkpoint")
     elif origin.get("recorded"):
         model = load_of_run(Path(shown(file)), "teacher", origin["recorded"])
@@ -163,6 +181,12 @@ def _read(origin: dict[str, Any]) -> keras.Model:
         raise ConfigError(
             f"teacher.precision={origin['precision']}: {error}; leave teacher.precision out"
         ) from error
+
+
+def _exported(origin: dict[str, Any]) -> Path | None:
+    """The file of a teacher that a runtime computes, not TensorFlow."""
+    file = Path(origin["file"])
+    return file if file.is_file() and kind_of(file) else None
 
 
 def _with_weights(origin: dict[str, Any]) -> keras.Model:
@@ -223,6 +247,8 @@ def _find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | Non
     Raises:
         ConfigError: A given file is no teacher, or that in `teacher_dir` is of other data.
     """
+    if plan.teacher.logits is not None:
+        return _of_logits(Path(plan.teacher.logits).expanduser(), plan, dataset, session)
     if plan.teacher.weights is not None:
         path = Path(plan.teacher.weights).expanduser()
         origin = _origin(path, plan, dataset) | network_spec(plan.teacher)
@@ -245,6 +271,22 @@ def _find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | Non
         return None
     _refuse_other_data(plan, dataset, directory, record)
     return of_run(directory, record, plan, dataset, session)
+
+
+def _of_logits(path: Path, plan: DictConfig, dataset: Dataset, session: Session) -> Teacher:
+    """A file of logits, read for a dataset."""
+    sha = file_hash(path)
+    key = f"{sha} {path} {dataset.fingerprint} {dataset.split_fingerprint}"
+    found = session.teacher.get(key)
+    if found is None:
+        session.drop_teacher()
+        table = logits_file.read(path, dataset)
+        origin = _origin(path, plan, dataset)
+        shape = inputs_of(origin).shape
+        model = logits_file.no_network(sha, shape, dataset.num_classes)
+        found = Teacher(model, path, origin, path.stem, "", sha, table=table)
+        session.teacher.keep(key, found)
+    return found
 
 
 def of_run(

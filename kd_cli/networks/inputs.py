@@ -24,11 +24,18 @@ def many(model: keras.Model) -> str:
     return "texts" if takes_ids(model) else "images"
 
 
+def symbolic(shape: tuple[int | None, ...]) -> Any:
+    """A symbolic input: pixels (H, W, C), or token ids (L,)."""
+    texts = len(shape) == 1
+    return keras.Input(
+        shape, dtype="int32" if texts else None, name="tokens" if texts else "pixels"
+    )
+
+
 def input_like(model: keras.Model) -> Any:
-    """A symbolic input of the shape and type that a model takes."""
-    ids = takes_ids(model)
-    dtype = model.inputs[0].dtype if ids else None
-    return keras.Input(model.input_shape[1:], dtype=dtype, name="tokens" if ids else "pixels")
+    """A symbolic input of the shape that a model takes; of any other shape it is pixels, too."""
+    shape = model.input_shape[1:]
+    return symbolic(shape) if takes_ids(model) else keras.Input(shape, name="pixels")
 
 
 def check_input(model: keras.Model, shape: tuple[int, ...], what: str) -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.instantiate import build
 from kd_cli.errors import ConfigError, first_line
-from kd_cli.networks.inputs import check_input, taken, takes_ids
+from kd_cli.networks.inputs import check_input, symbolic, taken, takes_ids
 from kd_cli.networks.taps import Graph, Tapped
 
 # The adapter's first layer is named so that a `.keras` file tells whether it has one already.
@@ -79,9 +79,9 @@ def with_adapter(
     """
     if len(image_shape) == 1:
         check_input(network, image_shape, what)
-        inputs = keras.Input(image_shape, dtype="int32", name="tokens")
+        inputs = symbolic(image_shape)
         return keras.Model(inputs, network(inputs), name=what)
-    inputs = keras.Input(image_shape, name="pixels")
+    inputs = symbolic(image_shape)
     x = inputs
     if adapter.size is not None and tuple(image_shape[:2]) != (adapter.size, adapter.size):
         # Keras calls this layer with training=True where nothing is said, and lets that reach the

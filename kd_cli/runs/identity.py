@@ -160,6 +160,8 @@ def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
     if given == "teacher.checkpoint":
         spec = {"checkpoint": content(teacher.checkpoint), "input": network_spec(teacher)["input"]}
         spec |= {} if teacher.module is None else {"module": teacher.module}
+    elif given == "teacher.logits":
+        spec = {"logits": content(teacher.logits)}
     elif given == "teacher.weights":
         spec = {**network_spec(teacher), "weights": content(teacher.weights)}
     elif given == "teacher_dir":
