@@ -81,6 +81,7 @@ class Distilling:
         views: Versions of an image whose outputs are stored; 0 for a live teacher.
         missing: Of these, how many the cache does not have.
         teachers: How many are trained first.
+        many: What people call the training images.
         could: What to type so that the outputs of a live teacher are stored; empty if no cache
             serves.
     """
@@ -94,6 +95,7 @@ class Distilling:
     missing: int
     could: str
     teachers: int = 1
+    many: str = "images"
 
     def lines(self) -> list[str]:
         """For a person, a line each."""
@@ -113,7 +115,7 @@ class Distilling:
             pass  # a file of logits
         elif self.views:
             versions = f"{self.views} views of " if self.views > 1 else ""
-            of = f"{versions}{self.images:,} images"
+            of = f"{versions}{self.images:,} {self.many}"
             work = f"{duration(once)} once for {of}" if once else f"outputs of {of} are stored"
             if 0 < self.missing < self.views:
                 work += f" ({self.views - self.missing} of the views are stored)"
@@ -198,6 +200,7 @@ def distilling(
         planned.missing,
         " ".join(could),
         teachers,
+        dataset.inputs.many,
     )
 
 
@@ -257,7 +260,8 @@ def forward(ask: LiveTeacher, images: Any) -> float:
     def repeated(count: Any) -> Any:
         def body(number: Any, before: Any) -> tuple[Any, Any]:
             # Each pass depends on the one before, so that none is left out.
-            return number + 1, tf.reduce_mean(ask(images + 1e-30 * before)["logits"])
+            same = images + tf.cast(1e-30 * before, images.dtype)
+            return number + 1, tf.reduce_mean(ask(same)["logits"])
 
         begin = [tf.constant(0), tf.zeros([])]
         return tf.while_loop(lambda n, _: n < count, body, begin, parallel_iterations=1)[1]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli.commands.evaluate_target import Target, check_shape
-from kd_cli.config.plans import view_shape
+from kd_cli.commands.evaluate_target import Target, check_shape, given_to
+from kd_cli.config.inputs import Images, Tokens
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.export.check import are_probabilities, as_logits
@@ -75,8 +75,7 @@ def network_of(plan: DictConfig, target: Target, dataset: Dataset) -> Network:
 
     operations: int | None = None
     try:
-        shape = view_shape(plan.augment.size, dataset.image_shape)
-        operations = cost.flops(model, shape)
+        operations = cost.flops(model, dataset.inputs.sized(plan.augment.size).shape)
     except cost.UncountedError as error:
         warnings.append(f"FLOPs are not counted: {error}")
     count = model.count_params()
@@ -97,9 +96,10 @@ def _of_file(plan: DictConfig, target: Target, dataset: Dataset) -> Network:
             f"{plan.what} has {classes[-1]} outputs, {dataset.name} has {dataset.num_classes} "
             "classes; type dataset=OPTION to choose other data"
         )
-    given = view_shape(plan.augment.size, dataset.image_shape)
-    expected = view_shape(plan.input.size, given)
-    opened, turned = fitted(opened, expected)
+    expected = given_to(plan, dataset.inputs)
+    if isinstance(expected, Tokens):
+        check_shape(plan, shape[1:], expected)
+    opened, turned = fitted(opened, expected.shape)
     if turned:
         log.info("%s: it takes images with their channels first", plan.what)
     check_shape(plan, opened.image.shape[1:], expected)
@@ -145,7 +145,7 @@ def _probe(
     opened: Opened, dataset: Dataset, prepared: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """Outputs on images that are unlike: black, white, noise of little and full contrast."""
-    known = zip(opened.image.shape[1:], dataset.image_shape, strict=True)
+    known = zip(opened.image.shape[1:], dataset.inputs.shape, strict=True)
     shape = [side or size for side, size in known]
     noise = np.random.default_rng(0).uniform(0, 1, (2, *shape)) * [[[[32]]], [[[255]]]]
     images = np.concatenate([np.zeros((1, *shape)), np.full((1, *shape), 255), noise])
@@ -177,9 +177,10 @@ def keras_model(plan: DictConfig, target: Target, dataset: Dataset) -> tuple[ker
         expected = model.input_shape
     except (AttributeError, ValueError):
         expected = None
-    if not isinstance(expected, tuple) or len(expected) != 4:
+    known = {Images: "[batch, height, width, channels]", Tokens: "[batch, length]"}
+    if not isinstance(expected, tuple) or len(expected) not in (2, 4):
         raise ConfigError(
-            f"{plan.what}: expected a network with one input [batch, height, width, channels], "
+            f"{plan.what}: expected a network with one input {known[type(dataset.inputs)]}, "
             f"received {expected}"
         )
     outputs, fitting = model.output_shape, {dataset.num_classes}
@@ -195,11 +196,13 @@ def keras_model(plan: DictConfig, target: Target, dataset: Dataset) -> tuple[ker
         model, done = logits.as_logits(model, dataset.num_classes, plan.what)
         if done:
             log.info("%s: %s", plan.what, done)
-    shape = view_shape(plan.augment.size, dataset.image_shape)
-    asked = plan.input.size is not None or (plan.input.scale, plan.input.offset) != (1, 0)
+    shape = dataset.inputs.sized(plan.augment.size).shape
+    asked = plan.input is not None and (
+        plan.input.size is not None or (plan.input.scale, plan.input.offset) != (1, 0)
+    )
     if asked and any(layer.name == ADAPTER for layer in model.layers):
         raise ConfigError(f"{plan.what} takes raw pixels: it has its scale inside; leave input out")
-    check_shape(plan, expected[1:], view_shape(plan.input.size, shape))
+    check_shape(plan, expected[1:], given_to(plan, dataset.inputs))
     model = with_adapter(model, plan.input, shape, "input") if asked else model
     sha = weights_hash(model)
     if target.record and sha != target.record.weights_sha256:

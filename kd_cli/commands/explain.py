@@ -123,14 +123,14 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         *_deployed(learner.objective.deployed),
         *_for_distilling(learner.objective.count_params()),
         *(_about_teacher(prepared) if prepared else _to_train(plan, train_it)),
-        ("its logits", _answers_line(outputs, views)),
-        *([("", _certainty_line(said, dataset.num_classes))] if prepared else []),
+        ("its logits", _answers_line(outputs, views, dataset.inputs.values)),
+        *([("", _certainty_line(said, dataset))] if prepared else []),
         *_times(times),
     ]:
         print(f"{head:<12}{text}")
     print_taps(learner.objective, learner.model, network)
     if prepared:
-        print_balance(found, plan.init_seed)
+        print_balance(found, plan.init_seed, dataset.inputs.many)
         warnings = [
             *remarks(found, learner.objective.hyper),
             *(f"warning: {text}" for text in warnings),
@@ -195,23 +195,24 @@ def _data_path(
     held = f"{len(dataset.validation):,} validation" if dataset.validation else "no validation"
     labelled = dataset.train.labelled
     bare = f" ({labelled:,} with a label)" if labelled < len(dataset.train) else ""
-    images = dataset.train.images
+    inputs, images = dataset.inputs, dataset.train.images
     where = "in memory" if isinstance(engine.source, InMemory) else "streamed from the disk"
     lines = [
         (
             "data",
             f"{dataset.name}: {len(dataset.train):,} training{bare}, {held}, "
-            f"{len(dataset.test):,} test images of {dataset.num_classes} classes",
+            f"{len(dataset.test):,} test {inputs.many} of {dataset.num_classes} classes",
         ),
         (
             "steps",
-            f"{total:,} of {plan.batch_size} images, {per_epoch:,} an epoch, "
+            f"{total:,} of {plan.batch_size} {inputs.many}, {per_epoch:,} an epoch, "
             f"{math.ceil(total / per_epoch):,} epochs; order by data_seed {plan.data_seed}",
         ),
-        ("pixels", f"{list(dataset.image_shape)} {images.dtype}, 0..255, {where}"),
+        (inputs.values, f"{list(inputs.shape)} {images.dtype}, {inputs.range}, {where}"),
     ]
     if views is None:
-        return [*lines, ("augment", "none: the same pixels in every epoch, for both networks")]
+        same = f"none: the same {inputs.values} in every epoch, for both networks"
+        return [*lines, ("augment", same)]
     train = ", ".join(_call(node) for node in OmegaConf.to_container(plan.augment.train))
     evaluation = ", ".join(_call(node) for node in OmegaConf.to_container(plan.augment.evaluate))
     seen = {
@@ -252,24 +253,24 @@ def _about_teacher(prepared: Prepared) -> list[tuple[str, str]]:
     return [("teacher", line), *known]
 
 
-def _certainty_line(said: Mapping[str, Any], classes: int) -> str:
+def _certainty_line(said: Mapping[str, Any], dataset: Dataset) -> str:
     """How much the teacher says beyond the labels."""
     right = "" if said["accuracy"] is None else f"right on {100 * said['accuracy']:.2f} %, "
     at = said["entropy_at_temperature"]
     more = "" if at is None else f", {at:.3f} at the temperature of the loss"
     return (
-        f"on {said['images']:,} training images {right}mean entropy {said['entropy']:.3f} "
-        f"nats{more} (at most {math.log(classes):.3f})"
+        f"on {said['images']:,} training {dataset.inputs.many} {right}mean entropy "
+        f"{said['entropy']:.3f} nats{more} (at most {math.log(dataset.num_classes):.3f})"
     )
 
 
-def _answers_line(outputs: Outputs, views: Views | None) -> str:
+def _answers_line(outputs: Outputs, views: Views | None, values: str) -> str:
     """Whether the teacher's logits are stored or computed at every step, and why."""
     if outputs.live is not None:
         return outputs.how
     if outputs.repeats is not None:
         return f"{outputs.how}, which repeat every {outputs.repeats} epochs"
-    same = "the pixels are" if views is None else "the teacher's pixels are"
+    same = f"the {values} are" if views is None else f"the teacher's {values} are"
     return f"{outputs.how}: {same} the same in every epoch"
 
 

@@ -28,9 +28,9 @@ from kd_cli.commands.evaluate_target import (
 )
 from kd_cli.commands.sweep import expand
 from kd_cli.commands.table import Request
+from kd_cli.config.inputs import Tokens, inputs_of
 from kd_cli.config.keys import Config
 from kd_cli.config.overrides import place_of
-from kd_cli.config.plans import view_shape
 from kd_cli.config.row import is_name
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
@@ -106,6 +106,11 @@ def _asked(request: Request) -> tuple[DictConfig, Target, Format]:
     target = find(plan.what)
     _refuse_other_data(request.overrides, target)
     plan, _ = with_data(plan, request.overrides, target)
+    if isinstance(inputs_of(plan.dataset), Tokens):
+        raise ConfigError(
+            f"{plan.what} takes texts, and export writes networks of images; Keras opens its "
+            "model.keras (kd guide text)"
+        )
     return plan, target, row
 
 
@@ -185,7 +190,7 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
     views = assembly.augmentation(plan, dataset, Session())
     prepare = views.evaluate if views is not None else None
     model, weights = keras_model(plan, target, dataset)
-    shape = view_shape(plan.augment.size, dataset.image_shape)
+    shape = dataset.inputs.sized(plan.augment.size).shape
     drawn = None
     if plan.precision == "int8":
         drawn = calibration.draw(dataset.train, plan.calibration, plan.seed, prepare)
@@ -295,7 +300,7 @@ def _result(
         "class_names": list(dataset.class_names),
         "dataset": {
             "name": dataset.name,
-            "image_shape": list(dataset.image_shape),
+            **dataset.inputs.description(),
             "test": len(dataset.test),
             "fingerprint": dataset.fingerprint,
             "split_fingerprint": dataset.split_fingerprint,

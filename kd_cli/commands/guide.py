@@ -15,6 +15,7 @@ GROUPS = {
     "to start": ("commands", "configuration", "losses", "methods", "explain"),
     "data, networks, teachers": (
         "data",
+        "text",
         "networks",
         "teachers",
         "augmentation",

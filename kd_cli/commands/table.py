@@ -115,7 +115,7 @@ TABLE = (
     ),
     Command(
         "self-train",
-        ("train the student on labels that it has given to unlabelled images, in rounds",),
+        ("train the student on labels that it has given to unlabelled examples, in rounds",),
         "job:run",
         config="self-train",
         trains="self_train:self_train",
@@ -136,6 +136,11 @@ TABLE = (
         "evaluate:run",
         config="evaluate",
         takes="WHAT",
+    ),
+    Command(
+        "predict",
+        ("print what a finished run's network, and its teacher, say of texts or image files",),
+        "predict:run",
     ),
     Command(
         "export",

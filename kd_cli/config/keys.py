@@ -82,14 +82,14 @@ class EarlyStopping:
 class Training:
     """How a network is trained: the student's at the root, the teacher's at teacher.training."""
 
-    epochs: int = key(10, "passes over the training images", at_least(1), unused=TRAINS_NOTHING)
+    epochs: int = key(10, "passes over the training examples", at_least(1), unused=TRAINS_NOTHING)
     steps: int | None = key(
         None,
         "optimizer steps in all; replaces epochs",
         at_least(1, ", or null to use epochs"),
         unused=TRAINS_NOTHING,
     )
-    batch_size: int = key(64, "images per step", at_least(1), unused=TRAINS_NOTHING)
+    batch_size: int = key(64, "examples per step", at_least(1), unused=TRAINS_NOTHING)
     learning_rate: float = key(
         0.001, "initial learning rate", above(0), unused=TRAINS_NOTHING, short=True
     )
@@ -265,7 +265,7 @@ class Keys(Training):
     checkpoint: Checkpoint = key(Checkpoint, unused=TRAINS_NOTHING, place=True)
     memory_gib: float = key(
         4.0,
-        "images and logits up to this size stay in memory",
+        "data and logits up to this size stay in memory",
         at_least(0),
         unused=TRAINS_NOTHING,
         place=True,
@@ -283,7 +283,7 @@ class Keys(Training):
     )
     cache_dir: str = key(
         "${oc.env:KD_CACHE_DIR,${outputs}/cache}",
-        "decoded images, teachers' logits",
+        "decoded data, teachers' logits",
         PLACE,
         place=True,
     )
@@ -341,7 +341,7 @@ class Config(Keys):
         unused=OF_WHAT,
         place=True,
     )
-    debug: Any = key(None, "smoke: few images, one epoch", unused=TRAINS_NOTHING, place=True)
+    debug: Any = key(None, "smoke: few examples, one epoch", unused=TRAINS_NOTHING, place=True)
     what: str | None = key(None, "the run or file to evaluate, export or ask", unused=OF_EVALUATE)
     input: Input = key(Input, "input of a .keras file of another program", unused=OF_EVALUATE)
     module: str | None = key(

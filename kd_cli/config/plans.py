@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -140,8 +140,3 @@ def scratch_plan(plan: DictConfig) -> DictConfig:
             "loss": cross_entropy(plain.get("label_smoothing", 0.0)),
         }
     )
-
-
-def view_shape(size: int | None, image_shape: Sequence[int]) -> tuple[int, ...]:
-    """[H, W, C] of the pixels that the networks get: `augment.size` squared, or the dataset's."""
-    return tuple(image_shape) if size is None else (size, size, image_shape[-1])

@@ -103,7 +103,7 @@ MODULE: Range = (
 )
 LABELLED: Range = (
     lambda value: 0 < value <= 1,
-    "above 0 and at most 1 (the share of the training images whose labels are used)",
+    "above 0 and at most 1 (the share of the training examples whose labels are used)",
 )
 
 

@@ -41,7 +41,7 @@ FOR_DISTILLING = {"train-teacher": "it trains the teacher"}
 OF_EVALUATE = dict.fromkeys(_TRAIN, "it belongs to evaluate, export and logits")
 OF_EXPORT = dict.fromkeys((*_TRAIN, "evaluate", "logits"), "it belongs to export")
 FROM_LABELS = {
-    "mutual": "it learns from labels, and from the other students on the same images",
+    "mutual": "it learns from labels, and from the other students on the same examples",
     "train-teacher": "it learns from labels alone",
     "train-student": "it learns from labels alone",
     "self-train": "it uses them always",

@@ -107,7 +107,7 @@ def similarity(
 @requires(
     head=False,
     relations=True,
-    words="distance * huber(distances) + angle * huber(angles) of the images of a batch",
+    words="distance * huber(distances) + angle * huber(angles) of the examples of a batch",
 )
 def relational(
     labels: tf.Tensor | None,

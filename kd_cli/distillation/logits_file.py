@@ -24,6 +24,7 @@ import numpy as np
 
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.errors import ConfigError, first_line
+from kd_cli.networks.inputs import symbolic
 from kd_cli.networks.logits import FLOOR
 
 KEY = "teacher.logits"
@@ -65,8 +66,8 @@ class NoNetwork(keras.layers.Layer):
 
 
 def no_network(sha256: str, shape: tuple[int, ...], classes: int) -> keras.Model:
-    """A model from images of `shape` (H, W, C) that shows no layers and can't be asked."""
-    inputs = keras.Input(shape, name="pixels")
+    """A model from images (H, W, C) or texts (L,) that shows no layers and can't be asked."""
+    inputs = symbolic(shape)
     return keras.Model(inputs, NoNetwork(sha256, classes)(inputs), name="logits_file")
 
 
@@ -105,7 +106,8 @@ def _arrays(path: Path, dataset: Dataset) -> dict[str, np.ndarray]:
         rows = " and ".join(f"{count:,} {part}" for part, count in sizes.items())
         raise ConfigError(
             f"{KEY}={path} has shape {list(found.shape)}; expected [{total}, "
-            f"{dataset.num_classes}]: a row for each of the {rows} images of {dataset.name}"
+            f"{dataset.num_classes}]: a row for each of the {rows} "
+            f"{dataset.inputs.many} of {dataset.name}"
         )
     ends = np.cumsum(list(sizes.values()))[:-1]
     return dict(zip(sizes, np.split(found, ends), strict=True))
@@ -118,16 +120,17 @@ def _part(
     if len(names) != 1:
         has = f"both {' and '.join(names)}" if names else ", ".join(arrays) or "no array"
         raise ConfigError(
-            f"{KEY}={path} has {has}; expected the logits of the {count:,} {part} images of "
-            f"{dataset.name} as {part} (or their probabilities as {part}{_PROBABILITIES})"
+            f"{KEY}={path} has {has}; expected the logits of the {count:,} {part} "
+            f"{dataset.inputs.many} of {dataset.name} as {part} (or their probabilities as "
+            f"{part}{_PROBABILITIES})"
         )
     (name,) = names
     rows, wanted = arrays[name], (count, dataset.num_classes)
     if rows.shape != wanted or rows.dtype.kind not in "fiu":
         raise ConfigError(
             f"{KEY}={path}: {name} is {rows.dtype} {list(rows.shape)}; expected numbers "
-            f"{list(wanted)}: a row for each of the {count:,} {part} images of {dataset.name}, in "
-            "their order"
+            f"{list(wanted)}: a row for each of the {count:,} {part} {dataset.inputs.many} of "
+            f"{dataset.name}, in their order"
         )
     rows = rows.astype(np.float32)
     if not np.isfinite(rows).all():

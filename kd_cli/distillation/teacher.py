@@ -20,7 +20,8 @@ from typing import Any
 import keras
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli.config.plans import member_plans, view_shape
+from kd_cli.config.inputs import Tokens, inputs_of
+from kd_cli.config.plans import member_plans
 from kd_cli.data.dataset import Dataset
 from kd_cli.distillation import logits_file
 from kd_cli.errors import ConfigError
@@ -29,6 +30,7 @@ from kd_cli.export.network import load_exported
 from kd_cli.files import file_hash, files_of
 from kd_cli.networks.bit import load_published
 from kd_cli.networks.ensemble import together
+from kd_cli.networks.inputs import check_input
 from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_of_run, weights_hash
 from kd_cli.networks.logits import as_logits
 from kd_cli.networks.predict import predictor
@@ -41,7 +43,7 @@ from kd_cli.networks.wrap import (
     with_adapter,
     with_precision,
 )
-from kd_cli.runs import identity
+from kd_cli.runs import identity, vocabulary
 from kd_cli.runs.identity import dataset_spec, digest, network_spec, teacher_dir
 from kd_cli.runs.model_file import (
     checkpoint_file,
@@ -65,8 +67,9 @@ class Teacher:
         model: Raw pixels to logits.
         path: Its directory or file, for people.
         origin: How to load it again: `file`, `input` (or None; for a file without one of its own),
-            `precision`, `image_shape` and `classes`; the `network` of a file that holds weights
-            alone, the `module` of a file's own layers, or how a run has `recorded` its network.
+            `precision`, `classes` and what `inputs_of` reads; the `network` of a file that holds
+            weights alone, the `module` of a file's own layers, or how a run has `recorded` its
+            network.
         name: Its network.
         training: How it was trained, in words; empty when unknown.
         weights_sha256: Hash of its weights.
@@ -143,10 +146,10 @@ def load(origin: dict[str, Any], path: Path, name: str, training: str, session: 
 
 def _read(origin: dict[str, Any]) -> keras.Model:
     """The model of a `.keras` file, a SavedModel or a file for a runtime, ending in logits."""
-    file, shape = Path(origin["file"]), origin["image_shape"]
+    file, inputs = Path(origin["file"]), inputs_of(origin)
     if _exported(origin):
         size = (origin["input"] or {}).get("size")
-        given = view_shape(size, tuple(shape))
+        given = inputs.sized(size).shape
         model = load_exported(Path(shown(file)), given, "teacher.checkpoint")
     elif file.is_dir():
         model = load_saved_model(file, "teacher.checkpoint")
@@ -164,13 +167,12 @@ def _read(origin: dict[str, Any]) -> keras.Model:
         model, done = as_logits(model, origin["classes"], what)
         if done:
             log.info("%s: %s", what, done)
-    if not any(layer.name == ADAPTER for layer in model.layers) and origin["input"] is not None:
+    bare = isinstance(inputs, Tokens) or any(layer.name == ADAPTER for layer in model.layers)
+    if not bare and origin["input"] is not None:
         adapter = OmegaConf.create(origin["input"])
-        model = with_adapter(model, adapter, tuple(shape), "teacher")
-    elif list(model.input_shape[1:]) != shape:
-        raise ConfigError(
-            f"{what} takes images of shape {list(model.input_shape[1:])}, it would get {shape}"
-        )
+        model = with_adapter(model, adapter, inputs.shape, "teacher")
+    else:
+        check_input(model, inputs.shape, what)
     if not origin["precision"]:
         return model
     try:
@@ -193,7 +195,7 @@ def _with_weights(origin: dict[str, Any]) -> keras.Model:
     keras.utils.clear_session(free_memory=False)
     node = OmegaConf.create({"network": origin["network"], "input": origin["input"]})
     precision = origin["precision"] or "float32"
-    shape = tuple(origin["image_shape"])
+    shape = inputs_of(origin).shape
     model = build_network(node, shape, origin["classes"], precision, "teacher")
     load_published(model, Path(origin["file"]), "teacher.weights")
     return model
@@ -253,8 +255,9 @@ def _find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | Non
         return load(origin, path, path.stem, "", session)
     if plan.teacher.checkpoint is not None:
         path = Path(plan.teacher.checkpoint).expanduser()
+        vocabulary.refuse_other(path, dataset.tokenizer, "teacher.checkpoint")
         origin = _origin(checkpoint_file(path), plan, dataset)
-        origin["input"] = OmegaConf.to_container(plan.teacher.input)
+        origin["input"] = network_spec(plan.teacher)["input"]
         if is_run(path):
             record = Record.read(path)
             origin["recorded"] = recorded_network(record)
@@ -279,7 +282,7 @@ def _of_logits(path: Path, plan: DictConfig, dataset: Dataset, session: Session)
         session.drop_teacher()
         table = logits_file.read(path, dataset)
         origin = _origin(path, plan, dataset)
-        shape = tuple(origin["image_shape"])
+        shape = inputs_of(origin).shape
         model = logits_file.no_network(sha, shape, dataset.num_classes)
         found = Teacher(model, path, origin, path.stem, "", sha, table=table)
         session.teacher.keep(key, found)
@@ -318,7 +321,7 @@ def _origin(file: Path, plan: DictConfig, dataset: Dataset) -> dict[str, Any]:
         "file": str(file.resolve()),
         "input": None,
         "precision": plan.teacher.precision if "teacher" in plan else None,
-        "image_shape": list(view_shape(plan.augment.size, dataset.image_shape)),
+        **dataset.inputs.sized(plan.augment.size).description(),
         "classes": dataset.num_classes,
     }
 

@@ -83,6 +83,8 @@ def load_exported(path: Path, shape: tuple[int, ...], what: str) -> keras.Model:
             f"{what}={path}: expected an image [batch, height, width, channels] and logits [batch, "
             f"classes], received {list(taken)} and {list(given)}"
         )
+    if len(shape) != 3:
+        raise ConfigError(f"{what}={path} takes images, it would get token ids {list(shape)}")
     opened, turned = fitted(opened, shape)
     if turned:
         log.info("%s: it takes images with their channels first", path)

@@ -25,6 +25,7 @@ import keras
 from keras import tree
 
 from kd_cli.errors import ConfigError
+from kd_cli.networks.inputs import input_like
 
 _MERGES = {"Add", "Concatenate"}
 _ACTIVATIONS = {
@@ -65,7 +66,7 @@ class Graph:
         what: How to name it in errors (`student`).
 
     Attributes:
-        inputs: Symbolic images, from which all outputs are computed.
+        inputs: Symbolic images or token ids, from which all outputs are computed.
         places: Every operation comes after those that it takes outputs of.
         last: Number of the place that gives the logits.
 
@@ -77,7 +78,7 @@ class Graph:
         self.model = model
         self.what = what
         self.places: list[Place] = []
-        self.inputs = keras.Input(model.input_shape[1:], name="pixels")
+        self.inputs = input_like(model)
         made = {id(self.inputs): -1}
 
         def record(path: str, operation: Any, args: Any, kwargs: Any) -> Any:

@@ -148,7 +148,7 @@ def _files(files: Sequence[Files], prefix: str, tolerance: float) -> list[Block]
 
 ONE_PAIR = (
     "This describes two trained networks, not the method: another seed gives other networks. "
-    "Test images are the same in every seed and are never pooled over seeds; the verdicts in the "
+    "Test examples are the same in every seed and are never pooled over seeds; the verdicts in the "
     "table rest on seeds alone."
 )
 HOW_TO_READ = (
@@ -167,7 +167,7 @@ HOW_TO_READ = (
     "network, optimizer, schedule, epochs, batch size and augmentation; only teacher, loss, cache "
     "and view may differ.",
     "Numbers: mean ± standard deviation (n - 1) over seeds; NLL in nats; Brier between 0 and 2; "
-    "ECE over 15 bins of equal width; agreement is the share of test images on which student and "
+    "ECE over 15 bins of equal width; agreement is the share of test examples on which student and "
     "teacher have the same top class. "
     + NONE
     + " means not known: no teacher, or no validation split.",
@@ -288,7 +288,7 @@ def _notes(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> li
         ours, theirs = group.record["dataset"], one.baseline.record["dataset"]
         if ours["train"] != theirs["train"]:
             notes.append(
-                f"{group.name} was trained on {ours['train']:,} images, {ours['labelled']:,} of "
+                f"{group.name} was trained on {ours['train']:,} examples, {ours['labelled']:,} of "
                 f"them with a label; its scratch student on the {theirs['train']:,} that have one."
             )
             steps = [run["steps_done"] for run in (group.record, one.baseline.record)]

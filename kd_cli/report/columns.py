@@ -139,7 +139,7 @@ class Column:
 
 
 def _has_uneven_classes(record: Mapping[str, Any]) -> bool:
-    """Whether a class of the training or test images is half as large again as another."""
+    """Whether a class of the training or test examples is half as large again as another."""
     for part in ("train", "test"):
         counts = [count for count in at(record, f"dataset.{part}_per_class") or () if count]
         if counts and max(counts) >= 1.5 * min(counts):
@@ -159,7 +159,7 @@ COLUMNS = (
     Column("network", "network", "network", None, In.RUN),
     Column("parameters", "parameters", "parameters", COUNT, In.RUN | In.REPORT, varies=False),
     Column("labelled", "labelled", "dataset.labelled", COUNT, In.ROUNDS),
-    Column("images", "images", "dataset.train", COUNT, _SAW, varies=False, differing=True),
+    Column("images", "examples", "dataset.train", COUNT, _SAW, varies=False, differing=True),
     Column("labels", "labels", "dataset.labelled", COUNT, _SAW, varies=False, differing=True),
     Column("pseudo_images", "pseudo-labelled", "pseudo_labels.images", COUNT, In.ROUNDS),
     Column("pseudo_rows", "in rows", "pseudo_labels.rows", COUNT, In.ROUNDS),

@@ -92,7 +92,8 @@ def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
         for place in (spec, spec["source"]):
             place.pop("unlabelled_path", None)
     here = Path.cwd().resolve()
-    for place, key in itertools.product((spec, spec["source"]), ("path", "unlabelled_path")):
+    paths = ("path", "unlabelled_path", "tokenizer")
+    for place, key in itertools.product((spec, spec["source"]), paths):
         if place.get(key):
             path = Path(place[key]).expanduser().resolve()
             place[key] = str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from kd_cli.config.plans import view_shape
+from kd_cli.config.inputs import inputs_of
 from kd_cli.errors import ConfigError
 from kd_cli.files import DamagedError, file_hash, read_json
 from kd_cli.runs.record import FILE, Record
@@ -88,11 +88,12 @@ def recorded_network(record: Record) -> dict[str, Any]:
     """How the network in a run's `model.keras` is built again: plain data, for `load_of_run`."""
     role = "student" if "student" in record.config else "teacher"
     size = record.config.get("augment", {}).get("size")
+    inputs = inputs_of(record.dataset).sized(size)
     return {
         "role": role,
         **{key: record.config[role][key] for key in ("network", "input")},
         "precision": record.precision,
-        "image_shape": list(view_shape(size, record.dataset.image_shape)),
+        **inputs.description(),
         "classes": len(record.dataset.class_names),
         **({"rebuilt": True} if record.deployed else {}),
     }

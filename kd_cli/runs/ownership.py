@@ -48,6 +48,7 @@ RUN_FILES = (
     "trackers",
     "augment.png",
     "evaluation.json",
+    "vocabulary.json",
 )
 _ROUND = re.compile(r"round-\d+")
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from kd_cli.data.dataset import Split
 from kd_cli.files import append_row, discard, read_rows, rewrite_rows
+from kd_cli.networks.inputs import takes_ids
 from kd_cli.networks.predict import Prepare, predict_rows
 from kd_cli.runs.quality import score
 from kd_cli.runs.session import Judge
@@ -30,6 +31,7 @@ from kd_cli.training.trackers import Trackers
 log = logging.getLogger("kd")
 CHUNK_SECONDS = 0.5  # so that progress moves and Ctrl-C is heard
 _NEVER = 2**62  # a step that does not come
+_RANGE = ", or look at the images' range (input.scale)"
 
 
 class NonFiniteError(RuntimeError):
@@ -169,7 +171,7 @@ class Training:
             step, term = broken
             self._give_up(
                 f"the term '{term}' of the loss is not finite at epoch {epoch}, step {step + 1}; "
-                "lower learning_rate, or look at the images' range (input.scale)"
+                f"lower learning_rate{'' if takes_ids(self.learner.model) else _RANGE}"
             )
 
     def attempt(self, act: Callable[..., Any], *args: Any) -> Any:

@@ -22,6 +22,7 @@ from kd_cli.data.views import Views
 from kd_cli.distillation.objective import Objective
 from kd_cli.distillation.teacher_features import unpacked
 from kd_cli.networks.fused_batch_norm import fuse_batch_norm
+from kd_cli.networks.inputs import as_given
 from kd_cli.networks.predict import LiveTeacher, predictor
 
 REGULARISATION = "regularisation"  # a network's own losses, as a term
@@ -31,7 +32,7 @@ class Learner:
     """A network in training with all that its steps need.
 
     Args:
-        model: Takes raw pixels 0..255 and gives logits.
+        model: Takes raw pixels 0..255 or token ids, and gives logits.
         optimizer: A Keras optimizer; its learning rate is set at every step from `schedule`.
         objective: The losses with their weights; built, if one has weights of its own.
         schedule: step -> learning rate.
@@ -345,7 +346,7 @@ class Engine:
     ) -> tuple[tf.Tensor, tf.Tensor, dict[str, Any] | None, tf.Tensor]:
         images, labels, rows, index, stored = self.source.batch(step, *stream)
         if self.views is None:
-            images = for_teacher = tf.cast(images, tf.float32)
+            images = for_teacher = as_given(images)
         else:
             images, labels, for_teacher = self.views(images, rows, labels, first_step + step)
         asked = teacher or self.teacher

@@ -17,7 +17,7 @@ from kd_cli.data.dataset import Dataset, Split
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
 from kd_cli.files import remove_leftovers, save_model, temporary_of, write_npz
-from kd_cli.runs import identity, quality
+from kd_cli.runs import identity, quality, vocabulary
 from kd_cli.runs.asked import Run
 from kd_cli.runs.directory import write_configuration
 from kd_cli.runs.environment import environment
@@ -63,8 +63,8 @@ class Taught:
         record: Fields of the run's `Record`.
         arrays: For `predictions.npz`.
         warnings: For the `Record`, by the run's directory.
-        said: The teacher's logits [n, K] of training images, and their labels [n].
-        compared: Gives training images and its logits [n, K] of them as in evaluation.
+        said: The teacher's logits [n, K] of training inputs, and their labels [n].
+        compared: Gives training inputs and its logits [n, K] of them as in evaluation.
     """
 
     outputs: Outputs | None
@@ -162,8 +162,9 @@ def train(
             preview(engine.views, dataset.train, run.out / "augment.png")
     if not dataset.train.labelled and dataset.validation is None:
         log.info(
-            "the training images have no labels and there is no validation/: training goes to its "
-            "end, and the last epoch is used"
+            "the training %s have no labels and there is no validation/: training goes to its "
+            "end, and the last epoch is used",
+            dataset.inputs.many,
         )
     gradients = _gradients(engine) if taught and outputs else [None] * len(runs)
     of = {run.out: run for run in runs}
@@ -236,6 +237,8 @@ def _finish(
         )
     arrays |= taught.arrays if taught else {}
     write_npz(out / "predictions.npz", arrays)
+    if dataset.tokenizer is not None:
+        vocabulary.write(out, dataset.tokenizer)
 
     validation = None
     if dataset.validation is not None:
@@ -265,7 +268,8 @@ def _finish(
         precision=plan.precision,
         dataset=DatasetRecord(
             name=dataset.name,
-            image_shape=list(dataset.image_shape),
+            **dataset.inputs.description(),
+            tokenizer_sha256=dataset.tokenizer and vocabulary.sha256(dataset.tokenizer),
             class_names=list(dataset.class_names),
             train=len(dataset.train),
             labelled=dataset.labelled,
@@ -277,7 +281,7 @@ def _finish(
             split_fingerprint=dataset.split_fingerprint,
             held_out_fingerprint=dataset.held_out_fingerprint,
         ),
-        input=f"pixels 0..255, [batch, {', '.join(map(str, model.input_shape[1:]))}]",
+        input=dataset.inputs.sized(plan.augment.size).words(),
         network=plan[role].name,
         parameters=model.count_params(),
         parameters_for_distilling=learner.objective.count_params() or None,

@@ -397,6 +397,13 @@ TABLE = {
     "pseudo.per_class": ["self-train", "pseudo.per_class=7"],
     "pseudo.epochs": ["self-train", "pseudo.epochs=7"],
     "dataset.image_shape": ["dataset.image_shape=[9,9,1]"],
+    "dataset.length": ["dataset=film_reviews", "teacher=bag", "student=bag", "dataset.length=7"],
+    "dataset.vocabulary": [
+        "dataset=film_reviews",
+        "teacher=bag",
+        "student=bag",
+        "dataset.vocabulary=7",
+    ],
     "dataset.num_classes": ["dataset.num_classes=7"],
     "dataset.validation_fraction": ["dataset.validation_fraction=0.3"],
     "dataset.labelled_fraction": ["dataset.labelled_fraction=0.3"],

@@ -78,6 +78,10 @@ def example(tmp_path_factory):
     for name in ("my_images/a", "my_images/b", "my_conf"):
         (folder / name).mkdir(parents=True)
         (folder / name / "1.png").touch()
+    rows = "text,label\n" + "".join(f"t {n},{'ab'[n % 2]}\n" for n in range(8))
+    (folder / "my_reviews").mkdir()
+    for name in ("reviews.csv", "my_reviews/train.csv", "my_reviews/test.csv"):
+        (folder / name).write_text(rows)
     page = (guide.FOLDER / "losses.md").read_text()
     write_examples(page, folder / "my_conf")
     return folder
@@ -95,6 +99,9 @@ def test_every_command_composes(line, example, npz, monkeypatch):
     word, overrides = request.command.word, request.overrides
     if word in ("cache", "guide"):
         assert {"cache": cache, "guide": guide}[word].run(request) == 0
+        return
+    if word == "predict":
+        assert len(request.words) > 1
         return
     if word == "report":
         (example / "outputs").mkdir(exist_ok=True)
