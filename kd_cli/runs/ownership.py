@@ -51,6 +51,11 @@ RUN_FILES = (
 _ROUND = re.compile(r"round-\d+")
 
 
+def is_round(folder: Path) -> bool:
+    """Whether a run's directory is that of a round of self-training, inside the whole's."""
+    return _ROUND.fullmatch(folder.name) is not None
+
+
 def check_before_start(
     plan: DictConfig, out: Path, typed: Sequence[str] = (), config_dir: str | None = None
 ) -> None:

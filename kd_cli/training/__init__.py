@@ -10,15 +10,15 @@
     schedules   learning rates
     class_weights   weights of the classes in the labels' term
     optimizers  optimizers that Keras lacks
-    trackers    objects that are called after every epoch
+    trackers    objects that are told of every epoch; tracker_mlflow, ...: one each
 
 To add a schedule, an optimizer or a tracker: write it in the file of that name, and add its name to
-PUBLIC below, so that YAML can write kd_cli.training.NAME. Then write a file in conf/schedule/,
-conf/optimizer/ or conf/tracker/ whose `_target_` names it.
+PUBLIC below, so that YAML can write kd_cli.training.NAME. (A tracker has a file of its own.) Then
+write a file in conf/schedule/, conf/optimizer/ or conf/tracker/ whose `_target_` names it.
 
-A tracker is a class. Its constructor gets `folder`, `settings` and the keys of its YAML, and its
-method `epoch(row, model)` is called after every epoch: see `trackers.Tracker`. Its YAML begins with
-the line `# @package tracker.NAME`, because a run may have several trackers.
+A tracker is a class. Its constructor gets the keys of its YAML, and its method `epoch(row, model)`
+is called after every epoch: see `trackers.Tracker`. Its YAML begins with the line
+`# @package tracker.NAME`, because a run may have several trackers.
 """
 
 from kd_cli import public_names
@@ -31,6 +31,8 @@ PUBLIC = {
     "warmup_cosine": "schedules",
     "AdamW": "optimizers",
     "TorchSGD": "optimizers",
-    "TensorBoard": "trackers",
+    "TensorBoard": "tracker_tensorboard",
+    "MLflow": "tracker_mlflow",
+    "WandB": "tracker_wandb",
 }
 __getattr__ = public_names(__name__, PUBLIC)

@@ -53,6 +53,7 @@ class RunSettings:
         owner: Kept with the state, to tell whose it is.
         label: Short name for the progress.
         trackers: Are told of every epoch.
+        parameters: What they are told of the configuration.
         epochs: At most so many.
         total_steps: At most so many steps; ends inside the last epoch.
     """
@@ -61,6 +62,7 @@ class RunSettings:
     owner: dict[str, Any]
     label: str
     trackers: Trackers
+    parameters: dict[str, Any]
     epochs: int
     total_steps: int
 
@@ -147,7 +149,7 @@ class Training:
             )
         rewrite_rows(self.history, rows)
         self.before = self.now.seconds
-        run.trackers.start({"run_id": run.owner["run_id"], "epoch": self.now.epoch})
+        run.trackers.begin(run.owner["run_id"], run.parameters, self.now.epoch)
 
     @property
     def goes_on(self) -> bool:
