@@ -30,7 +30,7 @@ class WandB:
         model: Whether to send `model.keras` too, at the end.
 
     Raises:
-        ConfigError: The package is not installed.
+        ConfigError: The package is not installed, or online nobody has logged in.
         ValueError: An option that W&B does not know.
     """
 
@@ -48,6 +48,11 @@ class WandB:
             raise ValueError(f"mode={mode} must be {' or '.join(_MODES)}")
         if not isinstance(model, bool):
             raise ValueError(f"model={model} must be true or false")
+        if mode == "online":
+            import wandb
+
+            if not wandb.login(prompt=False):  # it would ask in the middle of the training
+                raise ConfigError("mode=online needs an account; type: wandb login")
         self.run = run
         self.project = project
         self.entity = entity

@@ -153,6 +153,7 @@ class Trackers:
         self.out = out
         self.begun = False
         self._then = "goes on"
+        self._known: set[str] = set()  # those that were told of the beginning
         self._active: dict[str, Tracker] = {}
         for name, node in (plan.get("tracker") or {}).items():
             if names is not None and name not in names:
@@ -195,7 +196,7 @@ class Trackers:
             self._attempt(name, tracker.epoch, copy.deepcopy(row), model)
 
     def end(self, record: Mapping[str, Any] | None, error: str | None) -> None:
-        for name in list(self._active):
+        for name in [name for name in self._active if name in self._known]:
             self._tell(name, "end", record, error)
 
     def tell_of_finished(self, record: Record) -> None:
@@ -220,6 +221,7 @@ class Trackers:
             if what == "begin":
                 folder.mkdir(parents=True, exist_ok=True)
             act(*copy.deepcopy(args))
+            self._known.add(name)
             if what == "end" and args[0] is not None:
                 (folder / _ENDED).touch()
 
@@ -292,8 +294,8 @@ def conclude(
         return
     stopped = result is None or was_interrupted(result)
     if not trackers.begun:
-        if stopped or (alone and isinstance(result, ConfigError)):
-            return
+        if stopped or has_rounds(run.plan) or (alone and isinstance(result, ConfigError)):
+            return  # (each round has told its own)
         trackers.begin(run_id(run.plan), parameters(run.plan, {}), 0)
     trackers.end(None, INTERRUPTED if stopped else failure_line(result))
 
