@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kd_cli.commands.result_table import print_result, print_rounds
 from kd_cli.commands.table import COMMANDS, load
+from kd_cli.config.plans import has_rounds
 from kd_cli.data.dataset import load_dataset
 from kd_cli.runs.asked import Run
 from kd_cli.runs.directory import at_work, finished
@@ -17,7 +18,7 @@ from kd_cli.runs.ownership import inputs, refuse_other_inputs
 from kd_cli.runs.record import Record
 from kd_cli.runs.session import Session
 from kd_cli.terminal import shown
-from kd_cli.training import assembly
+from kd_cli.training import assembly, checkpoints
 from kd_cli.training.trackers import conclude, tell_of_finished, trackers_of
 from kd_cli.training.train import Result, Results
 
@@ -109,6 +110,9 @@ def _results(
                 refuse_other_inputs(record["inputs"], inputs(run.plan, dataset), run.out)
                 log.info("%s is finished; rerun=true makes a new run beside it", shown(run.out))
                 tell_of_finished(run)
+                if not has_rounds(run.plan):  # (each round has its own)
+                    done = record["epochs_done"]
+                    checkpoints.tell_of_missing(run.out, run.plan.checkpoint.every, done)
                 results[run.out] = record
     if unfinished:
         train = load(COMMANDS[unfinished[0].plan.command].trains)

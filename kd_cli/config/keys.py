@@ -22,6 +22,7 @@ from kd_cli.config.row import (
     FILES,
     LABELLED,
     MODULE,
+    MOMENTUM,
     NAME,
     NAMES,
     PLACE,
@@ -90,6 +91,9 @@ class Training:
         unused=TRAINS_NOTHING,
     )
     batch_size: int = key(64, "images per step", at_least(1), unused=TRAINS_NOTHING)
+    accumulate: int = key(
+        1, "a step sums up the gradients of so many batches", at_least(1), unused=TRAINS_NOTHING
+    )
     learning_rate: float = key(
         0.001, "initial learning rate", above(0), unused=TRAINS_NOTHING, short=True
     )
@@ -121,6 +125,12 @@ class Training:
         unused={"self-train": "pseudo.balance makes every class count alike", **TRAINS_NOTHING},
         variable=True,
         short=True,
+    )
+    ema: float | None = key(
+        None,
+        "momentum of an average of the weights, as in ema=0.999; it is validated and kept",
+        MOMENTUM,
+        unused=TRAINS_NOTHING,
     )
     early_stopping: EarlyStopping = key(EarlyStopping, unused=TRAINS_NOTHING)
     precision: str = key(

@@ -45,6 +45,7 @@ RUN_FILES = (
     "state",
     "error.json",
     "trackers",
+    "checkpoints",
     "augment.png",
     "evaluation.json",
 )

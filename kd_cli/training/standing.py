@@ -11,7 +11,7 @@ from kd_cli.data.dataset import Split
 from kd_cli.networks.predict import Prepare
 from kd_cli.networks.wrap import dead_layers
 from kd_cli.runs.quality import STEPS_TO_LEARN, chance
-from kd_cli.training.step import Learner
+from kd_cli.training.learner import Learner
 
 log = logging.getLogger("kd")
 

@@ -186,6 +186,11 @@ class Trackers:
         own, outputs = folder_of(self.out, name), Path(plan.outputs)
         return {"run": TrackedRun(self.out, own, outputs, plan.command, sweep)}
 
+    @property
+    def present(self) -> bool:
+        """Whether there is anyone to be told."""
+        return bool(self._active)
+
     def begin(self, run_id: str, config: Mapping[str, Any], resumed_after: int) -> None:
         self.begun = True
         for name in list(self._active):

@@ -162,6 +162,7 @@ def train(
         patience=plans[0].early_stopping.patience,
         monitor=plans[0].early_stopping.monitor,
         minutes=plans[0].checkpoint.minutes,
+        every=plans[0].checkpoint.every,
         prepare=engine.views.evaluate if engine.views else None,
     )
     for run in runs:
@@ -229,7 +230,8 @@ def _finish(
     labels = dataset.test.labels[dataset.test.rows]
     model = learner.model
     prepare = training.shared.prepare
-    last_logits = predict_rows(learner.predict, dataset.test, prepare)
+    with learner.averaged():
+        last_logits = predict_rows(learner.predict, dataset.test, prepare)
     model.set_weights(training.best_weights)
     test_logits = predict_rows(learner.predict, dataset.test, prepare)
     if not (np.isfinite(test_logits).all() and np.isfinite(last_logits).all()):
@@ -305,7 +307,8 @@ def _finish(
             "the last epoch: without a validation split none can be chosen but by test"
             if dataset.validation is None
             else f"the best epoch by validation {training.shared.monitor}"
-        ),
+        )
+        + ("" if plan.ema is None else f"; the average of the weights (ema={plan.ema:g})"),
         validation=validation,
         test=Score(**quality.score(test_logits, labels)),
         test_last=Score(**quality.score(last_logits, labels)),
