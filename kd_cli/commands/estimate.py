@@ -184,7 +184,7 @@ def distilling(
     student = training(engine, plan, dataset)
     if student is None:
         return None
-    batch = forward(ask, images) if ask else 0.0
+    part = forward(ask, images) if ask else 0.0
     could = [] if plan.cache.logits != "none" else ["cache.logits=float32"]
     if views is not None and views.nodes and plan.view == "consistent":
         could.append("cache.views=K")
@@ -193,8 +193,8 @@ def distilling(
     return Distilling(
         student,
         teacher,
-        batch,
-        batch / int(images.shape[0]),
+        part * engine.accumulate,
+        part / int(images.shape[0]),
         len(dataset.train),
         planned.views,
         planned.missing,

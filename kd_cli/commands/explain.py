@@ -182,7 +182,13 @@ def schedule_line(plan: DictConfig, schedule: Any, total: int, steps_per_epoch: 
 
 def optimizer_line(plan: DictConfig) -> str:
     """Name and options of the optimizer; its rate is the schedule's."""
-    return f"{_call(OmegaConf.to_container(plan.optimizer))}, {plan.precision}"
+    average = "" if plan.ema is None else f", average of the weights with momentum {plan.ema:g}"
+    return f"{_call(OmegaConf.to_container(plan.optimizer))}, {plan.precision}{average}"
+
+
+def _batches(plan: DictConfig) -> str:
+    """The images of a step; `4 x 32` where it sums up several batches."""
+    return f"{plan.accumulate} x " * (plan.accumulate > 1) + str(plan.batch_size)
 
 
 def _data_path(
@@ -205,7 +211,7 @@ def _data_path(
         ),
         (
             "steps",
-            f"{total:,} of {plan.batch_size} {inputs.many}, {per_epoch:,} an epoch, "
+            f"{total:,} of {_batches(plan)} {inputs.many}, {per_epoch:,} an epoch, "
             f"{math.ceil(total / per_epoch):,} epochs; order by data_seed {plan.data_seed}",
         ),
         (inputs.values, f"{list(inputs.shape)} {images.dtype}, {inputs.range}, {where}"),

@@ -100,7 +100,7 @@ def remarks(found: Balance, hyper: Mapping[str, Any]) -> list[str]:
         Warnings for a value or gradient that is not finite, and for a term of the loss below 1 %
         of the gradient norm (so that another is above 99 %); a note where alpha asks for that.
     """
-    from kd_cli.training.step import REGULARISATION
+    from kd_cli.training.learner import REGULARISATION
 
     finite = np.isfinite(found.values) & np.isfinite(found.norms)
     if not finite.all():

@@ -44,7 +44,8 @@ from kd_cli.training.train import Results, train
 log = logging.getLogger("kd")
 # What students that see the same batches to the same end can't have each for itself.
 _SHARED = (
-    *("dataset", "augment", "augment_seed", "batch_size", "data_seed", "epochs", "steps"),
+    *("dataset", "augment", "augment_seed", "batch_size", "accumulate", "data_seed"),
+    *("epochs", "steps"),
     *("early_stopping", "checkpoint", "device", "memory_gib"),
 )
 _LOSS = {"_target_": "kd_cli.distillation.mutual", "_partial_": True}

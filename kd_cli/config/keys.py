@@ -22,6 +22,7 @@ from kd_cli.config.row import (
     FILES,
     LABELLED,
     MODULE,
+    MOMENTUM,
     NAME,
     NAMES,
     PLACE,
@@ -90,6 +91,9 @@ class Training:
         unused=TRAINS_NOTHING,
     )
     batch_size: int = key(64, "examples per step", at_least(1), unused=TRAINS_NOTHING)
+    accumulate: int = key(
+        1, "a step sums up the gradients of so many batches", at_least(1), unused=TRAINS_NOTHING
+    )
     learning_rate: float = key(
         0.001, "initial learning rate", above(0), unused=TRAINS_NOTHING, short=True
     )
@@ -121,6 +125,12 @@ class Training:
         unused={"self-train": "pseudo.balance makes every class count alike", **TRAINS_NOTHING},
         variable=True,
         short=True,
+    )
+    ema: float | None = key(
+        None,
+        "momentum of an average of the weights, as in ema=0.999; it is validated and kept",
+        MOMENTUM,
+        unused=TRAINS_NOTHING,
     )
     early_stopping: EarlyStopping = key(EarlyStopping, unused=TRAINS_NOTHING)
     precision: str = key(
@@ -335,12 +345,7 @@ class Config(Keys):
         unused=dict.fromkeys(TRAINS_NOTHING, "the data are chosen by dataset=OPTION"),
         place=True,
     )
-    pair: Any = key(
-        None,
-        "a teacher and a student of the CIFAR tables",
-        unused=OF_WHAT,
-        place=True,
-    )
+    pair: Any = key(None, "a teacher and a student of the CIFAR tables", unused=OF_WHAT, place=True)
     debug: Any = key(None, "smoke: few examples, one epoch", unused=TRAINS_NOTHING, place=True)
     what: str | None = key(None, "the run or file to evaluate, export or ask", unused=OF_EVALUATE)
     input: Input = key(Input, "input of a .keras file of another program", unused=OF_EVALUATE)

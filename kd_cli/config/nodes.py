@@ -83,6 +83,11 @@ class Cache:
 @dataclass
 class Checkpoint:
     minutes: float = key(10.0, "the state is saved every N minutes inside a long epoch", above(0))
+    every: int | None = key(
+        None,
+        "the network of every N-th epoch is kept in checkpoints/; null: only the best one",
+        at_least(1, ", or null"),
+    )
 
 
 @dataclass

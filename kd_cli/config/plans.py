@@ -95,6 +95,7 @@ def teacher_plan(plan: DictConfig) -> DictConfig:
             "teacher": teacher,
             "loss": cross_entropy(training["label_smoothing"]),
             "rerun": False if is_taught(plan) else plain["rerun"],
+            "sweep": None if is_taught(plan) else plain["sweep"],  # it is no point of it
             "teacher_dir": plain["teacher_dir"],
         }
     )

@@ -206,6 +206,8 @@ def run_spec(plan: DictConfig) -> dict[str, Any]:
     spec["dataset"] = dataset_spec(plan.dataset)
     if plan.steps is not None:
         del spec["epochs"]
+    if plan.accumulate == 1:  # the key came later
+        del spec["accumulate"]
     spec["loss"] = _loss_spec(spec["loss"])
     if "teacher" in spec:
         spec["teacher"] = _teacher_spec(plan)

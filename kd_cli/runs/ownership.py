@@ -46,11 +46,17 @@ RUN_FILES = (
     "error.json",
     "pruned.json",
     "trackers",
+    "checkpoints",
     "augment.png",
     "evaluation.json",
     "vocabulary.json",
 )
 _ROUND = re.compile(r"round-\d+")
+
+
+def is_round(folder: Path) -> bool:
+    """Whether a run's directory is that of a round of self-training, inside the whole's."""
+    return _ROUND.fullmatch(folder.name) is not None
 
 
 def check_before_start(

@@ -44,8 +44,8 @@ class Parts:
 
 
 def length(plan: DictConfig, dataset: Dataset) -> tuple[int, int]:
-    """The steps of the whole training and of an epoch."""
-    steps_per_epoch = -(-len(dataset.train) // plan.batch_size)
+    """The steps of the whole training and of an epoch; a step is an update of the weights."""
+    steps_per_epoch = -(-len(dataset.train) // (plan.batch_size * plan.accumulate))
     return plan.steps or plan.epochs * steps_per_epoch, steps_per_epoch
 
 
@@ -124,6 +124,11 @@ def parts(
         teacher: What the losses get of its layers; None leaves the losses' own weights, and the
             student that a loss rebuilds, out.
     """
+    if plan.accumulate > 1 and plan.batch_size >= len(dataset.train):
+        raise ConfigError(
+            f"accumulate={plan.accumulate} changes nothing: batch_size={plan.batch_size} takes all "
+            f"{len(dataset.train)} training images at once; leave it out, or lower batch_size"
+        )
     steps = length(plan, dataset)
     schedule = build(plan.schedule, "schedule")(*steps)
     set_up(plan.device)
@@ -248,7 +253,7 @@ def engine_for(
     key = digest(
         {
             "learners": [[_graph(plan, role), length(plan, dataset)] for plan in plans],
-            "batch_size": first.batch_size,
+            "batch_size": [first.batch_size, first.accumulate],
             "data": [*_data(dataset), dataset.train.sha256],
             "teacher": outputs.key if outputs else "",
             "views": _views_spec(first),
@@ -260,7 +265,7 @@ def engine_for(
     if engine is not None:
         for learner, plan in zip(engine.learners, plans, strict=True):
             new = parts(plan, dataset, role, features)
-            learner.begin_again(new.model, new.optimizer, new.objective)
+            learner.begin_again(new.model, new.optimizer, new.objective, plan.ema)
             del new
             gc.collect()  # a Keras model is a cycle: one at a time, not one per point
         engine.data_seed = first.data_seed
@@ -281,6 +286,8 @@ def engine_for(
                 new.schedule,
                 dataset.train.labelled > 0,
                 new.network,
+                plan.ema,
+                plan.accumulate > 1,
             )
         )
     engine = Engine(
@@ -295,6 +302,7 @@ def engine_for(
         repeats=outputs.repeats if outputs else None,
         budget=first.memory_gib * 2**30,
         mutual=is_mutual(first),
+        accumulate=first.accumulate,
     )
     return session.engine.keep(key, engine)
 
@@ -314,6 +322,7 @@ def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
         "schedule": plain["schedule"],
         "loss": loss,
         "class_weights": plan.get("class_weights") is not None,
+        "ema": plan.ema is not None,
         "combine": plan.teacher.combine if is_taught(plan) else "",
     }
 

@@ -12,7 +12,7 @@ from kd_cli.networks.inputs import as_given, many
 from kd_cli.networks.predict import Prepare
 from kd_cli.networks.wrap import dead_layers
 from kd_cli.runs.quality import STEPS_TO_LEARN, chance
-from kd_cli.training.step import Learner
+from kd_cli.training.learner import Learner
 
 log = logging.getLogger("kd")
 

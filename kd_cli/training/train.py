@@ -37,7 +37,7 @@ from kd_cli.runs.state import State
 from kd_cli.terminal import log_file
 from kd_cli.training import assembly
 from kd_cli.training.balance import balance
-from kd_cli.training.trackers import trackers_of
+from kd_cli.training.trackers import conclude, parameters, trackers_of
 
 if TYPE_CHECKING:
     from kd_cli.distillation.teacher_outputs import Outputs
@@ -92,9 +92,14 @@ def train_inside(
     write_configuration(Run(run.plan, run.out, run.typed))
     handler = log_file(run.out / "kd.log")
     log.addHandler(handler)
+    result: Result | None = None
     try:
         result = train([run], dataset, started, role, session, taught)[run.out]
+    except Exception as error:
+        result = error
+        raise
     finally:
+        conclude(run, session, result)
         log.removeHandler(handler)
         handler.close()
     if isinstance(result, Exception):
@@ -137,12 +142,17 @@ def train(
     deployed = [one.objective.deployed for one in engine.learners]
     for text in dict.fromkeys(Deployed(**one).words() for one in deployed if one):
         log.info("student: what is trained and saved is %s", text)
+    owners = {
+        run.out: {"run_id": identity.run_id(run.plan), "inputs": inputs(run.plan, dataset)}
+        for run in runs
+    }
     settings = [
         RunSettings(
             run.out,
-            {"run_id": identity.run_id(run.plan), "inputs": inputs(run.plan, dataset)},
+            owners[run.out],
             _label(run, role, len(runs)),
             trackers_of(run, session),
+            parameters(run.plan, owners[run.out]["inputs"]),
             epochs=assembly.epochs(run.plan, dataset),
             total_steps=assembly.length(run.plan, dataset)[0],
             judge=session.judges.get(run.out),
@@ -153,6 +163,7 @@ def train(
         patience=plans[0].early_stopping.patience,
         monitor=plans[0].early_stopping.monitor,
         minutes=plans[0].checkpoint.minutes,
+        every=plans[0].checkpoint.every,
         prepare=engine.views.evaluate if engine.views else None,
     )
     for run in runs:
@@ -175,9 +186,7 @@ def train(
             about = (dataset, role, started, taught, gradients[run.out])
             record = training.attempt(_finish, run, training, *about)
         results[run.out] = training.error or record
-        if training.error is None:
-            trackers_of(run, session).finish(record.to_json())
-        session.trackers.pop(run.out, None)
+        conclude(run, session, results[run.out])
     return results
 
 
@@ -223,7 +232,8 @@ def _finish(
     labels = dataset.test.labels[dataset.test.rows]
     model = learner.model
     prepare = training.shared.prepare
-    last_logits = predict_rows(learner.predict, dataset.test, prepare)
+    with learner.averaged():
+        last_logits = predict_rows(learner.predict, dataset.test, prepare)
     model.set_weights(training.best_weights)
     test_logits = predict_rows(learner.predict, dataset.test, prepare)
     if not (np.isfinite(test_logits).all() and np.isfinite(last_logits).all()):
@@ -302,7 +312,8 @@ def _finish(
             "the last epoch: without a validation split none can be chosen but by test"
             if dataset.validation is None
             else f"the best epoch by validation {training.shared.monitor}"
-        ),
+        )
+        + ("" if plan.ema is None else f"; the average of the weights (ema={plan.ema:g})"),
         validation=validation,
         test=Score(**quality.score(test_logits, labels)),
         test_last=Score(**quality.score(last_logits, labels)),
