@@ -41,8 +41,7 @@ def run(request: Request) -> int:
     if {"--help", "-h"} & set(request.words):
         print(USAGE, end="")
         return 0
-    words, tolerance = _tolerance(request.words)
-    folders, out = folders_of(words)
+    folders, out, tolerance = folders_of(request.words)
     with messages():
         found = find(folders)
         if not found.runs:
@@ -97,11 +96,11 @@ def _tolerance(words: Sequence[str]) -> tuple[list[str], float]:
     return rest, value
 
 
-def folders_of(words: Sequence[str]) -> tuple[list[Path], Path]:
-    """The folders to read, and the one to write."""
+def folders_of(words: Sequence[str]) -> tuple[list[Path], Path, float]:
+    """The folders to read, the one to write, and the points that a smaller file may lose."""
     folders: list[Path] = []
     out: Path | None = None
-    rest = list(words)
+    rest, tolerance = _tolerance(words)
     while rest:
         word = rest.pop(0)
         flag, equals, value = word.partition("=")
@@ -131,4 +130,4 @@ def folders_of(words: Sequence[str]) -> tuple[list[Path], Path]:
     for parent in [out, *out.parents]:
         if parent.exists() and not parent.is_dir():
             raise ConfigError(f"--out: {parent} is a file; expected a folder to write to")
-    return folders, out
+    return folders, out, tolerance

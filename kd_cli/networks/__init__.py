@@ -6,6 +6,7 @@
     transformer       vision transformers with a distillation token
     text              networks of texts: bag of words, text CNN, transformer encoder
     efficientnet      EfficientNet-Lite0, with ImageNet weights out of a package
+    applications      any network of keras.applications, with a new last layer
     bit               BiT ResNets, with their published weights
     blocks            what residual, mobile and vgg are made of
     inputs            what a network takes: images or token ids
@@ -46,6 +47,7 @@ PUBLIC = {
     "text_cnn": "text",
     "transformer_encoder": "text",
     "vit": "transformer",
+    "application": "applications",
     "cnn": "simple",
     "mlp": "simple",
     "bit_resnet": "bit",
