@@ -178,7 +178,7 @@ def keras_model(plan: DictConfig, target: Target, dataset: Dataset) -> tuple[ker
     except (AttributeError, ValueError):
         expected = None
     known = {Images: "[batch, height, width, channels]", Tokens: "[batch, length]"}
-    if not isinstance(expected, tuple) or len(expected) not in (2, 4):
+    if not isinstance(expected, tuple) or len(expected) != 1 + len(dataset.inputs.shape):
         raise ConfigError(
             f"{plan.what}: expected a network with one input {known[type(dataset.inputs)]}, "
             f"received {expected}"

@@ -152,7 +152,7 @@ def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictC
     if target.record is None:
         plan = OmegaConf.create(plain)
         expected = [] if target.format else _input_shape(target.file)
-        if len(expected) in (1, 3):  # (of a network with other inputs Keras tells)
+        if expected:  # (of a network with other inputs Keras tells)
             check_shape(plan, expected, given_to(plan, inputs_of(plan.dataset)))
         return plan, False
     keys = [override_key(override) for override in typed]
@@ -196,7 +196,8 @@ def _input_shape(file: Path) -> list[int | None]:
     try:
         with zipfile.ZipFile(file) as archive:
             first = json.loads(archive.read("config.json"))["config"]["layers"][0]
-        return list(first["config"]["batch_shape"][1:])
+        shape, dtype = list(first["config"]["batch_shape"][1:]), first["config"]["dtype"]
+        return shape if len(shape) == 3 or (len(shape) == 1 and "int" in dtype) else []
     except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile):
         return []  # Keras will tell
 

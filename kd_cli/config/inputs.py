@@ -114,9 +114,9 @@ def inputs_of(description: Mapping[str, Any]) -> Inputs:
 
 
 def many_of(descriptions: Sequence[Mapping[str, Any]]) -> str:
-    """`images` or `texts`, for a sentence about several datasets; `examples` where they differ."""
-    words = {inputs_of(one).many for one in descriptions}
-    return words.pop() if len(words) == 1 else "examples"
+    """`images` or `texts`, for a table of several datasets; `examples` where they differ."""
+    kinds = {Images if one.get("length") is None else Tokens for one in descriptions}
+    return kinds.pop().many if len(kinds) == 1 else "examples"
 
 
 def settle(plan: DictConfig, typed: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ files hold the values as they were recorded, shares between 0 and 1.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from enum import Flag, auto
 from statistics import median
 from typing import Any
 
+from kd_cli.config.inputs import many_of
 from kd_cli.report.statistics import summary
 from kd_cli.runs.finished import FinishedRun, at
 
@@ -159,7 +161,7 @@ COLUMNS = (
     Column("network", "network", "network", None, In.RUN),
     Column("parameters", "parameters", "parameters", COUNT, In.RUN | In.REPORT, varies=False),
     Column("labelled", "labelled", "dataset.labelled", COUNT, In.ROUNDS),
-    Column("images", "examples", "dataset.train", COUNT, _SAW, varies=False, differing=True),
+    Column("images", "images", "dataset.train", COUNT, _SAW, varies=False, differing=True),
     Column("labels", "labels", "dataset.labelled", COUNT, _SAW, varies=False, differing=True),
     Column("pseudo_images", "pseudo-labelled", "pseudo_labels.images", COUNT, In.ROUNDS),
     Column("pseudo_rows", "in rows", "pseudo_labels.rows", COUNT, In.ROUNDS),
@@ -202,8 +204,9 @@ COLUMNS = (
 
 def columns(table: In, runs: Sequence[FinishedRun]) -> list[Column]:
     """The columns of a table about some runs, in order."""
+    many = many_of([run.record.get("dataset", {}) for run in runs])
     return [
-        column
+        column if column.key != "images" else dataclasses.replace(column, label=many)
         for column in COLUMNS
         if table in column.tables
         and not (column.optional and all(column.value(run) is None for run in runs))

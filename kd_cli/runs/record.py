@@ -120,6 +120,11 @@ class DatasetRecord(Part):
     split_fingerprint: str = says("SHA-256 of the rows of each split")
     held_out_fingerprint: str = says("SHA-256 of the rows of validation and test")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_shape is None and None in (self.length, self.vocabulary):
+            raise ValueError("dataset.image_shape is missing (or length and vocabulary)")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OnTraining(Part):
