@@ -8,10 +8,11 @@
     distill          distill
     self_train       self-train
     mutual           students that teach each other
-    compare explain evaluate export report cache guide help    one command each
+    compare explain evaluate export logits report cache guide help    one command each
     estimate         how long a run takes, for explain
     evaluate_target  what evaluate and export mean, and on which data
     evaluate_network that network, read and made ready
+    several_students student=A,B,C of chain and mutual
     sweep            the points of a sweep, and its table
     joint            points of a sweep that train together
     tune             kd tune: its words, its table and what it leaves

@@ -167,7 +167,13 @@ def _without_link(override: str) -> str:
     from kd_cli.config.quoting import no_reference, quoted, text_of
 
     key, equals, _ = override.partition("=")
-    files = ("teacher.checkpoint", "teacher.weights", "student.checkpoint", "teacher_dir")
+    files = (
+        "teacher.checkpoint",
+        "teacher.logits",
+        "teacher.weights",
+        "student.checkpoint",
+        "teacher_dir",
+    )
     if equals and key in files:
         path = Path(text_of(override)).expanduser()
         if path.exists() and "${" in str(path.resolve()):

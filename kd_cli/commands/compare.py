@@ -20,7 +20,7 @@ from kd_cli.commands.table import COMMANDS, Request
 from kd_cli.config.overrides import override_key, scratch_overrides
 from kd_cli.errors import ConfigError
 from kd_cli.files import remove_leftovers, where_possible, write_json
-from kd_cli.report import groups
+from kd_cli.report import files_for_devices, groups
 from kd_cli.report.build import build_report, left_out, write_report
 from kd_cli.report.columns import NONE, PERCENT, In, columns
 from kd_cli.report.statistics import MAX_SEEDS, MIN_SEEDS
@@ -164,8 +164,18 @@ def conclude(folder: Path) -> None:
         chosen = "There is no validation split, so the last epochs count"
     print(f"{chosen}; the verdict is a paired t test on test accuracy, one pair per seed.")
     with where_possible(folder / "report"):
-        write_report(folder / "report", build_report(found, [shown(folder)]))
+        exported, left = files_for_devices.find(found.runs, [])
+        for line in left:
+            log.warning("%s", line)
+        write_report(folder / "report", build_report(found, [shown(folder)], exported))
         print(f"report:            {shown(folder / 'report' / 'report.html')}")
+    files = files_for_devices.of_groups(exported, every)
+    if files:
+        of_files = files_for_devices.table(files)
+        print_table(
+            "exported files on test", of_files.columns, [row.cells for row in of_files.rows]
+        )
+        print(files_for_devices.smallest(files))
 
 
 def _record(group: groups.Group, one: groups.Comparison) -> dict[str, Any]:

@@ -109,7 +109,9 @@ class Distilling:
             found.append(f"teacher, trained first: {each}{_each(own)}, {duration(first)} in all")
             total += first
         found.append(f"student: {_each(one, live)}, {duration(one.total(live))} in all")
-        if self.views:
+        if not self.batch:
+            pass  # a file of logits
+        elif self.views:
             versions = f"{self.views} views of " if self.views > 1 else ""
             of = f"{versions}{self.images:,} images"
             work = f"{duration(once)} once for {of}" if once else f"outputs of {of} are stored"
@@ -159,7 +161,7 @@ def distilling(
     plan: DictConfig,
     dataset: Dataset,
     views: Views | None,
-    ask: LiveTeacher,
+    ask: LiveTeacher | None,
     planned: Planned,
     teacher: Training | None,
     teachers: int = 1,
@@ -171,7 +173,7 @@ def distilling(
     Args:
         engine: Of the run, with one learner and what `planned` has in place of a teacher.
         plan, dataset, views: Of the run.
-        ask: The teacher.
+        ask: The teacher; None for a file of its logits.
         planned: What the run will get from it.
         teacher: Its own training, if it has to be trained.
         teachers: How many of them teach.
@@ -180,7 +182,7 @@ def distilling(
     student = training(engine, plan, dataset)
     if student is None:
         return None
-    batch = forward(ask, images)
+    batch = forward(ask, images) if ask else 0.0
     could = [] if plan.cache.logits != "none" else ["cache.logits=float32"]
     if views is not None and views.nodes and plan.view == "consistent":
         could.append("cache.views=K")

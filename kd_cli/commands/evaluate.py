@@ -216,13 +216,14 @@ def _ask_teacher(
 
     known, spec = target.record.teacher, target.record.config.get("teacher", {})
     bare = {"size": None, "scale": 1.0, "offset": 0.0}
-    node = {"checkpoint": None, "weights": None, "precision": None, "module": None, **spec}
+    others = dict.fromkeys(("checkpoint", "logits", "weights", "precision", "module"))
+    node = {**others, **spec}
     node = {"input": bare, **node}
     path = Path(known.path)
     if node["weights"] is not None:
         node["weights"] = str(path)
-    elif node["checkpoint"] is not None:
-        node["checkpoint"] = str(path)
+    elif node["logits"] is not None:
+        node["logits"] = str(path)
     else:
         node["checkpoint"] = str(path)
     if not path.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.export.check import are_probabilities, as_logits
 from kd_cli.export.formats import FORMATS
-from kd_cli.export.tensors import channels_last
+from kd_cli.export.tensors import fitted
 from kd_cli.files import file_hash
 from kd_cli.runs.model_file import recorded_network, run_beside
 from kd_cli.terminal import shown
@@ -99,10 +99,9 @@ def _of_file(plan: DictConfig, target: Target, dataset: Dataset) -> Network:
         )
     given = view_shape(plan.augment.size, dataset.image_shape)
     expected = view_shape(plan.input.size, given)
-    turned = channels_last(opened)
-    if not _fits(shape[1:], expected) and _fits(turned.image.shape[1:], expected):
+    opened, turned = fitted(opened, expected)
+    if turned:
         log.info("%s: it takes images with their channels first", plan.what)
-        opened = turned
     check_shape(plan, opened.image.shape[1:], expected)
     prepared = _prepared(plan)
     probabilities = are_probabilities(_probe(opened, dataset, prepared), opened.logits)
@@ -121,10 +120,6 @@ def _of_file(plan: DictConfig, target: Target, dataset: Dataset) -> Network:
 
     batches = (shape[0],) if shape[0] else ()
     return Network(predict, run, file_hash(target.file), None, None, batches)
-
-
-def _fits(taken: Sequence[int | None], given: Sequence[int]) -> bool:
-    return all(size in (None, one) for size, one in zip(taken, given, strict=True))
 
 
 def _prepared(plan: DictConfig) -> Callable[[np.ndarray], np.ndarray]:

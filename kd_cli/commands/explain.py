@@ -112,7 +112,8 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         times = None
         if teacher or first:
             teachers = (first, len(member_plans(plan)))
-            times = estimate.distilling(engine, plan, dataset, views, ask, planned, *teachers)
+            live = None if teacher and teacher.table else ask
+            times = estimate.distilling(engine, plan, dataset, views, live, planned, *teachers)
     for head, text in [
         ("loss", loss_line(learner.objective)),
         ("schedule", schedule_line(plan, learner.schedule, *assembly.length(plan, dataset))),
@@ -247,7 +248,8 @@ def _about_teacher(prepared: Prepared) -> list[tuple[str, str]]:
     training = f", {teacher.training}" if teacher.training else ""
     accuracy = f"{part} {prepared.quality[part]['accuracy']:.4f}"
     line = f"{teacher.name}{training}, {accuracy} ({shown(teacher.path)})"
-    return [("teacher", line), ("", _network(teacher.model))]
+    known = [] if teacher.parameters is None else [("", _network(teacher.model))]
+    return [("teacher", line), *known]
 
 
 def _certainty_line(said: Mapping[str, Any], classes: int) -> str:

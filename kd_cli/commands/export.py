@@ -179,6 +179,7 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
     device = set_up(plan.device)
     from kd_cli.export import calibration, graph
     from kd_cli.networks.predict import predict_rows, predictor
+    from kd_cli.networks.wrap import CantCopyError, in_float32
 
     runtime = row.load()
     views = assembly.augmentation(plan, dataset, Session())
@@ -194,11 +195,15 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
         with tempfile.TemporaryDirectory(prefix="kd-") as scratch:
             log.info("converting to %s, %s", row.title, plan.precision)
             try:
-                model = graph.in_float32(model)
+                model = in_float32(model)
                 source = graph.write(model, shape, plan.softmax, Path(scratch) / "saved_model")
                 runtime.convert(source, made, plan.precision, drawn.images if drawn else None)
                 opened = runtime.open_file(made)
-            except (CantConvertError, ConfigError) as error:  # (the latter of the new file)
+            except (
+                CantConvertError,
+                CantCopyError,
+                ConfigError,
+            ) as error:  # (the latter of the new file)
                 raise RunFailed(
                     f"{plan.what} can't be exported to {row.title} with precision="
                     f"{plan.precision}: {str(error).replace(str(made), 'the new file')}"

@@ -148,6 +148,13 @@ TABLE = (
         takes="WHAT",
     ),
     Command(
+        "logits",
+        ("write what a finished run or any network file says of all images, for teacher.logits",),
+        "logits:run",
+        config="logits",
+        takes="WHAT",
+    ),
+    Command(
         "report",
         ("write tables, verdicts and figures of the runs below a folder (kd report outputs)",),
         "report:run",

@@ -293,6 +293,13 @@ def check_ranges(plan: DictConfig) -> None:
             "null with teacher.checkpoint: the file has its own (leave one of the two out)",
         )
         require(
+            plan.teacher.logits is None
+            or (plan.teacher.checkpoint is None and plan.teacher.weights is None),
+            "teacher.logits",
+            f"null with {given_by(plan)}: a teacher is a network or a file of logits (leave one "
+            "of the two out)",
+        )
+        require(
             plan.teacher.members == 1 or not given_by(plan),
             "teacher.members",
             f"1 with {given_by(plan)}: these teachers are trained (leave one of the two out)",

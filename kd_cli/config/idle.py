@@ -129,6 +129,11 @@ def refuse_idle(plan: DictConfig, overrides: Sequence[str]) -> None:
         refuse("teacher.train_if_missing", f"the teacher is given by {given}")
         if given == "teacher.checkpoint":
             refuse("teacher.network", "the file of teacher.checkpoint has its own network")
+        if given == "teacher.logits":
+            for key in ("network", "input", "precision", "combine"):
+                refuse(f"teacher.{key}", "teacher.logits has the teacher's outputs, no network")
+            for key in ("logits", "views"):
+                refuse(f"cache.{key}", "teacher.logits is read from its file")
 
 
 _NO_NODES = "there is no augmentation; choose one, as in augment=flip_crop"

@@ -107,7 +107,7 @@ class Training:
         0,
         "sets init_seed and data_seed",
         SEED,
-        unused={"evaluate": TRAINS_NOTHING["evaluate"]},
+        unused={key: TRAINS_NOTHING[key] for key in ("evaluate", "logits")},
     )
     init_seed: int = key(
         II(".seed"), "seed of the initial weights and dropout", SEED, unused=TRAINS_NOTHING
@@ -128,7 +128,7 @@ class Training:
         " or ".join(PRECISIONS),
         one_of(*PRECISIONS),
         must_of={"export": one_of(*FILE_PRECISIONS)},
-        unused={"evaluate": TRAINS_NOTHING["evaluate"]},
+        unused={key: TRAINS_NOTHING[key] for key in ("evaluate", "logits")},
     )
     schedule: Any = key(None, "how the learning rate changes", unused=TRAINS_NOTHING)
     optimizer: Any = key(None, "gets its learning rate from the schedule", unused=TRAINS_NOTHING)
@@ -176,7 +176,7 @@ class Student(Network):
 class Teacher(Network):
     checkpoint: Any = key(
         None,
-        "a finished teacher: a .keras file, SavedModel or run's folder; or a list of several",
+        "a finished teacher: a .keras, .onnx or .tflite file, SavedModel, run's folder; or a list",
         FILES,
         unused=FOR_DISTILLING,
     )
@@ -197,6 +197,9 @@ class Teacher(Network):
         "the module with the own layers of that .keras file; it is imported",
         MODULE,
         unused=FOR_DISTILLING,
+    )
+    logits: str | None = key(
+        None, "a file with the logits of a teacher that is elsewhere", unused=FOR_DISTILLING
     )
     weights: str | None = key(None, "an .npz file with published weights of BiT")
     train_if_missing: bool = key(
@@ -339,7 +342,7 @@ class Config(Keys):
         place=True,
     )
     debug: Any = key(None, "smoke: few images, one epoch", unused=TRAINS_NOTHING, place=True)
-    what: str | None = key(None, "the run or file to evaluate or export", unused=OF_EVALUATE)
+    what: str | None = key(None, "the run or file to evaluate, export or ask", unused=OF_EVALUATE)
     input: Input = key(Input, "input of a .keras file of another program", unused=OF_EVALUATE)
     module: str | None = key(
         None, "the module with the own layers of a .keras file", MODULE, unused=OF_EVALUATE

@@ -49,6 +49,8 @@ def given_by(plan: DictConfig) -> str:
     """The key that gives a distill run a finished teacher; empty if kd trains the teacher."""
     if plan.teacher.checkpoint is not None:
         return "teacher.checkpoint"
+    if plan.teacher.get("logits") is not None:
+        return "teacher.logits"
     if plan.teacher.weights is not None:
         return "teacher.weights"
     return "teacher_dir" if plan.teacher_dir is not None else ""

@@ -7,6 +7,7 @@
     onnx_file     ONNX: the same, through tf2onnx and onnxruntime
     saved_model   SavedModel: a copy, opened as a teacher's is
     calibration   the training images that set the ranges of int8 numbers
+    network       a file as a Keras network that is only asked, for teachers
     check         how far a file is from the network that it was made of, and what to say of that
     cost          latency and peak memory, in processes of their own
     runner        what such a process runs: the file, with NumPy and its runtime alone

@@ -13,9 +13,6 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from kd_cli.errors import first_line
-from kd_cli.export.formats import CantConvertError
-
 IMAGE, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 SIGNATURE = "serving_default"
 
@@ -59,33 +56,6 @@ def write(model: keras.Model, shape: tuple[int, ...], softmax: bool, folder: Pat
     archive.add_endpoint(SIGNATURE, function)
     archive.write_out(str(folder), verbose=False)
     return Graph(folder, whole, shape, output)
-
-
-def in_float32(model: keras.Model) -> keras.Model:
-    """A network that computes in float32: itself, or a copy of one of mixed precision.
-
-    Weights are float32 in both. Runtimes have few operators for bfloat16, or none.
-
-    Raises:
-        CantConvertError: A layer can't be copied.
-    """
-    if all(layer.dtype_policy.compute_dtype == "float32" for layer in model._flatten_layers()):
-        return model
-
-    def convert(layer: layers.Layer) -> layers.Layer:
-        config = layer.get_config()
-        if isinstance(layer, layers.Layer):  # an operation computes in the type that it gets
-            config["dtype"] = "float32"
-        return layer.__class__.from_config(config)
-
-    try:
-        copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
-        copy.set_weights(model.get_weights())
-    except Exception as error:  # of a layer of the user's own
-        raise CantConvertError(
-            f"a layer can't be copied to float32: {first_line(error)}"
-        ) from error
-    return copy
 
 
 def signature(shape: tuple[int, ...]) -> tf.TensorSpec:

@@ -5,6 +5,7 @@
     mobile            MobileNetV2 and the ShuffleNets, for small images
     transformer       vision transformers with a distillation token
     efficientnet      EfficientNet-Lite0, with ImageNet weights out of a package
+    applications      any network of keras.applications, with a new last layer
     bit               BiT ResNets, with their published weights
     blocks            what residual, mobile and vgg are made of
     wrap              what is put around a network: pixels in, logits out, checked
@@ -38,6 +39,7 @@ from kd_cli import public_names
 # The file of each name that YAML uses.
 PUBLIC = {
     "vit": "transformer",
+    "application": "applications",
     "cnn": "simple",
     "mlp": "simple",
     "bit_resnet": "bit",

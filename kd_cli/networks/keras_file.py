@@ -27,7 +27,10 @@ from kd_cli.errors import ConfigError, first_line
 from kd_cli.networks.wrap import build_network
 
 # How to name the module of a file's own layers, by the key that gave the file.
-MODULE_KEYS = {"teacher.checkpoint": "teacher.module", "evaluate": "module", "export": "module"}
+MODULE_KEYS = {
+    "teacher.checkpoint": "teacher.module",
+    **dict.fromkeys(("evaluate", "export", "logits"), "module"),
+}
 
 
 class OwnCodeError(ConfigError):

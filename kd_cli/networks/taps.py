@@ -25,7 +25,6 @@ import keras
 from keras import tree
 
 from kd_cli.errors import ConfigError
-from kd_cli.networks.saved_model import Frozen
 
 _MERGES = {"Add", "Concatenate"}
 _ACTIVATIONS = {
@@ -295,8 +294,10 @@ def _has_graph(model: Any) -> bool:
 
 
 def _require_graph(model: keras.Model, places: list[Place], what: str) -> None:
-    if not _has_graph(model) or any(isinstance(p.operation, Frozen) for p in places):
+    opaque = [p.operation.opaque for p in places if hasattr(p.operation, "opaque")]
+    if not _has_graph(model) or opaque:
         raise ConfigError(
-            f"the {what} is a SavedModel, which shows no layers; a loss that names layers needs a "
-            "functional model: give its .keras file, or choose a loss of logits"
+            f"the {what} is {opaque[0] if opaque else 'no functional model'}, which shows no "
+            "layers; a loss that names layers needs a functional model: give its .keras file, or "
+            "choose a loss of logits"
         )

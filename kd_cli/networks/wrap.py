@@ -96,22 +96,48 @@ def _plain(value: Any) -> Any:
     return list(value) if OmegaConf.is_list(value) else value
 
 
+class CantCopyError(Exception):
+    """A layer of a network can't be copied; the message says why."""
+
+
 def with_precision(model: keras.Model, policy: str) -> keras.Model:
     """A copy of `model` that computes under another dtype policy; its logits stay float32.
 
     Args:
         model: Behind its adapter; the adapter stays as it is.
         policy: A Keras dtype policy, such as `mixed_bfloat16`.
+
+    Raises:
+        CantCopyError: A layer can't be copied.
     """
     last = model.layers[-1]
     while isinstance(last, keras.Model):
         last = last.layers[-1]
+    return _copied(
+        model, policy, lambda layer: layer is not last and not layer.name.startswith(ADAPTER)
+    )
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """A network that computes in float32: itself, or a copy of one of mixed precision.
+
+    Raises:
+        CantCopyError: A layer can't be copied.
+    """
+    if all(layer.dtype_policy.compute_dtype == "float32" for layer in model._flatten_layers()):
+        return model
+    return _copied(model, "float32", lambda layer: True)
+
+
+def _copied(
+    model: keras.Model, policy: str, changes: Callable[[layers.Layer], bool]
+) -> keras.Model:
+    """A copy with the same weights, which are float32 under any policy."""
 
     def convert(layer: layers.Layer) -> layers.Layer:
         config = layer.get_config()
         # (An operation such as keras.ops.exp computes in the type that it gets.)
-        is_layer = isinstance(layer, layers.Layer)
-        if is_layer and layer is not last and not layer.name.startswith(ADAPTER):
+        if isinstance(layer, layers.Layer) and changes(layer):
             config["dtype"] = policy
         if isinstance(layer, layers.Lambda):  # built by the user's code: no file may hold one
             return layer.__class__.from_config(config, safe_mode=False)
@@ -121,10 +147,7 @@ def with_precision(model: keras.Model, policy: str) -> keras.Model:
         copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
         copy.set_weights(model.get_weights())
     except Exception as error:  # of a layer of the user's own
-        raise ConfigError(
-            f"teacher.precision={policy}: a layer of the teacher can't be copied "
-            f"({first_line(error)}); leave teacher.precision out"
-        ) from error
+        raise CantCopyError(f"a layer can't be copied to {policy} ({first_line(error)})") from error
     return copy
 
 

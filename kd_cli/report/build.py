@@ -13,6 +13,16 @@ from pathlib import Path
 
 from kd_cli.files import atomic
 from kd_cli.report.columns import NONE
+from kd_cli.report.files_for_devices import (
+    TOLERANCE,
+    Exported,
+    Files,
+    by_data,
+    of_groups,
+    pictures,
+    smallest,
+    table,
+)
 from kd_cli.report.groups import (
     DISTILLED,
     PLAIN,
@@ -57,16 +67,24 @@ def write_report(out: Path, blocks: Sequence[Block]) -> int:
     return len(pictures)
 
 
-def build_report(found: Found, folders: Sequence[str]) -> list[Block]:
+def build_report(
+    found: Found,
+    folders: Sequence[str],
+    exported: Sequence[Exported] = (),
+    tolerance: float = TOLERANCE,
+) -> list[Block]:
     """The report's content.
 
     Args:
         found: Of `finished.find`, with at least one run.
         folders: Names of the folders, for the title.
+        exported: Files that were made of these runs, and others.
+        tolerance: Points that a smaller file may lose.
     """
     from kd_cli.report import figures
 
     groups, repeats = grouped([*found.runs, *unseen_teachers(found.runs)])
+    files = by_data(of_groups(exported, groups))
     comparisons = compared(groups)
     blocks: list[Block] = [Heading(1, f"Was distilling worth it? {', '.join(folders)}")]
     students = [group for group in groups if group.kind != TEACHER]
@@ -89,6 +107,7 @@ def build_report(found: Found, folders: Sequence[str]) -> list[Block]:
             blocks += [Heading(3, "Beyond accuracy: student minus scratch"), beyond]
         if place <= figures.MAX_FAMILIES:
             blocks += figures.trade_offs(section.groups, f"data-{place}")
+        blocks += _files(files.get(section.groups[0].data, []), f"data-{place}", tolerance)
         own = families([group for group in section.groups if group.kind != TEACHER])
         kept = [family for family in own if family[0].family in {one[0].family for one in drawn}]
         for family in own:
@@ -111,7 +130,20 @@ def build_report(found: Found, folders: Sequence[str]) -> list[Block]:
             blocks.append(
                 Text(f"{left}: drawn are the {len(drawn)} with the most to compare.", small=True)
             )
+    others = [own for data, own in files.items() if data not in titles]
+    for place, own in enumerate(others, start=len(sections) + 1):
+        blocks.append(Heading(2, own[0].record.dataset["name"]))
+        blocks += _files(own, f"data-{place}", tolerance)
     return [*blocks, Heading(2, "How to read this"), Bullets(HOW_TO_READ, lead=True)]
+
+
+def _files(files: Sequence[Files], prefix: str, tolerance: float) -> list[Block]:
+    """Which file to ship; nothing where nothing was exported."""
+    if not files:
+        return []
+    blocks: list[Block] = [Heading(3, "Files for devices"), table(files)]
+    blocks.append(Bullets([f"{smallest(files, tolerance)}."], lead=True))
+    return [*blocks, *pictures(files, prefix)]
 
 
 ONE_PAIR = (

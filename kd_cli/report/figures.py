@@ -331,7 +331,7 @@ def trade_offs(groups: Sequence[Group], prefix: str) -> list[Picture]:
     """
     best: dict[tuple, Group] = {}
     for group in groups:
-        place = group.kind, group.record["parameters"], group.record["network"]
+        place = group.kind, group.record.get("parameters"), group.record["network"]
         now, before = (
             one.summary(validation_accuracy) if one else None for one in (group, best.get(place))
         )

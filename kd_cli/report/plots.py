@@ -22,7 +22,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from kd_cli.report.groups import DISTILLED, MUTUAL, PLAIN, SCRATCH, SELF, TEACHER
+from kd_cli.report.groups import DISTILLED, FILE, MUTUAL, PLAIN, SCRATCH, SELF, TEACHER
 from kd_cli.runs.quality import reliability as reliability_bins
 
 WIDTH = 4.8
@@ -35,6 +35,7 @@ _STYLES = (
 )
 MAX_LINES = len(_STYLES)
 _KINDS = {
+    FILE: {"color": "#555555", "marker": "X"},
     TEACHER: {"color": "#000000", "marker": "*", "markersize": 13},
     PLAIN: {"color": "#0072B2", "marker": "s", "markerfacecolor": "white"},
     SCRATCH: {"color": "#0072B2", "marker": "D", "markerfacecolor": "white"},
@@ -236,13 +237,16 @@ def trade_off(points: Sequence[Point], cost: str) -> Figure:
             )
     tops = {point.network: point for point in sorted(points, key=lambda point: point.accuracy)}
     middle = np.sqrt(min(p.cost for p in points) * max(p.cost for p in points))
-    for name, point in tops.items():
+    order = sorted(tops.items(), key=lambda one: one[1].cost)
+    for number, (name, point) in enumerate(order):
         left = point.cost > middle
+        # (Points that lie close: one name above, the next one below.)
+        above = number % 2 == 0 or order[number - 1][1].cost * 2 < point.cost
         ax.annotate(
             _short(name, 32),
             (point.cost, point.accuracy),
             textcoords="offset points",
-            xytext=(-8 if left else 8, 8),
+            xytext=(-8 if left else 8, 8 if above else -15),
             ha="right" if left else "left",
             fontsize=9,
         )

@@ -81,7 +81,7 @@ class FinishedRun:
                 "inputs": {**inputs, "teacher.weights": weights},
                 "dataset": {**self.record["dataset"], "train": labelled, "labelled": labelled},
                 "network": known["name"],
-                "parameters": known["parameters"],
+                "parameters": known.get("parameters"),
                 "test": {"accuracy": known["test_accuracy"], "nll": known["test_nll"]},
                 "validation": {"best": {"accuracy": validation}},
                 "quality": known["quality"],

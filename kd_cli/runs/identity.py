@@ -100,8 +100,14 @@ def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
 
 
 def network_spec(network: DictConfig) -> dict[str, Any]:
-    """What decides a network's shape and input: its node and its `input` adapter."""
+    """What decides a network's shape and input: its node and its `input` adapter.
+
+    Of a file of weights its content counts, wherever it lies.
+    """
     plain = OmegaConf.to_container(network)
+    weights = plain["network"].get("weights") if isinstance(plain["network"], dict) else None
+    if isinstance(weights, str) and Path(weights).suffix == ".h5":
+        plain["network"]["weights"] = {"sha256": content(weights)}
     return {"network": plain["network"], "input": plain["input"]}
 
 
@@ -159,6 +165,8 @@ def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
     if given == "teacher.checkpoint":
         spec = {"checkpoint": content(teacher.checkpoint), "input": network_spec(teacher)["input"]}
         spec |= {} if teacher.module is None else {"module": teacher.module}
+    elif given == "teacher.logits":
+        spec = {"logits": content(teacher.logits)}
     elif given == "teacher.weights":
         spec = {**network_spec(teacher), "weights": content(teacher.weights)}
     elif given == "teacher_dir":

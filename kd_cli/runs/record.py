@@ -136,7 +136,7 @@ class TeacherRecord(Part):
     test_accuracy: float = says("its test accuracy, evaluated in this run")
     test_nll: float = says("its test negative log-likelihood, in nats")
     quality: BySplit = says("its quality through the input path of this run: quality.quality")
-    parameters: int = says("its parameters")
+    parameters: int | None = may_say("its parameters; those of a file for a runtime are not known")
     outputs: str = says("cached as float32 or float16, or live and why")
     on_training: OnTraining | None = may_say("what it says of training images")
     precision: str = says("Keras dtype policy of its forward pass")

@@ -424,9 +424,9 @@ TABLE = {
 ELSEWHERE = {
     "schedule", "optimizer", "loss", "augment.train", "augment.evaluate", "augment.preview",
     "dataset.source", "student.network", "teacher.network", "command", "dataset.name",
-    "student.name", "teacher.name", "student.checkpoint", "teacher.checkpoint", "teacher.weights",
-    "teacher.train_if_missing", "cache.features_gib", "what", "teacher.module", "module",
-    "format", "calibration", "softmax",
+    "student.name", "teacher.name", "student.checkpoint", "teacher.checkpoint", "teacher.logits",
+    "teacher.weights", "teacher.train_if_missing", "cache.features_gib", "what", "teacher.module",
+    "module", "format", "calibration", "softmax",
 }  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def changed(path, act):
 
 OPTIONAL = {("pseudo_labels", "accuracy"), ("teacher", "labelled"), ("teacher", "on_training")}
 OPTIONAL |= {("dataset", "train_per_class"), ("dataset", "test_per_class")}
-OPTIONAL |= {("fidelity", "training")}
+OPTIONAL |= {("fidelity", "training"), ("teacher", "parameters")}
 OPTIONAL |= {
     (key,)
     for key in (
