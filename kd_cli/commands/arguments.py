@@ -46,7 +46,7 @@ SHOW = {"--help", "--hydra-help", "--cfg", "--info", "--shell-completion"}
 # After these words stands a path.
 _TAKING = [[word] for word, command in COMMANDS.items() if command.takes]
 # Each says what to do, so only one of them can be done.
-_ACTIONS = ("--multirun", "--run", "--cfg", "--info", "--shell-completion")
+_ACTIONS = ("--multirun", "--run", "--cfg", "--info", "--shell-completion", "--compare")
 
 
 def arrange(argv: list[str]) -> Request:

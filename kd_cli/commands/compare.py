@@ -34,7 +34,7 @@ log = logging.getLogger("kd")
 SEEDS = 5
 # Scratch students with a setting more, to see whether a teacher does more than that setting would.
 CONTROLS = {"label_smoothing": "label_smoothing=0.1"}
-_SEED_KEYS = ("seed", "init_seed", "data_seed")
+SEED_KEYS = ("seed", "init_seed", "data_seed")
 
 
 def run(request: Request) -> int:
@@ -72,7 +72,7 @@ def sweeps(overrides: list[str], config_dir: str | None = None) -> list[tuple[st
             seeds = _seeds(value)
         elif key == "controls":
             controls = _controls(value)
-        elif override_key(override) in _SEED_KEYS:
+        elif override_key(override) in SEED_KEYS:
             raise ConfigError(
                 f"compare sets the seeds itself; replace {override} by seeds=N, the number of seeds"
             )

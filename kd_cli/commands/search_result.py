@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from kd_cli.commands.compare import SEEDS
+from kd_cli.commands.compare import SEED_KEYS, SEEDS
 from kd_cli.commands.search import Search, Tried
 from kd_cli.config.overrides import override_key
 from kd_cli.config.quoting import command_line
@@ -21,7 +21,7 @@ _SHOWN = 15  # rows of the table
 
 def confirmation(search: Search, winner: Tried) -> str:
     """The command that compares the winner with its scratch student, on seeds of their own."""
-    dropped = ("sweep", "seed", "init_seed", "data_seed")
+    dropped = ("sweep", *SEED_KEYS)
     kept = [one for one in search.overrides if override_key(one) not in dropped]
     seeds = ",".join(map(str, fresh_seeds(search, SEEDS)))
     return command_line("compare", [*kept, *winner.typed, f"seeds={seeds}"], search.config_dir)

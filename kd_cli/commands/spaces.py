@@ -22,8 +22,6 @@ from kd_cli.errors import ConfigError
 DIGITS = 4  # significant ones of a value between two others, so that a person can type it
 _SEEDS = ("seed", "init_seed", "data_seed", "augment_seed")
 _NO_SPACE = {
-    **dict.fromkeys(_SEEDS, "the best of several seeds is the luckiest one; type one seed"),
-    "teacher.training.seed": "the best of several seeds is the luckiest one; type one seed",
     "dataset": "trials are compared on the same validation images; type one value",
     "early_stopping.monitor": "it is what trials are compared by; type objective=nll",
     **dict.fromkeys(PLACES, "it is no setting of the training; type one value"),
@@ -189,6 +187,8 @@ def _is_whole(key: str) -> bool:
 def _refuse(space: Space) -> None:
     place = place_of(space.text)
     why = _NO_SPACE.get(place) or _NO_SPACE.get(place.split(".")[0])
+    if place.rpartition(".")[2] in _SEEDS:
+        why = "the best of several seeds is the luckiest one; type one seed"
     if place.split(".")[0] == "hydra":
         why = "it is no setting of the training; leave it out"
     if why:

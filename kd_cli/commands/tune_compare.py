@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Sequence
 
 from kd_cli.commands import job
+from kd_cli.commands.compare import SEED_KEYS
 from kd_cli.commands.search import Search
 from kd_cli.commands.search_result import fresh_seeds, show
 from kd_cli.commands.spaces import Space, split
@@ -30,7 +31,6 @@ from kd_cli.runs.record import RecordError
 from kd_cli.terminal import messages, print_table, shown
 
 log = logging.getLogger("kd")
-_SEEDS = ("seed", "init_seed", "data_seed", "augment_seed")
 _DECAYS = "choice(0,1e-4,1e-3,1e-2,0.1)"
 DISTILLED, TUNED, PLAIN = "distilled, tuned", "scratch, tuned", "scratch, not tuned"
 
@@ -133,7 +133,7 @@ def _only_scratch(space: Space, search: Search) -> bool:
 
 
 def _without_seeds(overrides: Sequence[str]) -> list[str]:
-    return [one for one in overrides if override_key(one) not in _SEEDS]
+    return [one for one in overrides if override_key(one) not in SEED_KEYS]
 
 
 def conclude(search: Search, points: dict[str, list], trials: int) -> None:

@@ -73,6 +73,7 @@ def test_without_optuna_it_says_what_to_install(kd, work, monkeypatch):
         (["label_smoothing=interval(0,0.1)"], "distill does not use label_smoothing"),
         ([SPACE, "dataset.validation_fraction=0"], "tune compares trials on the validation split"),
         ([SPACE, "--multirun"], "tune finds its points itself: leave --multirun out"),
+        ([SPACE, "--compare", "--cfg", "job"], "--cfg and --compare exclude each other"),
         ([SPACE, "--compare", "scratch.learning_rate=interval(-1,1)"], "learning_rate=-1.0 must"),
     ],
 )
@@ -279,22 +280,34 @@ def test_a_pruned_run_is_not_finished_and_may_be_continued(work, small):
     assert record.weights_sha256 == undisturbed.weights_sha256
 
 
-@pytest.mark.slow
-def test_the_winner_is_what_kd_distill_makes_of_its_overrides(kd, work, small, taught):
-    """In one process, with real training: the third search answers from points of the second."""
+def test_values_that_were_tried_are_answered_from_their_points(kd, work, small, taught):
     pytest.importorskip("optuna")
-    words = [*small, "epochs=3", "alpha=choice(0.1,0.5,0.9)", "learning_rate=choice(0.001,0.01)"]
-    done = kd("tune", *words, "trials=6", "prune=median", "sweep=mine")
+    words = [*small[:2], "teacher=mlp", "teacher.network.units=[16]", *small[-2:], "sweep=mine"]
+    assert kd("distill", "--multirun", *words, "alpha=0.25").code == 0  # a sweep's point serves too
+    done = kd("tune", *words, "alpha=choice(0.25,0.75)", "trials=5")
     assert done.code == 0, done.err
-    rows, told = left(work)
-    values = (rows[0]["alpha"], rows[0]["learning_rate"])
-    found = kd("distill", *small, "epochs=3", f"alpha={values[0]}", f"learning_rate={values[1]}")
+    assert done.err.count("is finished; rerun=true") == 4 and len(left(work)[0]) == 5
+    assert len(list((work / "outputs" / "sweeps" / "mine").glob("*/metrics.json"))) == 2
+
+
+@pytest.mark.slow
+def test_a_real_search_prunes_and_its_winner_is_what_kd_distill_makes(kd, work, small, taught):
+    pytest.importorskip("optuna")
+    spaces = ["alpha=interval(0,1)", "learning_rate=tag(log,interval(1e-6,1e-1))"]
+    done = kd("tune", *small, "epochs=8", *spaces, "trials=10", "prune=median", "sweep=mine")
+    assert done.code == 0, done.err
+    rows, _ = left(work)
+    folder = work / "outputs" / "sweeps" / "mine"
+    lengths = {
+        row["outcome"]: len((folder / row["directory"] / "history.jsonl").read_text().splitlines())
+        for row in rows
+    }
+    assert lengths["finished"] == 8 and 2 <= lengths["pruned"] < 8
+    best = rows[0]
+    typed = [f"{key}={best[key]}" for key in ("alpha", "learning_rate")]
+    found = kd("distill", *small, "epochs=8", *typed)
     assert found.code == 0, found.err
     _, single = only_run(work / "outputs" / "distill")
-    point = work / "outputs" / "sweeps" / "mine" / rows[0]["directory"]
-    record = json.loads((point / "metrics.json").read_text())
+    record = json.loads((folder / best["directory"] / "metrics.json").read_text())
     assert record["weights_sha256"] == single["weights_sha256"]
-    assert record["validation"]["best"]["accuracy"] == float(rows[0]["validation_accuracy"])
-    more = kd("tune", *words, "trials=30", "sweep=mine")
-    assert more.code == 0 and more.err.count("is finished; rerun=true") >= 24
-    assert len(list((work / "outputs" / "sweeps" / "mine").glob("*/metrics.json"))) <= 6
+    assert record["validation"]["best"]["accuracy"] == float(best["validation_accuracy"])
