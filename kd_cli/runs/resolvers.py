@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kd_cli.config.inputs import Images, Inputs, Tokens, inputs_of
+from kd_cli.config.plans import given_by
 from kd_cli.errors import ConfigError
 from kd_cli.runs.asked import Runs
 
@@ -42,8 +43,7 @@ def _refuse_kind(root: DictConfig, network: DictConfig, kind: type[Inputs]) -> b
         Images: ("texts", "mlp", "cnn, resnet8"),
     }[kind]
     place = str(network._get_full_key(None))
-    given = OmegaConf.select(root, "teacher.checkpoint") or root.get("teacher_dir")
-    if place.startswith("teacher.") and given:
+    if place.startswith("teacher.") and given_by(root) not in ("", "teacher.weights"):
         return True
     name = str(network.get("_target_", "")).rpartition(".")[2] or "the network"
     raise ConfigError(
