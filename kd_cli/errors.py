@@ -47,11 +47,13 @@ def failure_line(error: BaseException) -> str:
 
 def was_interrupted(error: BaseException) -> bool:
     """Whether Ctrl-C made an error: C++ code turns the interrupt into one of its own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, KeyboardInterrupt):
+    one: BaseException | None = error
+    seen: set[int] = set()
+    while one is not None and id(one) not in seen:  # (raised again, errors may stand in a circle)
+        if isinstance(one, KeyboardInterrupt):
             return True
-        seen = seen.__cause__ or seen.__context__
+        seen.add(id(one))
+        one = one.__cause__ or one.__context__
     return False
 
 
