@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kd_cli.config.inputs import Images
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.distillation.logits_file import read
 from kd_cli.errors import ConfigError
@@ -22,7 +23,9 @@ def dataset(own_validation=False):
     if own_validation:
         validation = split(2, [1])
     names = ("a", "b", "c")
-    return Dataset("toy", (2, 2, 1), names, train, validation, split(2, [1, 0]), "f" * 64, "")
+    return Dataset(
+        "toy", Images((2, 2, 1)), names, train, validation, split(2, [1, 0]), "f" * 64, ""
+    )
 
 
 def softmax(rows):
