@@ -6,6 +6,7 @@ students of a joint sweep are trained by the same function.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -266,9 +267,9 @@ class Training:
 
     def tell(self, row: dict[str, Any]) -> None:
         """Tells the trackers of an epoch, with the weights that were validated."""
-        if self.run.trackers.present:
-            with self.learner.averaged():
-                self.run.trackers.epoch(row, self.learner.model)
+        asked = self.run.trackers.present
+        with self.learner.averaged() if asked else contextlib.nullcontext():
+            self.run.trackers.epoch(row, self.learner.model)
 
 
 def fit(
