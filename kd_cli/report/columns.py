@@ -206,7 +206,7 @@ def columns(table: In, runs: Sequence[FinishedRun]) -> list[Column]:
     """The columns of a table about some runs, in order."""
     many = many_of([run.record.get("dataset", {}) for run in runs])
     return [
-        column if column.key != "images" else dataclasses.replace(column, label=many)
+        column if column.key != "images" else dataclasses.replace(column, name=many)
         for column in COLUMNS
         if table in column.tables
         and not (column.optional and all(column.value(run) is None for run in runs))
