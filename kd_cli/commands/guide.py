@@ -23,7 +23,7 @@ GROUPS = {
         "recipes",
     ),
     "results": (
-        *("runs", "compare", "sweeps", "tuning", "report"),
+        *("runs", "trackers", "compare", "sweeps", "tuning", "report"),
         *("evaluate", "export", "metrics", "evidence"),
     ),
     "reference": (),
