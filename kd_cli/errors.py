@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable
+from typing import Any
 
 
 class ConfigError(Exception):
@@ -13,6 +14,18 @@ class ConfigError(Exception):
 
 class RunFailed(Exception):
     """A run broke; its traceback is in its log and error.json. Exit code 1."""
+
+
+class Pruned(Exception):
+    """A search has given a run up, because others were better after as many epochs.
+
+    Attributes:
+        record: What becomes `pruned.json`.
+    """
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__(f"pruned after epoch {record['epoch']}")
+        self.record = record
 
 
 def first_line(error: BaseException) -> str:
@@ -34,11 +47,13 @@ def failure_line(error: BaseException) -> str:
 
 def was_interrupted(error: BaseException) -> bool:
     """Whether Ctrl-C made an error: C++ code turns the interrupt into one of its own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, KeyboardInterrupt):
+    one: BaseException | None = error
+    seen: set[int] = set()
+    while one is not None and id(one) not in seen:  # (raised again, errors may stand in a circle)
+        if isinstance(one, KeyboardInterrupt):
             return True
-        seen = seen.__cause__ or seen.__context__
+        seen.add(id(one))
+        one = one.__cause__ or one.__context__
     return False
 
 

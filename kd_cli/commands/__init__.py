@@ -8,12 +8,19 @@
     distill          distill
     self_train       self-train
     mutual           students that teach each other
-    compare explain evaluate export report cache guide help    one command each
+    compare explain evaluate export logits report cache guide help    one command each
     estimate         how long a run takes, for explain
     evaluate_target  what evaluate and export mean, and on which data
     evaluate_network that network, read and made ready
+    several_students student=A,B,C of chain and mutual
     sweep            the points of a sweep, and its table
     joint            points of a sweep that train together
+    tune             kd tune: its words, its table and what it leaves
+    tune_compare     kd tune --compare: a search for the scratch student too, and both winners
+    spaces           what a search may choose from
+    search           a search: each trial is a point of a sweep
+    search_result    its table, its files, and the command that confirms the best
+    study            what was proposed and tried, for several processes at once
     result_table     the table at the end of a run
     keys_page        the page of kd distill --help
     show             what Hydra's flags show instead of running: --help, --cfg, completion

@@ -9,7 +9,7 @@ from pathlib import Path
 from kd_cli.commands.table import COMMANDS, DEFAULT, Request
 from kd_cli.errors import ConfigError, suggest
 
-# Hydra's flags, with their long names and whether they take a value.
+# Hydra's flags and one of ours, with their long names and whether they take a value.
 FLAGS = {
     "--help": ("--help", False),
     "-h": ("--help", False),
@@ -29,6 +29,7 @@ FLAGS = {
     "--config-dir": ("--config-dir", True),
     "-cd": ("--config-dir", True),
     "--info": ("--info", False),
+    "--compare": ("--compare", False),
     "-i": ("--info", False),
 }
 # The command's word names the primary configuration, and nothing else may.
@@ -45,7 +46,7 @@ SHOW = {"--help", "--hydra-help", "--cfg", "--info", "--shell-completion"}
 # After these words stands a path.
 _TAKING = [[word] for word, command in COMMANDS.items() if command.takes]
 # Each says what to do, so only one of them can be done.
-_ACTIONS = ("--multirun", "--run", "--cfg", "--info", "--shell-completion")
+_ACTIONS = ("--multirun", "--run", "--cfg", "--info", "--shell-completion", "--compare")
 
 
 def arrange(argv: list[str]) -> Request:
@@ -118,8 +119,10 @@ def arrange(argv: list[str]) -> Request:
             f"unknown command '{word}'{suggest(word, COMMANDS)} "
             f"(commands: {', '.join(COMMANDS)}; kd --help)"
         )
+    if "--compare" in flags and word != "tune":
+        raise ConfigError("--compare belongs to tune: kd tune --compare (or type: kd compare)")
     _tell_twice(overrides)
-    sweeping = "--multirun" in flags or word == "compare"
+    sweeping = "--multirun" in flags or word in ("compare", "tune")
     overrides = [
         _without_link(understood(_of_splits(override), sweeping)) for override in overrides
     ]
@@ -164,7 +167,13 @@ def _without_link(override: str) -> str:
     from kd_cli.config.quoting import no_reference, quoted, text_of
 
     key, equals, _ = override.partition("=")
-    files = ("teacher.checkpoint", "teacher.weights", "student.checkpoint", "teacher_dir")
+    files = (
+        "teacher.checkpoint",
+        "teacher.logits",
+        "teacher.weights",
+        "student.checkpoint",
+        "teacher_dir",
+    )
     if equals and key in files:
         path = Path(text_of(override)).expanduser()
         if path.exists() and "${" in str(path.resolve()):

@@ -118,8 +118,10 @@ def _list(root: Path) -> int:
         rows.append([folder.name, what, shape, record["dtype"], _size(folder), record["written"]])
     for folder in _decoded(root):
         manifest = arrays.read_manifest(folder)
-        name = manifest["key"].get("tfds", "image folder") if manifest else "unfinished"
-        rows.append([folder.name, f"decoded images: {name}", "", "", _size(folder), ""])
+        key = manifest["key"] if manifest else {"tfds": "unfinished"}
+        name = key.get("text") or key.get("tfds", "image folder")
+        what = f"decoded {'texts' if 'text' in key else 'images'}: {name}"
+        rows.append([folder.name, what, "", "", _size(folder), ""])
     if not rows:
         print(f"nothing is kept in {root}")
         return 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.commands.job import Job, is_sweep, start
-from kd_cli.commands.sweep import refuse_lists
+from kd_cli.commands.several_students import overrides_of_each
 from kd_cli.commands.table import Request
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
@@ -25,8 +25,6 @@ from kd_cli.runs.finished import FinishedRun, read
 from kd_cli.runs.resolvers import register_resolvers
 from kd_cli.runs.session import Session
 from kd_cli.terminal import print_table, shown
-
-MOST = 20  # links
 
 
 def run(request: Request) -> int:
@@ -63,30 +61,16 @@ def links(overrides: list[str]) -> list[list[str]]:
         overrides: As typed: those of distill, `student=A,B,C` or `generations=N`.
 
     Raises:
-        ConfigError: There is one link alone, both were typed, or another key is a list of values.
+        ConfigError: A mistake in what was typed.
     """
-    count, students, kept = "", [], []
     for override in overrides:
-        key, _, value = override.partition("=")
-        if key == "generations":
-            count = value
-        elif key == "student" and "," in value:
-            students = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
-        elif override_key(override) == "rerun":
+        if override_key(override) == "rerun":
             raise ConfigError(f"chain reuses finished runs; remove {override}")
-        else:
-            kept.append(override)
-    refuse_lists(kept, "chain trains one chain")
-    if bool(count) == bool(students):
-        raise ConfigError(
-            "chain needs students, from large to small, as in student=resnet32,resnet8; or "
-            "generations of one student, as in generations=3 (one of the two)"
-        )
-    if students:
-        return [[*kept, f"student={name}"] for name in students]
-    if not count.isdigit() or not 2 <= int(count) <= MOST:
-        raise ConfigError(f"generations={count} must be a whole number from 2 to {MOST}")
-    return [list(kept) for _ in range(int(count))]
+    needs = (
+        "chain needs students, from large to small, as in student=resnet32,resnet8; or generations "
+        "of one student, as in generations=3"
+    )
+    return overrides_of_each(overrides, "generations", "chain trains one chain", needs)
 
 
 def taught_by(typed: list[str], folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from kd_cli.commands.table import COMMANDS, Request
 from kd_cli.config.overrides import override_key, scratch_overrides
 from kd_cli.errors import ConfigError
 from kd_cli.files import remove_leftovers, where_possible, write_json
-from kd_cli.report import groups
+from kd_cli.report import files_for_devices, groups
 from kd_cli.report.build import build_report, left_out, write_report
 from kd_cli.report.columns import NONE, PERCENT, In, columns
 from kd_cli.report.statistics import MAX_SEEDS, MIN_SEEDS
@@ -34,7 +34,7 @@ log = logging.getLogger("kd")
 SEEDS = 5
 # Scratch students with a setting more, to see whether a teacher does more than that setting would.
 CONTROLS = {"label_smoothing": "label_smoothing=0.1"}
-_SEED_KEYS = ("seed", "init_seed", "data_seed")
+SEED_KEYS = ("seed", "init_seed", "data_seed")
 
 
 def run(request: Request) -> int:
@@ -55,7 +55,8 @@ def sweeps(overrides: list[str], config_dir: str | None = None) -> list[tuple[st
     """The sweeps of a comparison: scratch students first, because they cost no teacher.
 
     Args:
-        overrides: As typed: those of `kd distill`, swept or not, `seeds=N` and `controls=...`.
+        overrides: As typed: those of `kd distill`, swept or not, `seeds=N` or
+            `seeds=7,8,9`, and `controls=...`.
         config_dir: The user's `--config-dir`.
 
     Returns:
@@ -64,14 +65,14 @@ def sweeps(overrides: list[str], config_dir: str | None = None) -> list[tuple[st
     Raises:
         ConfigError: Too few or too many seeds, or a key that would make the pairs unequal.
     """
-    count, kept, controls = SEEDS, [], []
+    seeds, kept, controls = list(range(SEEDS)), [], []
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "seeds":
-            count = _count(value)
+            seeds = _seeds(value)
         elif key == "controls":
             controls = _controls(value)
-        elif override_key(override) in _SEED_KEYS:
+        elif override_key(override) in SEED_KEYS:
             raise ConfigError(
                 f"compare sets the seeds itself; replace {override} by seeds=N, the number of seeds"
             )
@@ -85,13 +86,31 @@ def sweeps(overrides: list[str], config_dir: str | None = None) -> list[tuple[st
         swept = expand(kept, config_dir)[1] if kept else set()
         unswept = [o for o in kept if override_key(o) not in swept]
         kept.append(f"sweep=compare-{sweep_id('compare', unswept)}")
-    kept.append(f"seed={','.join(map(str, range(count)))}")
+    kept.append(f"seed={','.join(map(str, seeds))}")
     scratch = scratch_overrides(kept)
     more = [("train-student", [*scratch, CONTROLS[control]]) for control in controls]
     return [("train-student", scratch), *more, ("distill", kept)]
 
 
-def _count(value: str) -> int:
+def _seeds(value: str) -> list[int]:
+    """`5` are the first five; `7,8,9` are these."""
+    words = value.strip("[]").split(",")
+    if len(words) == 1:
+        return list(range(count_of(value)))
+    if not all(word.isdigit() and int(word) < 2**31 for word in words):
+        raise ConfigError(f"seeds={value}: each must be a whole number, at least 0, below 2**31")
+    found = list(dict.fromkeys(map(int, words)))
+    if not MIN_SEEDS <= len(found) <= MAX_SEEDS:
+        raise ConfigError(f"seeds={value}: expected {MIN_SEEDS} to {MAX_SEEDS} different seeds")
+    return found
+
+
+def count_of(value: str) -> int:
+    """How many seeds were asked for.
+
+    Raises:
+        ConfigError: It is no number, or too few for a verdict, or too many.
+    """
     if not value.isdigit() or not MIN_SEEDS <= int(value) <= MAX_SEEDS:
         raise ConfigError(
             f"seeds={value} must be a whole number from {MIN_SEEDS} to {MAX_SEEDS}: the verdict "
@@ -145,8 +164,18 @@ def conclude(folder: Path) -> None:
         chosen = "There is no validation split, so the last epochs count"
     print(f"{chosen}; the verdict is a paired t test on test accuracy, one pair per seed.")
     with where_possible(folder / "report"):
-        write_report(folder / "report", build_report(found, [shown(folder)]))
+        exported, left = files_for_devices.find(found.runs, [])
+        for line in left:
+            log.warning("%s", line)
+        write_report(folder / "report", build_report(found, [shown(folder)], exported))
         print(f"report:            {shown(folder / 'report' / 'report.html')}")
+    files = files_for_devices.of_groups(exported, every)
+    if files:
+        of_files = files_for_devices.table(files)
+        print_table(
+            "exported files on test", of_files.columns, [row.cells for row in of_files.rows]
+        )
+        print(files_for_devices.smallest(files))
 
 
 def _record(group: groups.Group, one: groups.Comparison) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def distill(runs: list[Run], dataset: Dataset, started: float, session: Session)
         "test_accuracy": scores["accuracy"],
         "test_nll": scores["nll"],
         "quality": prepared.quality,
-        "parameters": teacher.model.count_params(),
+        "parameters": teacher.parameters,
         "outputs": outputs.how,
         "precision": teacher.precision,
     }

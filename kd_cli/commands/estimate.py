@@ -81,6 +81,7 @@ class Distilling:
         views: Versions of an image whose outputs are stored; 0 for a live teacher.
         missing: Of these, how many the cache does not have.
         teachers: How many are trained first.
+        many: What people call the training images.
         could: What to type so that the outputs of a live teacher are stored; empty if no cache
             serves.
     """
@@ -94,6 +95,7 @@ class Distilling:
     missing: int
     could: str
     teachers: int = 1
+    many: str = "images"
 
     def lines(self) -> list[str]:
         """For a person, a line each."""
@@ -109,9 +111,11 @@ class Distilling:
             found.append(f"teacher, trained first: {each}{_each(own)}, {duration(first)} in all")
             total += first
         found.append(f"student: {_each(one, live)}, {duration(one.total(live))} in all")
-        if self.views:
+        if not self.batch:
+            pass  # a file of logits
+        elif self.views:
             versions = f"{self.views} views of " if self.views > 1 else ""
-            of = f"{versions}{self.images:,} images"
+            of = f"{versions}{self.images:,} {self.many}"
             work = f"{duration(once)} once for {of}" if once else f"outputs of {of} are stored"
             if 0 < self.missing < self.views:
                 work += f" ({self.views - self.missing} of the views are stored)"
@@ -159,7 +163,7 @@ def distilling(
     plan: DictConfig,
     dataset: Dataset,
     views: Views | None,
-    ask: LiveTeacher,
+    ask: LiveTeacher | None,
     planned: Planned,
     teacher: Training | None,
     teachers: int = 1,
@@ -171,7 +175,7 @@ def distilling(
     Args:
         engine: Of the run, with one learner and what `planned` has in place of a teacher.
         plan, dataset, views: Of the run.
-        ask: The teacher.
+        ask: The teacher; None for a file of its logits.
         planned: What the run will get from it.
         teacher: Its own training, if it has to be trained.
         teachers: How many of them teach.
@@ -180,7 +184,7 @@ def distilling(
     student = training(engine, plan, dataset)
     if student is None:
         return None
-    batch = forward(ask, images)
+    part = forward(ask, images) if ask else 0.0
     could = [] if plan.cache.logits != "none" else ["cache.logits=float32"]
     if views is not None and views.nodes and plan.view == "consistent":
         could.append("cache.views=K")
@@ -189,13 +193,14 @@ def distilling(
     return Distilling(
         student,
         teacher,
-        batch,
-        batch / int(images.shape[0]),
+        part * engine.accumulate,
+        part / int(images.shape[0]),
         len(dataset.train),
         planned.views,
         planned.missing,
         " ".join(could),
         teachers,
+        dataset.inputs.many,
     )
 
 
@@ -255,7 +260,8 @@ def forward(ask: LiveTeacher, images: Any) -> float:
     def repeated(count: Any) -> Any:
         def body(number: Any, before: Any) -> tuple[Any, Any]:
             # Each pass depends on the one before, so that none is left out.
-            return number + 1, tf.reduce_mean(ask(images + 1e-30 * before)["logits"])
+            same = images + tf.cast(1e-30 * before, images.dtype)
+            return number + 1, tf.reduce_mean(ask(same)["logits"])
 
         begin = [tf.constant(0), tf.zeros([])]
         return tf.while_loop(lambda n, _: n < count, body, begin, parallel_iterations=1)[1]

@@ -24,6 +24,7 @@ from kd_cli.commands.evaluate_target import (
     with_data,
 )
 from kd_cli.commands.table import Request
+from kd_cli.config.inputs import inputs_of
 from kd_cli.config.row import are_names, is_name
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
@@ -31,7 +32,7 @@ from kd_cli.errors import ConfigError, RunFailed, first_line
 from kd_cli.export.formats import FORMATS
 from kd_cli.files import bytes_of, remove_leftovers, write_json, write_npz
 from kd_cli.report.columns import COLUMNS, PERCENT, In
-from kd_cli.runs import finished, identity, quality
+from kd_cli.runs import finished, identity, quality, vocabulary
 from kd_cli.runs.environment import cores, environment
 from kd_cli.runs.record import Record
 from kd_cli.runs.session import Session
@@ -87,6 +88,7 @@ def _measure(
     record = target.record
     if own:
         check_same(plan, record, dataset)
+    vocabulary.refuse_other(target.file, dataset.tokenizer)
     if record:
         warn_of_classes(record, dataset)
     device = set_up(plan.device)
@@ -115,7 +117,7 @@ def _measure(
         "own_data": own,
         "dataset": {
             "name": dataset.name,
-            "image_shape": list(dataset.image_shape),
+            **dataset.inputs.description(),
             "class_names": list(dataset.class_names),
             "validation": len(dataset.validation) if dataset.validation else 0,
             "test": len(dataset.test),
@@ -136,7 +138,8 @@ def _measure(
     if record and dataset.validation and _trained_on(record, dataset):
         warnings.append(
             "this split is not the run's: the run may have been trained on some of its validation "
-            "images, so the validation scores and the fitted temperature may be too good"
+            f"{dataset.inputs.many}, so the validation scores and the fitted temperature may be "
+            "too good"
         )
     if record and record.command == "distill":
         why = _ask_teacher(plan, target, own, dataset, arrays, views, session)
@@ -179,14 +182,16 @@ def _trained_on(record: Record, dataset: Dataset) -> bool:
 
 
 def _batch(dataset: Dataset, size: int, prepare: Prepare | None) -> np.ndarray:
-    """Test images [size, H, W, C], as often as it takes, as the network gets them."""
+    """Test images [size, H, W, C] or token ids [size, L], as the network gets them; repeated."""
     import tensorflow as tf
+
+    from kd_cli.networks.inputs import as_given
 
     rows = np.resize(dataset.test.rows, size)
     images = tf.constant(dataset.test.images[rows])
     if prepare is not None:
         images = prepare(images, tf.constant(rows, tf.int64))
-    return np.asarray(images, np.float32)
+    return as_given(images).numpy()
 
 
 def _ask_teacher(
@@ -249,9 +254,11 @@ def _print(result: dict[str, Any], out: Path, record: Record | None) -> None:
     operations = result["flops"]
     print(f"network            {result['what']}")
     if record and record.dataset.labelled < record.dataset.train:
-        sizes = f"{record.dataset.train:,} images, {record.dataset.labelled:,} of them with a label"
+        many = inputs_of(record.dataset).many
+        sizes = f"{record.dataset.train:,} {many}, {record.dataset.labelled:,} of them with a label"
         print(f"trained on         {sizes}")
-    for label, count in (("parameters", result["parameters"]), ("FLOPs per image", operations)):
+    each = f"FLOPs per {inputs_of(result['dataset']).one}"
+    for label, count in (("parameters", result["parameters"]), (each, operations)):
         print(f"{label:<19}{'not counted' if count is None else f'{count:,}'}")
     if record and record.deployed:
         print(f"made of            {record.deployed.words()}")

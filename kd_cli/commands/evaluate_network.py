@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli.commands.evaluate_target import Target, check_shape
-from kd_cli.config.plans import view_shape
+from kd_cli.commands.evaluate_target import Target, check_shape, given_to
+from kd_cli.config.inputs import Images, Tokens
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.export.check import are_probabilities, as_logits
 from kd_cli.export.formats import FORMATS
-from kd_cli.export.tensors import channels_last
+from kd_cli.export.tensors import fitted
 from kd_cli.files import file_hash
 from kd_cli.runs.model_file import recorded_network, run_beside
 from kd_cli.runs.record import Record
@@ -79,8 +79,7 @@ def network_of(plan: DictConfig, target: Target, dataset: Dataset) -> Network:
 
     operations: int | None = None
     try:
-        shape = view_shape(plan.augment.size, dataset.image_shape)
-        operations = cost.flops(model, shape)
+        operations = cost.flops(model, dataset.inputs.sized(plan.augment.size).shape)
     except cost.UncountedError as error:
         warnings.append(f"FLOPs are not counted: {error}")
     count = model.count_params()
@@ -101,12 +100,12 @@ def _of_file(plan: DictConfig, target: Target, dataset: Dataset) -> Network:
             f"{plan.what} has {classes[-1]} outputs, {dataset.name} has {dataset.num_classes} "
             "classes; type dataset=OPTION to choose other data"
         )
-    given = view_shape(plan.augment.size, dataset.image_shape)
-    expected = view_shape(plan.input.size, given)
-    turned = channels_last(opened)
-    if not _fits(shape[1:], expected) and _fits(turned.image.shape[1:], expected):
+    expected = given_to(plan, dataset.inputs)
+    if isinstance(expected, Tokens):
+        check_shape(plan, shape[1:], expected)
+    opened, turned = fitted(opened, expected.shape)
+    if turned:
         log.info("%s: it takes images with their channels first", plan.what)
-        opened = turned
     check_shape(plan, opened.image.shape[1:], expected)
     prepared = _prepared(plan)
     probabilities = are_probabilities(_probe(opened, dataset, prepared), opened.logits)
@@ -125,10 +124,6 @@ def _of_file(plan: DictConfig, target: Target, dataset: Dataset) -> Network:
 
     batches = (shape[0],) if shape[0] else ()
     return Network(predict, run, file_hash(target.file), None, None, batches)
-
-
-def _fits(taken: Sequence[int | None], given: Sequence[int]) -> bool:
-    return all(size in (None, one) for size, one in zip(taken, given, strict=True))
 
 
 def _prepared(plan: DictConfig) -> Callable[[np.ndarray], np.ndarray]:
@@ -154,7 +149,7 @@ def _probe(
     opened: Opened, dataset: Dataset, prepared: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """Outputs on images that are unlike: black, white, noise of little and full contrast."""
-    known = zip(opened.image.shape[1:], dataset.image_shape, strict=True)
+    known = zip(opened.image.shape[1:], dataset.inputs.shape, strict=True)
     shape = [side or size for side, size in known]
     noise = np.random.default_rng(0).uniform(0, 1, (2, *shape)) * [[[[32]]], [[[255]]]]
     images = np.concatenate([np.zeros((1, *shape)), np.full((1, *shape), 255), noise])
@@ -173,10 +168,11 @@ def teacher_of_run(
 
     known, spec = record.teacher, record.config.get("teacher", {})
     bare = {"size": None, "scale": 1.0, "offset": 0.0}
-    node = {"checkpoint": None, "weights": None, "precision": None, "module": None, **spec}
-    node = {"input": bare, **node}
+    others = dict.fromkeys(("checkpoint", "logits", "weights", "precision", "module"))
+    node = {"input": bare, **others, **spec}
     path = Path(known.path)
-    node["checkpoint" if node["weights"] is None else "weights"] = str(path)
+    given = next((key for key in ("weights", "logits") if node[key] is not None), "checkpoint")
+    node[given] = str(path)
     if not path.exists():
         raise ConfigError(f"{shown(path)} is gone")
     plain = OmegaConf.to_container(plan)
@@ -212,9 +208,10 @@ def keras_model(plan: DictConfig, target: Target, dataset: Dataset) -> tuple[ker
         expected = model.input_shape
     except (AttributeError, ValueError):
         expected = None
-    if not isinstance(expected, tuple) or len(expected) != 4:
+    known = {Images: "[batch, height, width, channels]", Tokens: "[batch, length]"}
+    if not isinstance(expected, tuple) or len(expected) != 1 + len(dataset.inputs.shape):
         raise ConfigError(
-            f"{plan.what}: expected a network with one input [batch, height, width, channels], "
+            f"{plan.what}: expected a network with one input {known[type(dataset.inputs)]}, "
             f"received {expected}"
         )
     outputs, fitting = model.output_shape, {dataset.num_classes}
@@ -230,11 +227,13 @@ def keras_model(plan: DictConfig, target: Target, dataset: Dataset) -> tuple[ker
         model, done = logits.as_logits(model, dataset.num_classes, plan.what)
         if done:
             log.info("%s: %s", plan.what, done)
-    shape = view_shape(plan.augment.size, dataset.image_shape)
-    asked = plan.input.size is not None or (plan.input.scale, plan.input.offset) != (1, 0)
+    shape = dataset.inputs.sized(plan.augment.size).shape
+    asked = plan.input is not None and (
+        plan.input.size is not None or (plan.input.scale, plan.input.offset) != (1, 0)
+    )
     if asked and any(layer.name == ADAPTER for layer in model.layers):
         raise ConfigError(f"{plan.what} takes raw pixels: it has its scale inside; leave input out")
-    check_shape(plan, expected[1:], view_shape(plan.input.size, shape))
+    check_shape(plan, expected[1:], given_to(plan, dataset.inputs))
     model = with_adapter(model, plan.input, shape, "input") if asked else model
     sha = weights_hash(model)
     if target.record and sha != target.record.weights_sha256:

@@ -18,10 +18,11 @@ from yaml import YAMLError
 from kd_cli.commands.table import Request
 from kd_cli.config.check import check, refuse_unused
 from kd_cli.config.compose import compose
+from kd_cli.config.inputs import Images, Inputs, inputs_of
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import is_typed, override_key
-from kd_cli.config.plans import unlabelled_left_out, view_shape
+from kd_cli.config.plans import unlabelled_left_out
 from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.export import formats
@@ -151,15 +152,16 @@ def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictC
     if target.record is None:
         plan = OmegaConf.create(plain)
         expected = [] if target.format else _input_shape(target.file)
-        given = view_shape(plan.input.size or plan.augment.size, plan.dataset.image_shape)
-        if len(expected) == 3:  # (of a network with other inputs Keras tells)
-            check_shape(plan, expected, given)
+        if expected:  # (of a network with other inputs Keras tells)
+            check_shape(plan, expected, given_to(plan, inputs_of(plan.dataset)))
         return plan, False
     keys = [override_key(override) for override in typed]
     recorded = target.record.config
+    images = isinstance(inputs_of(target.record.dataset), Images)
     for key in keys:
         if key.startswith("input"):
-            raise ConfigError(f"{key}: a run's model.keras takes raw pixels; leave it out")
+            raw = "raw pixels" if images else "token ids"
+            raise ConfigError(f"{key}: a run's model.keras takes {raw}; leave it out")
         if key == "module":
             raise ConfigError("module: a run has recorded its network; leave it out")
         if key.startswith("dataset.") and "dataset" not in keys:
@@ -183,36 +185,47 @@ def with_data(plan: DictConfig, typed: list[str], target: Target) -> tuple[DictC
             f"{plan.what} was trained for {len(known.class_names)} classes "
             f"({known.name}), {plan.dataset.name} has {plan.dataset.num_classes}"
         )
-    trained_on = view_shape(recorded.get("augment", {}).get("size"), known.image_shape)
-    given = view_shape(plan.augment.size, plan.dataset.image_shape)
-    check_shape(plan, trained_on, given)
+    trained_on = inputs_of(known).sized(recorded.get("augment", {}).get("size"))
+    given = inputs_of(plan.dataset).sized(plan.augment.size)
+    check_shape(plan, trained_on.shape, given)
     return plan, own
 
 
 def _input_shape(file: Path) -> list[int | None]:
-    """[H, W, C] that a `.keras` file takes, read without Keras; empty where it is not plain."""
+    """[H, W, C] or [L] that a `.keras` file takes, without Keras; empty where it is not plain."""
     try:
         with zipfile.ZipFile(file) as archive:
             first = json.loads(archive.read("config.json"))["config"]["layers"][0]
-        return list(first["config"]["batch_shape"][1:])
+        shape, dtype = list(first["config"]["batch_shape"][1:]), first["config"]["dtype"]
+        return shape if len(shape) == 3 or (len(shape) == 1 and "int" in dtype) else []
     except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile):
         return []  # Keras will tell
 
 
-def check_shape(plan: DictConfig, expected: Sequence[int | None], given: Sequence[int]) -> None:
-    """Raises ConfigError when a network takes other images than it would get.
+def given_to(plan: DictConfig, inputs: Inputs) -> Inputs:
+    """What a network gets of a dataset's inputs, behind augmentation and `input`."""
+    size = None if plan.input is None else plan.input.size
+    return inputs.sized(plan.augment.size).sized(size)
+
+
+def check_shape(plan: DictConfig, expected: Sequence[int | None], given: Inputs) -> None:
+    """Raises ConfigError when a network takes other inputs than it would get.
 
     Args:
         plan: Names network and data.
-        expected: [H, W, C], None for any.
-        given: [H, W, C].
+        expected: [H, W, C] or [L], None for any.
+        given: What it would get.
     """
-    if any(e not in (None, g) for e, g in zip(expected, given, strict=True)):
-        raise ConfigError(
-            f"{plan.what} takes images of shape {list(expected)}, {plan.dataset.name} would give "
-            f"it {list(given)}; choose other data, or (for a file that kd did not write) "
-            "input.size=..."
-        )
+    fits = len(expected) == len(given.shape)
+    if fits and all(e in (None, g) for e, g in zip(expected, given.shape, strict=True)):
+        return
+    many = "images" if len(expected) == 3 else "texts"
+    hint = ", or (for a file that kd did not write) input.size=..." if many == "images" else ""
+    words = "" if given.many == many else f"{given.many} "
+    raise ConfigError(
+        f"{plan.what} takes {many} of shape {list(expected)}, {plan.dataset.name} would give it "
+        f"{words}{list(given.shape)}; choose other data{hint}"
+    )
 
 
 def _recorded(spec: dict[str, Any], plan: DictConfig, typed: list[str], run: Path) -> Any:

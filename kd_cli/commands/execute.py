@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kd_cli.commands.result_table import print_result, print_rounds
 from kd_cli.commands.table import COMMANDS, load
+from kd_cli.config.plans import has_rounds
 from kd_cli.data.dataset import load_dataset
 from kd_cli.runs.asked import Run
 from kd_cli.runs.directory import at_work, finished
@@ -17,8 +18,8 @@ from kd_cli.runs.ownership import inputs, refuse_other_inputs
 from kd_cli.runs.record import Record
 from kd_cli.runs.session import Session
 from kd_cli.terminal import shown
-from kd_cli.training import assembly
-from kd_cli.training.trackers import tell_of_unused, trackers_of
+from kd_cli.training import assembly, checkpoints
+from kd_cli.training.trackers import conclude, tell_of_finished, trackers_of
 from kd_cli.training.train import Result, Results
 
 log = logging.getLogger("kd")
@@ -86,6 +87,9 @@ def execute_together(
         except Exception as error:
             for out in found:
                 results.setdefault(out, error)  # in place: what holds the directories reads it
+        finally:
+            for run, _ in found.values():
+                conclude(run, session, results.get(run.out), alone)
     return [results[run.out] for run in runs]
 
 
@@ -105,7 +109,10 @@ def _results(
             else:
                 refuse_other_inputs(record["inputs"], inputs(run.plan, dataset), run.out)
                 log.info("%s is finished; rerun=true makes a new run beside it", shown(run.out))
-                tell_of_unused(run)
+                tell_of_finished(run)
+                if not has_rounds(run.plan):  # (each round has its own)
+                    done = record["epochs_done"]
+                    checkpoints.tell_of_missing(run.out, run.plan.checkpoint.every, done)
                 results[run.out] = record
     if unfinished:
         train = load(COMMANDS[unfinished[0].plan.command].trains)

@@ -112,7 +112,8 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         times = None
         if teacher or first:
             teachers = (first, len(member_plans(plan)))
-            times = estimate.distilling(engine, plan, dataset, views, ask, planned, *teachers)
+            live = None if teacher and teacher.table else ask
+            times = estimate.distilling(engine, plan, dataset, views, live, planned, *teachers)
     for head, text in [
         ("loss", loss_line(learner.objective)),
         ("schedule", schedule_line(plan, learner.schedule, *assembly.length(plan, dataset))),
@@ -122,14 +123,14 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
         *_deployed(learner.objective.deployed),
         *_for_distilling(learner.objective.count_params()),
         *(_about_teacher(prepared) if prepared else _to_train(plan, train_it)),
-        ("its logits", _answers_line(outputs, views)),
-        *([("", _certainty_line(said, dataset.num_classes))] if prepared else []),
+        ("its logits", _answers_line(outputs, views, dataset.inputs.values)),
+        *([("", _certainty_line(said, dataset))] if prepared else []),
         *_times(times),
     ]:
         print(f"{head:<12}{text}")
     print_taps(learner.objective, learner.model, network)
     if prepared:
-        print_balance(found, plan.init_seed)
+        print_balance(found, plan.init_seed, dataset.inputs.many)
         warnings = [
             *remarks(found, learner.objective.hyper),
             *(f"warning: {text}" for text in warnings),
@@ -181,7 +182,13 @@ def schedule_line(plan: DictConfig, schedule: Any, total: int, steps_per_epoch: 
 
 def optimizer_line(plan: DictConfig) -> str:
     """Name and options of the optimizer; its rate is the schedule's."""
-    return f"{_call(OmegaConf.to_container(plan.optimizer))}, {plan.precision}"
+    average = "" if plan.ema is None else f", average of the weights with momentum {plan.ema:g}"
+    return f"{_call(OmegaConf.to_container(plan.optimizer))}, {plan.precision}{average}"
+
+
+def _batches(plan: DictConfig) -> str:
+    """The images of a step; `4 x 32` where it sums up several batches."""
+    return f"{plan.accumulate} x " * (plan.accumulate > 1) + str(plan.batch_size)
 
 
 def _data_path(
@@ -194,23 +201,24 @@ def _data_path(
     held = f"{len(dataset.validation):,} validation" if dataset.validation else "no validation"
     labelled = dataset.train.labelled
     bare = f" ({labelled:,} with a label)" if labelled < len(dataset.train) else ""
-    images = dataset.train.images
+    inputs, images = dataset.inputs, dataset.train.images
     where = "in memory" if isinstance(engine.source, InMemory) else "streamed from the disk"
     lines = [
         (
             "data",
             f"{dataset.name}: {len(dataset.train):,} training{bare}, {held}, "
-            f"{len(dataset.test):,} test images of {dataset.num_classes} classes",
+            f"{len(dataset.test):,} test {inputs.many} of {dataset.num_classes} classes",
         ),
         (
             "steps",
-            f"{total:,} of {plan.batch_size} images, {per_epoch:,} an epoch, "
+            f"{total:,} of {_batches(plan)} {inputs.many}, {per_epoch:,} an epoch, "
             f"{math.ceil(total / per_epoch):,} epochs; order by data_seed {plan.data_seed}",
         ),
-        ("pixels", f"{list(dataset.image_shape)} {images.dtype}, 0..255, {where}"),
+        (inputs.values, f"{list(inputs.shape)} {images.dtype}, {inputs.range}, {where}"),
     ]
     if views is None:
-        return [*lines, ("augment", "none: the same pixels in every epoch, for both networks")]
+        same = f"none: the same {inputs.values} in every epoch, for both networks"
+        return [*lines, ("augment", same)]
     train = ", ".join(_call(node) for node in OmegaConf.to_container(plan.augment.train))
     evaluation = ", ".join(_call(node) for node in OmegaConf.to_container(plan.augment.evaluate))
     seen = {
@@ -247,27 +255,28 @@ def _about_teacher(prepared: Prepared) -> list[tuple[str, str]]:
     training = f", {teacher.training}" if teacher.training else ""
     accuracy = f"{part} {prepared.quality[part]['accuracy']:.4f}"
     line = f"{teacher.name}{training}, {accuracy} ({shown(teacher.path)})"
-    return [("teacher", line), ("", _network(teacher.model))]
+    known = [] if teacher.parameters is None else [("", _network(teacher.model))]
+    return [("teacher", line), *known]
 
 
-def _certainty_line(said: Mapping[str, Any], classes: int) -> str:
+def _certainty_line(said: Mapping[str, Any], dataset: Dataset) -> str:
     """How much the teacher says beyond the labels."""
     right = "" if said["accuracy"] is None else f"right on {100 * said['accuracy']:.2f} %, "
     at = said["entropy_at_temperature"]
     more = "" if at is None else f", {at:.3f} at the temperature of the loss"
     return (
-        f"on {said['images']:,} training images {right}mean entropy {said['entropy']:.3f} "
-        f"nats{more} (at most {math.log(classes):.3f})"
+        f"on {said['images']:,} training {dataset.inputs.many} {right}mean entropy "
+        f"{said['entropy']:.3f} nats{more} (at most {math.log(dataset.num_classes):.3f})"
     )
 
 
-def _answers_line(outputs: Outputs, views: Views | None) -> str:
+def _answers_line(outputs: Outputs, views: Views | None, values: str) -> str:
     """Whether the teacher's logits are stored or computed at every step, and why."""
     if outputs.live is not None:
         return outputs.how
     if outputs.repeats is not None:
         return f"{outputs.how}, which repeat every {outputs.repeats} epochs"
-    same = "the pixels are" if views is None else "the teacher's pixels are"
+    same = f"the {values} are" if views is None else f"the teacher's {values} are"
     return f"{outputs.how}: {same} the same in every epoch"
 
 

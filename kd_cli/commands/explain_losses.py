@@ -56,7 +56,7 @@ def print_taps(objective: Objective, student: Any, teacher: Any) -> None:
 
 
 def _multiply_adds(graph: Any, tap: str, model: Any) -> str:
-    """Of one image, in thousands or millions, and the share of the whole network."""
+    """For one input, in thousands or millions, and the share of the whole network."""
     from kd_cli.networks.cost import UncountedError, flops
 
     shape = tuple(model.input_shape[1:])
@@ -71,9 +71,9 @@ def _multiply_adds(graph: Any, tap: str, model: Any) -> str:
     return f"{part / 1e6:,.1f} M{share}" if part >= 1e6 else f"{part / 1e3:,.1f} k{share}"
 
 
-def print_balance(found: Balance, init_seed: int) -> None:
+def print_balance(found: Balance, init_seed: int, many: str) -> None:
     """The value, gradient and share of each term at the first step; the cosine of each two."""
-    print(f"first batch {found.examples} images; initial weights of init_seed {init_seed}")
+    print(f"first batch {found.examples} {many}; initial weights of init_seed {init_seed}")
     print_table(
         "",
         ["term", "value", "gradient norm", "share"],
@@ -100,14 +100,14 @@ def remarks(found: Balance, hyper: Mapping[str, Any]) -> list[str]:
         Warnings for a value or gradient that is not finite, and for a term of the loss below 1 %
         of the gradient norm (so that another is above 99 %); a note where alpha asks for that.
     """
-    from kd_cli.training.step import REGULARISATION
+    from kd_cli.training.learner import REGULARISATION
 
     finite = np.isfinite(found.values) & np.isfinite(found.norms)
     if not finite.all():
         name = found.terms[int(np.argmin(finite))]
         return [
             f"warning: the term '{name}' or its gradient is not finite at the first step; look at "
-            "the images' range (student.input, teacher.input)"
+            "the inputs' range (of images: student.input, teacher.input)"
         ]
     loss = [name for name in found.terms if name != REGULARISATION]
     if len(loss) < 2:

@@ -29,9 +29,9 @@ from kd_cli.commands.evaluate_target import (
 )
 from kd_cli.commands.sweep import expand
 from kd_cli.commands.table import Request
+from kd_cli.config.inputs import Tokens, inputs_of
 from kd_cli.config.keys import Config
 from kd_cli.config.overrides import place_of
-from kd_cli.config.plans import view_shape
 from kd_cli.config.row import is_name
 from kd_cli.data.dataset import Dataset, load_dataset
 from kd_cli.device import set_up
@@ -109,6 +109,11 @@ def _asked(request: Request) -> tuple[DictConfig, Target, Format]:
     target = find(plan.what)
     _refuse_other_data(request.overrides, target)
     plan, _ = with_data(plan, request.overrides, target)
+    if isinstance(inputs_of(plan.dataset), Tokens):
+        raise ConfigError(
+            f"{plan.what} takes texts, and export writes networks of images; Keras opens its "
+            "model.keras (kd guide text)"
+        )
     return plan, target, row
 
 
@@ -182,14 +187,15 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
     device = set_up(plan.device)
     from kd_cli.export import calibration, graph
     from kd_cli.networks.predict import predict_rows, predictor
+    from kd_cli.networks.wrap import CantCopyError, in_float32
 
     runtime = row.load()
     session = Session()
     views = assembly.augmentation(plan, dataset, session)
     prepare = views.evaluate if views is not None else None
     model, weights = keras_model(plan, target, dataset)
-    shape = view_shape(plan.augment.size, dataset.image_shape)
     added = None
+    shape = dataset.inputs.sized(plan.augment.size).shape
     drawn = None
     if plan.precision == "int8":
         drawn = calibration.draw(dataset.train, plan.calibration, plan.seed, prepare)
@@ -199,14 +205,18 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
         with tempfile.TemporaryDirectory(prefix="kd-") as scratch:
             log.info("converting to %s, %s", row.title, plan.precision)
             try:
-                model = graph.in_float32(model)
+                model = in_float32(model)
                 source = graph.write(model, shape, plan.softmax, Path(scratch) / "saved_model")
                 if plan.format == "page":
                     added = export_page.beside(plan, target, dataset, prepare, shape, session)
                     source = runtime.PageGraph(**vars(source), beside=added.beside)
                 runtime.convert(source, made, plan.precision, drawn.images if drawn else None)
                 opened = runtime.open_file(made)
-            except (CantConvertError, ConfigError) as error:  # (the latter of the new file)
+            except (
+                CantConvertError,
+                CantCopyError,
+                ConfigError,
+            ) as error:  # (the latter of the new file)
                 raise RunFailed(
                     f"{plan.what} can't be exported to {row.title} with precision="
                     f"{plan.precision}: {str(error).replace(str(made), 'the new file')}"
@@ -301,7 +311,7 @@ def _result(
         "class_names": list(dataset.class_names),
         "dataset": {
             "name": dataset.name,
-            "image_shape": list(dataset.image_shape),
+            **dataset.inputs.description(),
             "test": len(dataset.test),
             "fingerprint": dataset.fingerprint,
             "split_fingerprint": dataset.split_fingerprint,

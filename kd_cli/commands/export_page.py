@@ -58,9 +58,12 @@ def beside(
         CantConvertError: A browser has no images of so many channels.
     """
     from kd_cli.export import calibration, drawing, page
+    from kd_cli.networks.wrap import CantCopyError
 
-    if shape[-1] not in (1, 3):
-        raise CantConvertError(f"a page shows images of 1 or 3 channels, these have {shape[-1]}")
+    if len(shape) != 3 or shape[-1] not in (1, 3):
+        raise CantConvertError(
+            f"a page takes images of 1 or 3 channels, the network takes {list(shape)}"
+        )
     rows = _spread(dataset.test)
     pixels = calibration.prepared(dataset.test.images, rows, prepare)
     measures = None
@@ -76,7 +79,7 @@ def beside(
     if target.record is not None and target.record.teacher is not None:
         try:
             teacher, operations = _teacher(plan, target, dataset, shape, session)
-        except (CantConvertError, ConfigError) as error:
+        except (CantConvertError, CantCopyError, ConfigError) as error:
             left_out.append(f"the page is without the teacher: {error}")
     made = page.Beside(
         dataset.name,
@@ -109,13 +112,17 @@ def _teacher(
         ConfigError: It is not there any more.
         CantConvertError: It is too large, or has an operation that a page has not.
     """
-    from kd_cli.export import graph, operations, page
+    from kd_cli.export import operations, page
+    from kd_cli.networks.wrap import in_float32
 
     teacher, _ = teacher_of_run(plan, target.record, dataset, session)
+    for one in teacher.members or (teacher,):
+        if Path(one.origin["file"]).suffix != ".keras":
+            raise CantConvertError(f"{shown(one.path)} is no network of Keras")
     # Before it is converted, which takes long for a large one.
     least = teacher.model.count_params() * (2 if plan.precision == "float16" else 4)
     if least <= page.MOST_OF_TEACHER:
-        found = operations.program(graph.in_float32(teacher.model), shape)
+        found = operations.program(in_float32(teacher.model), shape)
         least = page.stored_bytes(found, plan.precision)
     if least > page.MOST_OF_TEACHER:
         raise CantConvertError(

@@ -15,13 +15,17 @@ GROUPS = {
     "to start": ("commands", "configuration", "losses", "methods", "explain"),
     "data, networks, teachers": (
         "data",
+        "text",
         "networks",
         "teachers",
         "augmentation",
         "self-training",
         "recipes",
     ),
-    "results": ("runs", "compare", "sweeps", "report", "evaluate", "export", "metrics", "evidence"),
+    "results": (
+        *("runs", "trackers", "compare", "sweeps", "tuning", "report"),
+        *("evaluate", "export", "metrics", "evidence"),
+    ),
     "reference": (),
 }
 

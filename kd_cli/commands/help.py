@@ -37,6 +37,7 @@ examples
   kd distill dataset=cifar10 teacher=cnn student=cnn_small schedule=cosine epochs=20
   kd --multirun alpha=0.1,0.5,0.9 temperature=1,4,10     a sweep, with a table at its end
   kd compare seeds=5                                     was distilling worth it?
+  kd tune alpha='interval(0.05,0.95)' trials=20          search for a good value
   kd distill teacher.checkpoint=my.keras                 a teacher of your own
   kd evaluate outputs/latest                             calibration, agreement and cost of a run
 

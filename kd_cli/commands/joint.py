@@ -85,14 +85,14 @@ def groups(runs: list[Run], max_points: int) -> list[list[int]]:
 def _shared(plan: DictConfig) -> str:
     """Equal for runs that see the same batches and the same teacher, with the same kind of step.
 
-    They may differ in initial weights, loss with its options, class weights, learning rate and
-    epochs.
+    They may differ in initial weights, loss with its options, class weights, learning rate, epochs
+    and the average of the weights.
     """
     if has_rounds(plan):
         return run_id(plan)  # its rounds are trainings of their own
     spec = run_spec(plan)
     spec["schedule"].pop("learning_rate", None)
-    for key in ("init_seed", "loss", "class_weights", "learning_rate", "epochs"):
+    for key in ("init_seed", "loss", "class_weights", "learning_rate", "epochs", "ema"):
         spec.pop(key, None)
     return digest([spec, plan.device, plan.memory_gib], 32)
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from kd_cli.commands.execute import execute_together
 from kd_cli.commands.job import Job, is_sweep, refuse_sweeping, start
 from kd_cli.commands.result_table import scratch_of
-from kd_cli.commands.sweep import refuse_lists
+from kd_cli.commands.several_students import overrides_of_each
 from kd_cli.commands.table import COMMANDS, Request
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
@@ -42,10 +42,10 @@ from kd_cli.training.peers import PeerError
 from kd_cli.training.train import Results, train
 
 log = logging.getLogger("kd")
-MOST = 20  # students
 # What students that see the same batches to the same end can't have each for itself.
 _SHARED = (
-    *("dataset", "augment", "augment_seed", "batch_size", "data_seed", "epochs", "steps"),
+    *("dataset", "augment", "augment_seed", "batch_size", "accumulate", "data_seed"),
+    *("epochs", "steps"),
     *("early_stopping", "checkpoint", "device", "memory_gib"),
 )
 _LOSS = {"_target_": "kd_cli.distillation.mutual", "_partial_": True}
@@ -116,14 +116,10 @@ def asked_for(overrides: Sequence[str]) -> Asked:
         ConfigError: There is one student alone, both were typed, or a key that a group of runs
             can't have.
     """
-    count, students, kept, baseline = "", [], [], False
+    kept, baseline = [], False
     for override in overrides:
         key, _, value = override.partition("=")
-        if key == "peers":
-            count = value
-        elif key == "student" and "," in value:
-            students = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
-        elif key == "baseline":
+        if key == "baseline":
             if value not in ("true", "false"):
                 raise ConfigError(f"{override} must be true or false")
             baseline = value == "true"
@@ -133,19 +129,8 @@ def asked_for(overrides: Sequence[str]) -> Asked:
             )
         else:
             kept.append(override)
-    refuse_lists(kept, "mutual trains one group")
-    if bool(count) == bool(students):
-        raise ConfigError(
-            "mutual needs students, as in student=cnn,mlp; or several of one network, as in "
-            "peers=2 (one of the two)"
-        )
-    if students:
-        if not 2 <= len(students) <= MOST:
-            raise ConfigError(f"student={','.join(students)} must name 2 to {MOST} students")
-        return Asked([[*kept, f"student={name}"] for name in students], baseline)
-    if not count.isdigit() or not 2 <= int(count) <= MOST:
-        raise ConfigError(f"peers={count} must be a whole number from 2 to {MOST}")
-    return Asked([list(kept) for _ in range(int(count))], baseline)
+    needs = "mutual needs students, as in student=cnn,mlp; or several of one network, as in peers=2"
+    return Asked(overrides_of_each(kept, "peers", "mutual trains one group", needs), baseline)
 
 
 def runs_of(request: Request, students: list[list[str]]) -> list[tuple[Run, DictConfig]]:

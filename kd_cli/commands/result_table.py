@@ -84,7 +84,7 @@ def scratch_of(record: Record, run: Run) -> tuple[FinishedRun | str, str]:
     Where there is none: what stands in its row, and why. Without labels there is no row.
     """
     if record.dataset.labelled == 0:
-        return "", "needs labels, which the training images do not have"
+        return "", "needs labels, which the training examples do not have"
     folder = identity.run_dir(scratch_plan(run.plan))
     try:
         scratch = Record.read(folder)

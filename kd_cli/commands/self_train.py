@@ -27,7 +27,7 @@ from kd_cli.data.dataset import Dataset, Split
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
 from kd_cli.files import atomic
-from kd_cli.runs import identity
+from kd_cli.runs import identity, vocabulary
 from kd_cli.runs.asked import Run
 from kd_cli.runs.ownership import check_before_start, inputs, refuse_other_inputs
 from kd_cli.runs.record import Record, RoundRecord
@@ -62,7 +62,7 @@ def _rounds(run: Run, dataset: Dataset, session: Session) -> Record:
     check_before_start(first.plan, first.out)
     record = Record.read(first.out)
     if record is None:
-        log.info("round 0: training on the %s labelled images", f"{len(dataset.train):,}")
+        log.info("round 0: training on the %s labelled examples", f"{len(dataset.train):,}")
         record = train_inside(first, dataset, time.monotonic(), "student", session)
     else:
         refuse_other_inputs(record["inputs"], inputs(first.plan, dataset), first.out)
@@ -188,7 +188,7 @@ def _training_set(
     )
     if not len(chosen):
         raise ConfigError(
-            f"round {number}: no image is labelled with more confidence than pseudo.threshold="
+            f"round {number}: no example is labelled with more confidence than pseudo.threshold="
             f"{options.threshold:g} (the highest is {confidence.max():.4f}); lower pseudo.threshold"
         )
     distinct = np.unique(chosen)
@@ -210,7 +210,7 @@ def _training_set(
         of = "" if len(right) == len(distinct) else f" of {len(right):,}"
         known = f", {report['accuracy']:.4f}{of} right (known because the labels were only hidden)"
     log.info(
-        "round %d: round %d's network labelled %s images; %s with confidence above %g; %s chosen "
+        "round %d: round %d's network labelled %s examples; %s with confidence above %g; %s chosen "
         "(%s training rows with repeats)%s",
         number,
         number - 1,
@@ -223,7 +223,7 @@ def _training_set(
     )
     empty = [name for name, n in zip(dataset.class_names, above, strict=True) if not n]
     if empty:
-        log.warning("round %d: no image is labelled as %s", number, ", ".join(empty))
+        log.warning("round %d: no example is labelled as %s", number, ", ".join(empty))
     enlarged = with_pseudo_labels(dataset, unlabelled.rows[chosen], labels[chosen])
     record = {"pseudo_labels": report}
     if options.labels == "hard":
@@ -284,7 +284,9 @@ def _conclude(run: Run, dataset: Dataset, records: list[Record]) -> Record:
     """Copies the last round's network and predictions to the run's directory; writes its record."""
     plan, last = run.plan, records[-1]
     folders = [run.out / f"round-{number}" for number in range(len(records))]
-    for name in ("model.keras", "predictions.npz"):
+    for name in ("model.keras", "predictions.npz", vocabulary.FILE):
+        if not (folders[-1] / name).exists():  # of images there is no vocabulary
+            continue
         with atomic(run.out / name) as temporary:
             shutil.copyfile(folders[-1] / name, temporary)
     rounds = [_summary(folder, record) for folder, record in zip(folders, records, strict=True)]

@@ -41,7 +41,7 @@ def expand(overrides: list[str], config_dir: str | None = None) -> tuple[list[li
     """
     chosen: dict[str, list[str]] = {}  # of a key that is typed twice the last counts, as in Hydra
     swept = set()
-    for override in _parsed(overrides, config_dir):
+    for override in parsed(overrides, config_dir):
         key = override.get_key_element()
         if not override.is_sweep_override():
             values = [override.get_value_element_as_str()]
@@ -71,7 +71,7 @@ def refuse_lists(overrides: list[str], why: str) -> None:
     Raises:
         ConfigError: An override is a list of values, or can't be read.
     """
-    for override in _parsed(overrides, None):
+    for override in parsed(overrides, None):
         if override.is_sweep_override():
             raise ConfigError(
                 f"{override.input_line} is a list of values, and {why}; type one of them, or one "
@@ -88,7 +88,7 @@ def without_helpers(overrides: list[str], config_dir: str | None = None) -> list
     from hydra.core.override_parser.types import Glob
 
     kept = []
-    for override in _parsed(overrides, config_dir):
+    for override in parsed(overrides, config_dir):
         text = override.input_line
         if isinstance(override.value(), Glob):
             names = [name for name in override.sweep_string_iterator() if not name.startswith("_")]
@@ -97,7 +97,7 @@ def without_helpers(overrides: list[str], config_dir: str | None = None) -> list
     return kept
 
 
-def _parsed(overrides: list[str], config_dir: str | None) -> list[Any]:
+def parsed(overrides: list[str], config_dir: str | None) -> list[Any]:
     """Overrides as Hydra reads them; a group's options are known to them for glob(*)."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra

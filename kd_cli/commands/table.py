@@ -88,6 +88,17 @@ TABLE = (
         note="compare takes the keys of distill, seeds=5 and controls=label_smoothing",
     ),
     Command(
+        "tune",
+        (
+            "search for the best values of some keys (alpha='interval(0.05,0.95)'); --compare",
+            "searches as long for the scratch student, and compares the two winners",
+        ),
+        "tune:run",
+        config="distill",
+        note="tune takes the keys of distill, with a value or a space, trials=20, prune=median, "
+        "objective=nll, minutes=60; --compare takes seeds=5 and scratch.KEY=... too",
+    ),
+    Command(
         "chain",
         ("distil step by step: each student teaches the next one, or its own next generation",),
         "chain:run",
@@ -104,7 +115,7 @@ TABLE = (
     ),
     Command(
         "self-train",
-        ("train the student on labels that it has given to unlabelled images, in rounds",),
+        ("train the student on labels that it has given to unlabelled examples, in rounds",),
         "job:run",
         config="self-train",
         trains="self_train:self_train",
@@ -127,6 +138,11 @@ TABLE = (
         takes="WHAT",
     ),
     Command(
+        "predict",
+        ("print what a finished run's network, and its teacher, say of texts or image files",),
+        "predict:run",
+    ),
+    Command(
         "export",
         (
             "write a finished run or a .keras file for another runtime (precision=int8), and",
@@ -134,6 +150,13 @@ TABLE = (
         ),
         "export:run",
         config="export",
+        takes="WHAT",
+    ),
+    Command(
+        "logits",
+        ("write what a finished run or any network file says of all images, for teacher.logits",),
+        "logits:run",
+        config="logits",
         takes="WHAT",
     ),
     Command(

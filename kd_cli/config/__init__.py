@@ -8,6 +8,7 @@
     check        checks that configuration; the result is a plan, or an error in one line
     plans        the plans of the teacher and of the scratch student, from a distill plan
     losses       the entries below loss
+    inputs       what the inputs of a dataset are: images, or texts as token ids
     adapter      checks the numbers that scale pixels
     idle         keys that would change nothing, and are refused
     debug        what debug=smoke makes smaller

@@ -12,14 +12,16 @@ def check_adapter(plan: DictConfig, place: str) -> None:
 
     Args:
         plan: A typed configuration, whose values are in the ranges of the table.
-        place: Of an `input` node; a plan without it passes.
+        place: Of an `input` node; a plan without it passes, as one of texts.
 
     Raises:
         ConfigError: A list of another length, or null.
     """
     adapter = OmegaConf.select(plan, place)
+    if adapter is None:
+        return
     channels = plan.dataset.image_shape[-1]
-    for key in ("scale", "offset") if adapter is not None else ():
+    for key in ("scale", "offset"):
         value = adapter[key]
         if value is None:
             raise ConfigError(f"{place}.{key}=null: it needs a value; leave it out for the default")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kd_cli.config.adapter import check_adapter
 from kd_cli.config.debug import WHERE_PRESENT, smaller
 from kd_cli.config.idle import count_typed_epochs, refuse_idle, refuse_unread
+from kd_cli.config.inputs import Inputs, inputs_of, settle
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import UNUSED, VARIABLES, Config, walk
 from kd_cli.config.losses import (
@@ -36,7 +37,6 @@ from kd_cli.config.plans import (
     teacher_plan,
     trains_teacher,
     unlabelled_left_out,
-    view_shape,
 )
 from kd_cli.config.row import NAME, flat
 from kd_cli.config.unused import TRAINS_NOTHING
@@ -118,6 +118,7 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
     missing = _missing(OmegaConf.to_container(plan))
     if missing:  # a key that was taken away, as in ~dataset.name
         raise ConfigError(f"{missing} is missing: type +{missing}=...")
+    settle(plan, overrides)
     check_ranges(plan)
     check_entries(OmegaConf.to_container(plan).get("loss") or {})
     if is_taught(plan) and given_by(plan) and is_typed("teacher.training", overrides):
@@ -277,8 +278,9 @@ def check_ranges(plan: DictConfig) -> None:
     _check_trackers(plan.get("tracker"))
     for place in ("augment", "teacher.training.augment"):
         augment = OmegaConf.select(plan, place)
-        _check_nodes(augment, place, plan.dataset.image_shape)
-        channels = plan.dataset.image_shape[-1]
+        inputs = inputs_of(plan.dataset)
+        _check_nodes(augment, place, inputs)
+        channels = inputs.shape[-1]
         require(
             augment is None or not augment.get("preview") or channels in (1, 3),
             f"{place}.preview",
@@ -291,6 +293,13 @@ def check_ranges(plan: DictConfig) -> None:
             plan.teacher.checkpoint is None or plan.teacher.weights is None,
             "teacher.weights",
             "null with teacher.checkpoint: the file has its own (leave one of the two out)",
+        )
+        require(
+            plan.teacher.logits is None
+            or (plan.teacher.checkpoint is None and plan.teacher.weights is None),
+            "teacher.logits",
+            f"null with {given_by(plan)}: a teacher is a network or a file of logits (leave one "
+            "of the two out)",
         )
         require(
             plan.teacher.members == 1 or not given_by(plan),
@@ -343,11 +352,11 @@ def _check_trackers(trackers: DictConfig | None) -> None:
         build({**plain, "_partial_": True, "_recursive_": False}, f"tracker.{name}")
 
 
-def _check_nodes(augment: DictConfig | None, place: str, image_shape: Sequence[int]) -> None:
+def _check_nodes(augment: DictConfig | None, place: str, inputs: Inputs) -> None:
     size = (augment or {}).get("size")
     if size is not None and not augment.get("train") and not augment.get("evaluate"):
         group = "augment" if place == "augment" else f"augment@{place}"
-        if view_shape(size, image_shape) != tuple(image_shape):
+        if inputs.sized(size) != inputs:
             raise ConfigError(
                 f"{place}.size={size}: no augmentation step resizes or crops images to this size; "
                 f"choose e.g. {group}=inception, or leave it out"

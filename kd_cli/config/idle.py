@@ -7,6 +7,7 @@ told by the optimizer that was built, in `kd_cli/training/optimizers.py`.)
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -119,6 +120,9 @@ def refuse_idle(plan: DictConfig, overrides: Sequence[str]) -> None:
                 refuse(f"{place}augment.{key}", _NO_NODES)
             if not place:
                 refuse("view", _NO_NODES)
+    every, lengths = OmegaConf.select(plan, "checkpoint.every"), _epochs(plan)
+    if every is not None and every > max(lengths, default=math.inf):
+        refuse("checkpoint.every", f"the training ends after epoch {max(lengths):g}")
     if is_taught(plan) and not teacher_taps(plan.loss):
         for key in ("features", "features_gib"):
             refuse(f"cache.{key}", "no loss compares layers of the teacher; see kd guide methods")
@@ -129,6 +133,19 @@ def refuse_idle(plan: DictConfig, overrides: Sequence[str]) -> None:
         refuse("teacher.train_if_missing", f"the teacher is given by {given}")
         if given == "teacher.checkpoint":
             refuse("teacher.network", "the file of teacher.checkpoint has its own network")
+        if given == "teacher.logits":
+            for key in ("network", "input", "precision", "combine"):
+                refuse(f"teacher.{key}", "teacher.logits has the teacher's outputs, no network")
+            for key in ("logits", "views"):
+                refuse(f"cache.{key}", "teacher.logits is read from its file")
+
+
+def _epochs(plan: DictConfig) -> list[float]:
+    """Of each network that a plan trains; no end where it counts steps."""
+    places = [""] if is_taught(plan) and given_by(plan) else _TRAININGS
+    every = [OmegaConf.select(plan, place.rstrip(".")) if place else plan for place in places]
+    known = [one for one in every if one is not None and one.get("epochs") is not None]
+    return [math.inf if one.steps is not None else one.epochs for one in known]
 
 
 _NO_NODES = "there is no augmentation; choose one, as in augment=flip_crop"

@@ -22,6 +22,7 @@ from kd_cli.config.row import (
     FILES,
     LABELLED,
     MODULE,
+    MOMENTUM,
     NAME,
     NAMES,
     PLACE,
@@ -82,14 +83,17 @@ class EarlyStopping:
 class Training:
     """How a network is trained: the student's at the root, the teacher's at teacher.training."""
 
-    epochs: int = key(10, "passes over the training images", at_least(1), unused=TRAINS_NOTHING)
+    epochs: int = key(10, "passes over the training examples", at_least(1), unused=TRAINS_NOTHING)
     steps: int | None = key(
         None,
         "optimizer steps in all; replaces epochs",
         at_least(1, ", or null to use epochs"),
         unused=TRAINS_NOTHING,
     )
-    batch_size: int = key(64, "images per step", at_least(1), unused=TRAINS_NOTHING)
+    batch_size: int = key(64, "examples per step", at_least(1), unused=TRAINS_NOTHING)
+    accumulate: int = key(
+        1, "a step sums up the gradients of so many batches", at_least(1), unused=TRAINS_NOTHING
+    )
     learning_rate: float = key(
         0.001, "initial learning rate", above(0), unused=TRAINS_NOTHING, short=True
     )
@@ -107,7 +111,7 @@ class Training:
         0,
         "sets init_seed and data_seed",
         SEED,
-        unused={"evaluate": TRAINS_NOTHING["evaluate"]},
+        unused={key: TRAINS_NOTHING[key] for key in ("evaluate", "logits")},
     )
     init_seed: int = key(
         II(".seed"), "seed of the initial weights and dropout", SEED, unused=TRAINS_NOTHING
@@ -122,13 +126,19 @@ class Training:
         variable=True,
         short=True,
     )
+    ema: float | None = key(
+        None,
+        "momentum of an average of the weights, as in ema=0.999; it is validated and kept",
+        MOMENTUM,
+        unused=TRAINS_NOTHING,
+    )
     early_stopping: EarlyStopping = key(EarlyStopping, unused=TRAINS_NOTHING)
     precision: str = key(
         "float32",
         " or ".join(PRECISIONS),
         one_of(*PRECISIONS),
         must_of={"export": one_of(*FILE_PRECISIONS)},
-        unused={"evaluate": TRAINS_NOTHING["evaluate"]},
+        unused={key: TRAINS_NOTHING[key] for key in ("evaluate", "logits")},
     )
     schedule: Any = key(None, "how the learning rate changes", unused=TRAINS_NOTHING)
     optimizer: Any = key(None, "gets its learning rate from the schedule", unused=TRAINS_NOTHING)
@@ -176,7 +186,7 @@ class Student(Network):
 class Teacher(Network):
     checkpoint: Any = key(
         None,
-        "a finished teacher: a .keras file, SavedModel or run's folder; or a list of several",
+        "a finished teacher: a .keras, .onnx or .tflite file, SavedModel, run's folder; or a list",
         FILES,
         unused=FOR_DISTILLING,
     )
@@ -197,6 +207,9 @@ class Teacher(Network):
         "the module with the own layers of that .keras file; it is imported",
         MODULE,
         unused=FOR_DISTILLING,
+    )
+    logits: str | None = key(
+        None, "a file with the logits of a teacher that is elsewhere", unused=FOR_DISTILLING
     )
     weights: str | None = key(None, "an .npz file with published weights of BiT")
     train_if_missing: bool = key(
@@ -262,7 +275,7 @@ class Keys(Training):
     checkpoint: Checkpoint = key(Checkpoint, unused=TRAINS_NOTHING, place=True)
     memory_gib: float = key(
         4.0,
-        "images and logits up to this size stay in memory",
+        "data and logits up to this size stay in memory",
         at_least(0),
         unused=TRAINS_NOTHING,
         place=True,
@@ -280,7 +293,7 @@ class Keys(Training):
     )
     cache_dir: str = key(
         "${oc.env:KD_CACHE_DIR,${outputs}/cache}",
-        "decoded images, teachers' logits",
+        "decoded data, teachers' logits",
         PLACE,
         place=True,
     )
@@ -332,14 +345,9 @@ class Config(Keys):
         unused=dict.fromkeys(TRAINS_NOTHING, "the data are chosen by dataset=OPTION"),
         place=True,
     )
-    pair: Any = key(
-        None,
-        "a teacher and a student of the CIFAR tables",
-        unused=OF_WHAT,
-        place=True,
-    )
-    debug: Any = key(None, "smoke: few images, one epoch", unused=TRAINS_NOTHING, place=True)
-    what: str | None = key(None, "the run or file to evaluate or export", unused=OF_EVALUATE)
+    pair: Any = key(None, "a teacher and a student of the CIFAR tables", unused=OF_WHAT, place=True)
+    debug: Any = key(None, "smoke: few examples, one epoch", unused=TRAINS_NOTHING, place=True)
+    what: str | None = key(None, "the run or file to evaluate, export or ask", unused=OF_EVALUATE)
     input: Input = key(Input, "input of a .keras file of another program", unused=OF_EVALUATE)
     module: str | None = key(
         None, "the module with the own layers of a .keras file", MODULE, unused=OF_EVALUATE

@@ -25,23 +25,34 @@ from kd_cli.config.unused import FROM_LABELS
 @dataclass
 class Dataset:
     name: str = key(MISSING, "its name in tables and directories", NAMES)
-    image_shape: list[int] = key(MISSING, "[height, width, channels]", IMAGE_SHAPE)
+    # (Of texts their option says null. Without a default OmegaConf takes an interpolation for it.)
+    image_shape: list[int] | None = key(
+        MISSING, "of images: [height, width, channels]", IMAGE_SHAPE
+    )
+    length: int | None = key(
+        None, "of texts: tokens of each; longer ones are cut, shorter ones padded", at_least(1)
+    )
+    vocabulary: int | None = key(
+        None, "of texts: number of token ids, with 0 for padding and 1 for unknown", at_least(3)
+    )
     num_classes: int = key(MISSING, "number of classes", between(2, MOST_CLASSES))
     validation_fraction: float = key(
-        0.1, "share of the training images for validation; unused with an official split", SHARE
+        0.1, "share of the training examples for validation; unused with an official split", SHARE
     )
     labelled_fraction: float = key(
-        1.0, "share of the training images whose labels are used", LABELLED
+        1.0, "share of the training examples whose labels are used", LABELLED
     )
     unlabelled: str = key(
         "leave_out",
-        "images whose labels are not used: leave_out, or use them with the teacher's outputs alone",
+        "examples without a used label: leave_out, or use them with the teacher's outputs alone",
         one_of("leave_out", "use"),
         unused=FROM_LABELS,
     )
     split_seed: int = key(0, "seed that draws validation and limit", SEED)
-    labelled_seed: int = key(II(".split_seed"), "draws the images whose labels are used", SEED)
-    limit: int | None = key(None, "most images of each split; null: all", at_least(1, ", or null"))
+    labelled_seed: int = key(II(".split_seed"), "draws the examples whose labels are used", SEED)
+    limit: int | None = key(
+        None, "most examples of each split; null: all", at_least(1, ", or null")
+    )
     source: Any = key(MISSING, "the function that reads it")
 
 
@@ -72,6 +83,11 @@ class Cache:
 @dataclass
 class Checkpoint:
     minutes: float = key(10.0, "the state is saved every N minutes inside a long epoch", above(0))
+    every: int | None = key(
+        None,
+        "the network of every N-th epoch is kept in checkpoints/; null: only the best one",
+        at_least(1, ", or null"),
+    )
 
 
 @dataclass
@@ -79,7 +95,9 @@ class Pseudo:
     labels: str = key(
         "soft", "soft: the last round's probabilities; hard: its decisions", one_of("hard", "soft")
     )
-    threshold: float = key(0.3, "images that are labelled with less confidence are not used", SHARE)
+    threshold: float = key(
+        0.3, "examples that are labelled with less confidence are not used", SHARE
+    )
     balance: bool = key(True, "every class gets equally many pseudo-labels")
     per_class: int | None = key(
         None, "rows of each class; null shares those above the threshold", at_least(1, ", or null")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -49,6 +49,8 @@ def given_by(plan: DictConfig) -> str:
     """The key that gives a distill run a finished teacher; empty if kd trains the teacher."""
     if plan.teacher.checkpoint is not None:
         return "teacher.checkpoint"
+    if plan.teacher.get("logits") is not None:
+        return "teacher.logits"
     if plan.teacher.weights is not None:
         return "teacher.weights"
     return "teacher_dir" if plan.teacher_dir is not None else ""
@@ -93,6 +95,7 @@ def teacher_plan(plan: DictConfig) -> DictConfig:
             "teacher": teacher,
             "loss": cross_entropy(training["label_smoothing"]),
             "rerun": False if is_taught(plan) else plain["rerun"],
+            "sweep": None if is_taught(plan) else plain["sweep"],  # it is no point of it
             "teacher_dir": plain["teacher_dir"],
         }
     )
@@ -138,8 +141,3 @@ def scratch_plan(plan: DictConfig) -> DictConfig:
             "loss": cross_entropy(plain.get("label_smoothing", 0.0)),
         }
     )
-
-
-def view_shape(size: int | None, image_shape: Sequence[int]) -> tuple[int, ...]:
-    """[H, W, C] of the pixels that the networks get: `augment.size` squared, or the dataset's."""
-    return tuple(image_shape) if size is None else (size, size, image_shape[-1])

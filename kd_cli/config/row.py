@@ -95,6 +95,10 @@ DEVICE: Range = (
 )
 SEED: Range = (lambda value: 0 <= value < 2**31, "between 0 and 2147483647")
 SHARE: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+MOMENTUM: Range = (
+    lambda value: 0 < value < 1,
+    "above 0 and below 1 (the share of the average that a step leaves), or null for none",
+)
 MODULE: Range = (
     lambda value: (
         all(part.isidentifier() for part in value.split(".")) and not value.endswith(".py")
@@ -103,7 +107,7 @@ MODULE: Range = (
 )
 LABELLED: Range = (
     lambda value: 0 < value <= 1,
-    "above 0 and at most 1 (the share of the training images whose labels are used)",
+    "above 0 and at most 1 (the share of the training examples whose labels are used)",
 )
 
 

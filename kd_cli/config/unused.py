@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TRAINS_NOTHING = {"evaluate": "it trains nothing", "export": "it trains nothing"}
+TRAINS_NOTHING = dict.fromkeys(("evaluate", "export", "logits"), "it trains nothing")
 _TRAIN = ("train-teacher", "train-student", "distill", "mutual", "self-train")
 _MUTUAL = "its students teach each other"
 NO_TEACHER = {
@@ -29,6 +29,7 @@ OF_ROUNDS = {
 OF_WHAT = {
     "evaluate": "the run or file to evaluate is the word after it",
     "export": "the run or file to export is the word after it",
+    "logits": "the run or file to ask is the word after it",
 }
 OF_TEACHER = {
     "mutual": f"{_MUTUAL}, without a teacher",
@@ -37,10 +38,10 @@ OF_TEACHER = {
     **OF_WHAT,
 }
 FOR_DISTILLING = {"train-teacher": "it trains the teacher"}
-OF_EVALUATE = dict.fromkeys(_TRAIN, "it belongs to evaluate and export")
-OF_EXPORT = dict.fromkeys((*_TRAIN, "evaluate"), "it belongs to export")
+OF_EVALUATE = dict.fromkeys(_TRAIN, "it belongs to evaluate, export and logits")
+OF_EXPORT = dict.fromkeys((*_TRAIN, "evaluate", "logits"), "it belongs to export")
 FROM_LABELS = {
-    "mutual": "it learns from labels, and from the other students on the same images",
+    "mutual": "it learns from labels, and from the other students on the same examples",
     "train-teacher": "it learns from labels alone",
     "train-student": "it learns from labels alone",
     "self-train": "it uses them always",

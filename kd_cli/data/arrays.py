@@ -1,4 +1,4 @@
-"""Decoded images: what a source returns, its fingerprint, and a copy on disk for the next run."""
+"""Decoded inputs: what a source returns, its fingerprint, and a copy on disk for the next run."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ log = logging.getLogger("kd")
 
 @dataclass(frozen=True)
 class Arrays:
-    """Decoded images and labels, as a source returns them.
+    """Decoded images or token ids, and labels, as a source returns them.
 
     Attributes:
         train: Images [N, H, W, C] or [N, H, W], and labels [N] in 0..K-1, or all -1: images without
-            labels. Pixels are 0..255, or of a range that `pixels.to_bytes` knows.
+            labels. Pixels are 0..255, or of a range that `pixels.to_bytes` knows. Of texts the ids
+            [N, L] of their tokens, int32.
         test: The same of the test split, with labels.
         validation: The official validation split, where there is one.
         class_names: One name per label, in order.
@@ -47,6 +48,7 @@ class Arrays:
         unlabelled: So many training images, the last ones, lie beside those of the labelled data
             and have the label -1. They are used where dataset.unlabelled_path is not null.
         unlabelled_fingerprint: SHA-256 of these images; computed when absent.
+        tokenizer: How texts became token ids, as `words.Words.to_json` gives it; None for images.
     """
 
     train: tuple[np.ndarray, np.ndarray]
@@ -59,6 +61,7 @@ class Arrays:
     offset: float = 0.0
     unlabelled: int = 0
     unlabelled_fingerprint: str = ""
+    tokenizer: dict[str, Any] | None = None
 
     @property
     def known(self) -> int:
@@ -69,7 +72,8 @@ class Arrays:
 def fingerprint(arrays: Arrays) -> str:
     """SHA-256 over the images, labels and class names of all splits, `unlabelled` ones left out.
 
-    So a network that learns from labels alone has the same data with and without them.
+    So a network that learns from labels alone has the same data with and without them. Of texts it
+    is over the tokenizer too, because the same ids may stand for other words.
     """
     sha = hashlib.sha256()
     train = [array[: arrays.known] for array in arrays.train]
@@ -77,6 +81,8 @@ def fingerprint(arrays: Arrays) -> str:
         for array in split or ():
             _add(sha, array)
     sha.update(json.dumps(arrays.class_names).encode())
+    if arrays.tokenizer is not None:
+        sha.update(json.dumps(arrays.tokenizer, sort_keys=True).encode())
     return sha.hexdigest()
 
 
@@ -155,7 +161,7 @@ def decoded(
             except _Unusable as why:
                 if str(why):
                     log.warning(
-                        "the decoded images in %s are damaged; decoding them again (%s)",
+                        "the decoded data in %s are damaged; decoding them again (%s)",
                         folder,
                         why,
                     )
@@ -190,6 +196,7 @@ def _write(folder: Path, key: dict[str, Any], arrays: Arrays) -> None:
                 "fingerprint": fingerprint(arrays),
                 "notice": arrays.notice,
                 "unlabelled": [arrays.unlabelled, unlabelled_fingerprint(arrays)],
+                **({"tokenizer": arrays.tokenizer} if arrays.tokenizer else {}),
                 "sizes": {p.name: p.stat().st_size for p in temporary.glob("*.npy")},
             },
         )
@@ -242,7 +249,12 @@ def _checked(folder: Path, changed: str) -> Arrays:
             *splits, tuple(record["class_names"]), record["fingerprint"], record["notice"]
         )
         count, sha = record.get("unlabelled", (0, ""))
-        arrays = replace(arrays, unlabelled=count, unlabelled_fingerprint=sha)
+        arrays = replace(
+            arrays,
+            unlabelled=count,
+            unlabelled_fingerprint=sha,
+            tokenizer=record.get("tokenizer"),
+        )
         right = fingerprint(arrays) == arrays.fingerprint and unlabelled_fingerprint(arrays) == sha
     except OSError:
         raise

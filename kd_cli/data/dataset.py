@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from kd_cli.config.inputs import Inputs, Tokens, inputs_of
 from kd_cli.config.instantiate import build
 from kd_cli.data.arrays import Arrays, fingerprint, unlabelled_fingerprint
 from kd_cli.data.labels import without_images
 from kd_cli.data.pixels import formed, to_bytes
 from kd_cli.data.splits import labelled, limited, stratified
+from kd_cli.data.token_ids import checked
 from kd_cli.device import wanting
 from kd_cli.errors import ConfigError
 
@@ -26,7 +28,8 @@ class Split:
     """Rows of a pool of images. Training and validation rows may point into one pool.
 
     Attributes:
-        images: The pool, [N, H, W, C], pixels 0..255, uint8 or float32, possibly memory-mapped.
+        images: The pool: images [N, H, W, C], pixels 0..255, uint8 or float32; or token ids [N, L]
+            of texts, int32. Possibly memory-mapped.
         labels: [N] class numbers of the pool; -1 where an image has no label.
         rows: [n] the rows of the pool that belong to this split.
     """
@@ -55,11 +58,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels with their three splits.
+    """Images or texts, and labels, with their three splits.
 
     Attributes:
         name: For messages.
-        image_shape: (H, W, C).
+        inputs: What the inputs are, and their shape.
         class_names: One per label; the class numbers where the source names none.
         train: Images to be trained on, with all labels, some or none.
         validation, test: The other splits; validation is None with validation_fraction=0, and where
@@ -73,10 +76,11 @@ class Dataset:
         split_fingerprint: SHA-256 of the rows of all splits, and of those whose labels are hidden.
         held_out_fingerprint: SHA-256 of the rows of validation and test.
         unlabelled_fingerprint: SHA-256 of the images of unlabelled_path; empty where none is used.
+        tokenizer: How texts became token ids, where the source says so.
     """
 
     name: str
-    image_shape: tuple[int, int, int]
+    inputs: Inputs
     class_names: tuple[str, ...]
     train: Split
     validation: Split | None
@@ -87,6 +91,12 @@ class Dataset:
     pseudo_labelled: int = 0
     held_out_fingerprint: str = ""
     unlabelled_fingerprint: str = ""
+    tokenizer: dict[str, Any] | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C), of images."""
+        return self.inputs.shape
 
     @property
     def held_out(self) -> list[tuple[str, Split]]:
@@ -123,14 +133,15 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
     """
     with wanting(device):
         arrays = build(cfg.source, "dataset.source")
-    arrays = _check(arrays, cfg)
+    inputs = inputs_of(cfg)
+    arrays = _check(arrays, cfg, inputs)
     names = tuple(arrays.class_names) or tuple(str(n) for n in range(cfg.num_classes))
     pool, test = arrays.train, arrays.test
     if arrays.unlabelled and cfg.get("unlabelled_path") is None:
         log.info(
-            "%s: a network that learns from labels alone is trained without the %s images that "
-            "have none",
-            *(cfg.name, f"{arrays.unlabelled:,}"),
+            "%s: a network that learns from labels alone is trained without the %s %s that have "
+            "none",
+            *(cfg.name, f"{arrays.unlabelled:,}", inputs.many),
         )
         pool = tuple(array[: arrays.known] for array in pool)
 
@@ -154,15 +165,15 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
     if fraction < 1:
         if own.min() < 0:
             raise ConfigError(
-                f"dataset.labelled_fraction={fraction}: the training images have no labels; "
+                f"dataset.labelled_fraction={fraction}: the training {inputs.many} have no labels; "
                 "leave it out"
             )
         kept = rows[labelled(pool[1][rows], fraction, cfg.labelled_seed)]
         rows, hidden = kept, np.setdiff1d(rows, kept)
     if cfg.unlabelled == "use" and not len(hidden) and pool[1].min() >= 0:
         raise ConfigError(
-            "dataset.unlabelled=use: all training images have labels; leave it out, or type "
-            "dataset.labelled_fraction=0.1 to use the labels of a tenth alone"
+            f"dataset.unlabelled=use: all training {inputs.many} have labels; leave it out, or "
+            "type dataset.labelled_fraction=0.1 to use the labels of a tenth alone"
         )
     train = Split(*pool, np.concatenate([rows, beside]))
     if len(hidden) and cfg.unlabelled == "use":
@@ -173,14 +184,14 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
         raise ConfigError(
             f"dataset.limit={cfg.limit} with dataset.validation_fraction="
             f"{cfg.validation_fraction} leaves {len(rows)} training and "
-            f"{len(validation) if validation else 0} validation images; raise one of them"
+            f"{len(validation) if validation else 0} validation {inputs.many}; raise one of them"
         )
     held_out = [validation.rows if validation else test_rows[:0], test_rows]
     parts = [rows, *held_out, hidden] if len(hidden) else [rows, *held_out]
     unlabelled = np.concatenate([hidden, beside])
     return Dataset(
         cfg.name,
-        tuple(cfg.image_shape),
+        inputs,
         names,
         train,
         validation,
@@ -192,6 +203,7 @@ def load_dataset(cfg: DictConfig, device: str = "auto") -> Dataset:
         unlabelled_fingerprint=(
             (arrays.unlabelled_fingerprint or unlabelled_fingerprint(arrays)) if len(beside) else ""
         ),
+        tokenizer=arrays.tokenizer,
     )
 
 
@@ -203,7 +215,7 @@ def _hash(parts: list[np.ndarray]) -> str:
     return sha.hexdigest()
 
 
-def _check(arrays: Any, cfg: DictConfig) -> Arrays:
+def _check(arrays: Any, cfg: DictConfig, inputs: Inputs) -> Arrays:
     """Compares the data with what the configuration declares; brings pixels to 0..255."""
     target = cfg.source["_target_"]
     if not isinstance(arrays, Arrays):
@@ -213,8 +225,8 @@ def _check(arrays: Any, cfg: DictConfig) -> Arrays:
         )
     if arrays.notice:
         log.warning("%s", arrays.notice)
-    arrays = formed(arrays, cfg.name)
-    declared = tuple(cfg.image_shape)
+    are_texts = isinstance(inputs, Tokens)
+    arrays = checked(arrays, inputs, cfg.name) if are_texts else formed(arrays, cfg.name)
     for part in ("train", "validation", "test"):
         split = getattr(arrays, part)
         if split is None:
@@ -223,16 +235,16 @@ def _check(arrays: Any, cfg: DictConfig) -> Arrays:
         bare = labels[arrays.known :] if part == "train" else labels[:0]
         if (bare != -1).any():
             raise ConfigError(
-                f"{cfg.name}: the source says that the last {len(bare)} training images have no "
-                "label; theirs must be -1"
+                f"{cfg.name}: the source says that the last {len(bare)} training {inputs.many} "
+                "have no label; theirs must be -1"
             )
         labels = labels[: len(labels) - len(bare)]
         if len(labels) == 0:
             raise ConfigError(f"{cfg.name}: the {part} split is empty")
-        if tuple(images.shape[1:]) != declared:
+        if tuple(images.shape[1:]) != inputs.shape:
             raise ConfigError(
                 f"{cfg.name}: the {part} images have shape {list(images.shape[1:])}, but "
-                f"dataset.image_shape={list(declared)}"
+                f"dataset.image_shape={list(inputs.shape)}"
             )
         unlabelled = part == "train" and (labels == -1).all()
         if not unlabelled and (labels.min() < 0 or labels.max() >= cfg.num_classes):
@@ -250,7 +262,9 @@ def _check(arrays: Any, cfg: DictConfig) -> Arrays:
     absent = without_images(labels, cfg.num_classes, arrays.class_names)
     if absent and labels.max() >= 0:
         what = "of the classes" if arrays.class_names else "with the class numbers"
-        log.warning("%s: there is no training image %s %s", cfg.name, what, absent)
+        log.warning("%s: there is no training %s %s %s", cfg.name, inputs.one, what, absent)
+    if are_texts:
+        return arrays
     arrays, doubt = to_bytes(arrays, cfg.name)
     if doubt:
         log.warning("%s", doubt)

@@ -18,7 +18,6 @@ import numpy as np
 from kd_cli.data import listing, pictures
 from kd_cli.data.arrays import Arrays, decoded, stamp
 from kd_cli.data.splits import stratified
-from kd_cli.device import import_tensorflow
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash
 from kd_cli.terminal import CountProgress
@@ -173,7 +172,6 @@ def _split_files(files: list[tuple[Path, int]], fraction: float, seed: int) -> F
 def _decode_folder(
     files: Files, classes: list[str], image_shape: list[int], unreadable: str
 ) -> Arrays:
-    tf = import_tensorflow()
     height, width, channels = image_shape
     skipped: list[Path] = []
     remarked: dict[str, list[Path]] = defaultdict(list)
@@ -187,10 +185,7 @@ def _decode_folder(
             remarked[remark].append(file)
         if pictures.DEEP in remarks:
             brightest = max(brightest, int(image[..., :3].max()))
-        if image.shape[:2] != (height, width):
-            image = tf.round(tf.image.resize(image, (height, width), antialias=True))
-            image = tf.cast(image, tf.uint8).numpy()
-        return image
+        return pictures.resized(image, height, width)
 
     def read(*parts: str) -> tuple[np.ndarray, np.ndarray]:
         nonlocal done

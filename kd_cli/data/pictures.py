@@ -97,6 +97,15 @@ def read(file: Path, channels: int) -> tuple[np.ndarray, set[str]]:
         raise Unreadable("can't be decoded as an image") from error
 
 
+def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pixels [height, width, C], uint8, of an image [H, W, C] of any size."""
+    if image.shape[:2] == (height, width):
+        return image
+    tf = import_tensorflow()
+    image = tf.round(tf.image.resize(image, (height, width), antialias=True))
+    return tf.cast(image, tf.uint8).numpy()
+
+
 def _too_many_pixels(size: str = "") -> Unreadable:
     return Unreadable(
         f"would unpack to more than {MOST_PIXELS:,} pixels{size}; it can't be decoded safely"

@@ -38,7 +38,7 @@ def formed(arrays: Arrays, name: str) -> Arrays:
         ConfigError: Images or labels that are no NumPy arrays of numbers, or do not fit together.
     """
     changed = {}
-    for part, (images, labels) in _splits(arrays, name).items():
+    for part, (images, labels) in splits_of(arrays, name).items():
         for what, array in (("images", images), ("labels", labels)):
             if not isinstance(array, np.ndarray):
                 raise ConfigError(
@@ -88,7 +88,7 @@ def to_bytes(arrays: Arrays, name: str, keys: bool = False) -> tuple[Arrays, str
     Raises:
         ConfigError: Pixels that are no finite numbers, or of a range that can't be known.
     """
-    splits = {p: split for p, split in _splits(arrays, name).items() if split[0].size}
+    splits = {p: split for p, split in splits_of(arrays, name).items() if split[0].size}
     kinds = {part: _kind(images.dtype) for part, (images, _) in splits.items()}
     for part, kind in kinds.items():
         if not kind:
@@ -133,7 +133,8 @@ def _given(arrays: Arrays) -> Change | None:
     return float(arrays.scale), float(arrays.offset or 0), 1.0
 
 
-def _splits(arrays: Arrays, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def splits_of(arrays: Arrays, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The pairs of inputs and labels, by split; ConfigError where one is no pair, or missing."""
     found = {part: getattr(arrays, part) for part in PARTS if getattr(arrays, part) is not None}
     for part in ("train", "test"):
         if part not in found:

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from kd_cli.config.instantiate import build
-from kd_cli.config.plans import view_shape
 from kd_cli.data import augment
 from kd_cli.data.augment import Draw
 from kd_cli.data.dataset import Dataset, Split
@@ -65,11 +64,9 @@ class Views:
             )
         self.nodes = [one for one, is_last in zip(every, batch_wise, strict=True) if not is_last]
         self.last = [one for one, is_last in zip(every, batch_wise, strict=True) if is_last]
-        self.evaluation = [
-            build(one, f"augment.evaluate[{n}]") for n, one in enumerate(node.evaluate)
-        ]
+        self.evaluation = _evaluation(node.evaluate)
         self.mixes = bool(self.last)
-        self.shape = view_shape(node.size, dataset.image_shape)
+        self.shape = dataset.inputs.sized(node.size).shape
         pool = dataset.train.images
         blank = tf.zeros([2, *pool.shape[1:]], pool.dtype)
         counts = self._try("train", [*self.nodes, *self.last], blank)
@@ -174,9 +171,22 @@ class Views:
 
     def _evaluate(self, images: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         """What every network gets in evaluation; not random, so that the rows decide nothing."""
-        for node in self.evaluation:
-            images = node(images, _handing_out(tf.zeros([1, 0])))
-        return tf.cast(images, tf.float32)
+        return _in_turn(self.evaluation, images)
+
+
+def evaluated(nodes: ListConfig, images: tf.Tensor) -> tf.Tensor:
+    """Images as a network gets them in evaluation: through the nodes of `augment.evaluate`."""
+    return _in_turn(_evaluation(nodes), images)
+
+
+def _evaluation(nodes: ListConfig) -> list[Callable[..., Any]]:
+    return [build(one, f"augment.evaluate[{n}]") for n, one in enumerate(nodes)]
+
+
+def _in_turn(nodes: list[Callable[..., Any]], images: tf.Tensor) -> tf.Tensor:
+    for node in nodes:
+        images = node(images, _handing_out(tf.zeros([1, 0])))
+    return tf.cast(images, tf.float32)
 
 
 def preview(views: Views, split: Split, path: Path) -> None:

@@ -18,6 +18,7 @@
     teacher_features  what losses get of its layers
     teacher_tables    its outputs for the rows of a split
     logits_cache      how they are stored
+    logits_file       a file of them in the place of a teacher
 
 To add a loss: write a function `(labels, student, teacher, *, ...) -> {term: [B]}`, for each term
 one value per example, or a layer (see `interface`). Add its name to PUBLIC below, so that YAML can

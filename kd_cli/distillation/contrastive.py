@@ -84,7 +84,7 @@ class CRD(keras.layers.Layer):
         self.order = tf.constant(np.argsort(labels, kind="stable"), tf.int64)
         known, sizes = np.unique(labels, return_counts=True)
         if len(known) < 2:
-            raise ConfigError("crd compares images of different classes, and all are of one")
+            raise ConfigError("crd compares examples of different classes, and all are of one")
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         place = np.searchsorted(known, np.arange(known.max() + 1)).clip(0, len(known) - 1)
         self.starts = tf.constant(starts[place], tf.int64)

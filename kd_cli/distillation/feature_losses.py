@@ -21,9 +21,12 @@ _ROUNDING = 1e-6  # of a square in float32: what is smaller than this part of it
 
 def attention_map(feature: tf.Tensor) -> tf.Tensor:
     """[B, H, W, C] -> [B, H, W]: the mean square over the channels, of length 1 over the pixels."""
-    power = tf.reduce_mean(tf.square(feature), axis=-1)
-    length = tf.sqrt(tf.reduce_sum(tf.square(power), axis=[1, 2], keepdims=True) + _TINY**2)
-    return power / length
+    return _of_length_1(tf.reduce_mean(tf.square(feature), axis=-1))
+
+
+def _of_length_1(maps: tf.Tensor) -> tf.Tensor:
+    square = tf.reduce_sum(tf.square(maps), axis=[1, 2], keepdims=True)
+    return maps / tf.sqrt(square + _TINY**2)
 
 
 @requires(
@@ -36,32 +39,28 @@ def attention(
 ) -> dict[str, tf.Tensor]:
     """Sum over the pairs of mean((n(mean_c f_s^2) - n(mean_c f_t^2))^2), n = length 1 over pixels.
 
-    A finer map of the student is averaged down to the teacher's resolution.
+    Of maps of two resolutions the finer one is averaged down: the student's features, or the
+    teacher's attention map. (RepDistiller averages the teacher's features; the map is what is
+    stored.)
+
     Source: Zagoruyko, Komodakis 2017, "Paying more attention to attention", section 3.1; agrees
     with the authors' code and RepDistiller (the paper writes the norm in place of its mean square).
 
     Raises:
-        ConfigError: A layer is no map, or the student's is coarser than the teacher's.
+        ConfigError: A layer is no map.
     """
     found = []
     for ours, theirs in pairs:
         feature, wanted = student["features"][ours], teacher["features"][theirs]
         if len(feature.shape) != 4 or len(wanted.shape) != 3:
             raise ConfigError(f"pair [{ours},{theirs}]: attention needs maps [H, W, C], as stage1")
-        feature = _pooled(feature, wanted.shape[1:3], f"pair [{ours},{theirs}]")
-        gap = attention_map(feature) - wanted
-        found.append(tf.reduce_mean(tf.square(gap), axis=[1, 2]))
+        sides = [min(two) for two in zip(feature.shape[1:3], wanted.shape[1:3], strict=True)]
+        if sides != feature.shape[1:3]:
+            feature = averaged(feature, *sides)
+        if sides != wanted.shape[1:3]:
+            wanted = _of_length_1(averaged(wanted[..., None], *sides)[..., 0])
+        found.append(tf.reduce_mean(tf.square(attention_map(feature) - wanted), axis=[1, 2]))
     return {"attention": tf.add_n(found)}
-
-
-def _pooled(feature: tf.Tensor, size: Sequence[int], what: str) -> tf.Tensor:
-    sides, wanted = tuple(feature.shape[1:3]), tuple(size)
-    if any(own < other for own, other in zip(sides, wanted, strict=True)):
-        raise ConfigError(
-            f"{what}: the student's map is {sides[0]}x{sides[1]}, coarser than the teacher's "
-            f"{wanted[0]}x{wanted[1]}; choose an earlier layer of the student"
-        )
-    return feature if sides == wanted else averaged(feature, *wanted)
 
 
 def averaged(feature: tf.Tensor, rows: int, columns: int) -> tf.Tensor:
@@ -108,7 +107,7 @@ def similarity(
 @requires(
     head=False,
     relations=True,
-    words="distance * huber(distances) + angle * huber(angles) of the images of a batch",
+    words="distance * huber(distances) + angle * huber(angles) of the examples of a batch",
 )
 def relational(
     labels: tf.Tensor | None,

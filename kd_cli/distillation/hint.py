@@ -28,9 +28,9 @@ class Hint(keras.layers.Layer):
 
     Args:
         pairs: [student's layer, teacher's layer]; both maps [H, W, C], or both vectors [C].
-        projector: none; linear (a matrix, at every pixel); conv (1x1 convolution, or 3x3 with
-            stride 2 to half the resolution, then BatchNormalization and ReLU); orthogonal (a matrix
-            with orthonormal rows or columns); ensemble (mean of three matrices with ReLU).
+        projector: none; linear (a matrix, at every pixel); conv (a convolution to the teacher's
+            resolution, then BatchNormalization and ReLU); orthogonal (a matrix with orthonormal
+            rows or columns); ensemble (mean of three matrices with ReLU).
         distance: mse over all numbers, 1 - cosine over the channels, or smooth_l1 (Huber at 1).
         normalise: layer normalises each of the teacher's vectors to mean 0 and variance 1.
 
@@ -158,28 +158,36 @@ def _projector(kind: str, ours: tuple[int, ...], theirs: tuple[int, ...], what: 
     width = theirs[-1]
     if len(ours) != len(theirs):
         raise ConfigError(f"{sizes}; choose two maps, or two vectors such as pooled")
-    halved = len(ours) == 3 and ours[:-1] == tuple(2 * side for side in theirs[:-1])
-    if ours[:-1] != theirs[:-1] and not (kind == "conv" and halved):
-        raise ConfigError(
-            f"{sizes}; choose layers of the same height and width"
-            + (", or twice the teacher's" if kind == "conv" else "")
-        )
+    if ours[:-1] != theirs[:-1] and kind != "conv":
+        raise ConfigError(f"{sizes}; choose layers of the same height and width, or projector=conv")
     if kind == "none":
         if ours != theirs:
             raise ConfigError(f"{sizes}; type projector=linear, which maps one width to the other")
         return Projector([], ours)
     if kind == "conv":
-        first: keras.layers.Layer = keras.layers.Dense(width)
-        if len(ours) == 3:
-            first = (
-                keras.layers.Conv2D(width, 3, strides=2, padding="same")
-                if halved
-                else keras.layers.Conv2D(width, 1)
-            )
+        first = _convolution(ours, theirs, sizes) if len(ours) == 3 else keras.layers.Dense(width)
         norm = keras.layers.BatchNormalization(epsilon=_EPSILON, momentum=0.9)
         return Projector([first, norm, keras.layers.ReLU()], ours)
     made = {"linear": keras.layers.Dense, "orthogonal": Orthogonal, "ensemble": Ensemble}
     return Projector([made[kind](width)], ours)
+
+
+def _convolution(ours: tuple[int, ...], theirs: tuple[int, ...], sizes: str) -> keras.layers.Layer:
+    """To the teacher's channels, height and width, as RepDistiller's ConvReg chooses it."""
+    width, twice = theirs[-1], [2 * side for side in ours[:-1]]
+    if ours[:-1] == theirs[:-1]:
+        return keras.layers.Conv2D(width, 1)
+    if list(ours[:-1]) == [2 * side for side in theirs[:-1]]:
+        return keras.layers.Conv2D(width, 3, strides=2, padding="same")
+    if twice == list(theirs[:-1]):
+        return keras.layers.Conv2DTranspose(width, 4, strides=2, padding="same")
+    kernel = [1 + own - other for own, other in zip(ours[:-1], theirs[:-1], strict=True)]
+    if min(kernel) < 1:
+        raise ConfigError(
+            f"{sizes}; choose a layer of the student that is at least as high and wide as the "
+            "teacher's, or exactly half"
+        )
+    return keras.layers.Conv2D(width, kernel)
 
 
 def _sides(shape: tuple[int, ...]) -> str:

@@ -58,7 +58,7 @@ def dkd(
     }
 
 
-@requires(relations=True, words="beta * (1 - r of each image) + gamma * (1 - r of each class)")
+@requires(relations=True, words="beta * (1 - r of each example) + gamma * (1 - r of each class)")
 def dist(
     labels: tf.Tensor | None,
     student: Outputs,

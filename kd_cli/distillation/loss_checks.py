@@ -30,7 +30,7 @@ def refuse(plan: DictConfig, dataset: Dataset, views: Views | None) -> None:
     if plan.teacher.combine == "confidence" and not dataset.train.labelled:
         raise ConfigError(
             "teacher.combine=confidence weights the teachers by the labels, and the training "
-            "images have none; type teacher.combine=mean"
+            "examples have none; type teacher.combine=mean"
         )
     parts = of_plan(OmegaConf.to_container(plan.loss)).parts
     for part in parts:
@@ -51,7 +51,7 @@ def _lacking(part: Part, plan: DictConfig, dataset: Dataset, views: Views | None
     bare = len(train) - train.labelled
     if part.needs.labels and bare:
         return (
-            f"needs a label for every image, and {bare:,} of {len(train):,} have none; type "
+            f"needs a label for every example, and {bare:,} of {len(train):,} have none; type "
             "dataset.unlabelled=leave_out, or choose another loss"
         )
     if part.needs.unmixed and views is not None and views.mixes:
@@ -60,5 +60,6 @@ def _lacking(part: Part, plan: DictConfig, dataset: Dataset, views: Views | None
             "augment=flip_crop"
         )
     if part.needs.relations and plan.batch_size == 1:
-        return "compares the images of a batch, and batch_size=1 has one; type batch_size=64"
+        many = dataset.inputs.many
+        return f"compares the {many} of a batch, and batch_size=1 has one; type batch_size=64"
     return ""

@@ -20,18 +20,30 @@ from typing import Any
 import keras
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli.config.plans import member_plans, view_shape
+from kd_cli.config.inputs import Tokens, inputs_of
+from kd_cli.config.plans import member_plans
 from kd_cli.data.dataset import Dataset
+from kd_cli.distillation import logits_file
 from kd_cli.errors import ConfigError
+from kd_cli.export.formats import kind_of
+from kd_cli.export.network import load_exported
 from kd_cli.files import file_hash, files_of
 from kd_cli.networks.bit import load_published
 from kd_cli.networks.ensemble import together
+from kd_cli.networks.inputs import check_input
 from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_of_run, weights_hash
 from kd_cli.networks.logits import as_logits
 from kd_cli.networks.predict import predictor
 from kd_cli.networks.saved_model import load_saved_model
-from kd_cli.networks.wrap import ADAPTER, build_network, check_network, with_adapter, with_precision
-from kd_cli.runs import identity
+from kd_cli.networks.wrap import (
+    ADAPTER,
+    CantCopyError,
+    build_network,
+    check_network,
+    with_adapter,
+    with_precision,
+)
+from kd_cli.runs import identity, vocabulary
 from kd_cli.runs.identity import dataset_spec, digest, network_spec, teacher_dir
 from kd_cli.runs.model_file import (
     checkpoint_file,
@@ -55,12 +67,14 @@ class Teacher:
         model: Raw pixels to logits.
         path: Its directory or file, for people.
         origin: How to load it again: `file`, `input` (or None; for a file without one of its own),
-            `precision`, `image_shape` and `classes`; the `network` of a file that holds weights
-            alone, the `module` of a file's own layers, or how a run has `recorded` its network.
+            `precision`, `classes` and what `inputs_of` reads; the `network` of a file that holds
+            weights alone, the `module` of a file's own layers, or how a run has `recorded` its
+            network.
         name: Its network.
         training: How it was trained, in words; empty when unknown.
         weights_sha256: Hash of its weights.
         members: The teachers that it is made of, if these are several.
+        table: Its logits, where it is a file of these and `model` can't be asked.
     """
 
     model: keras.Model
@@ -70,6 +84,7 @@ class Teacher:
     training: str
     weights_sha256: str
     members: tuple[Teacher, ...] = ()
+    table: logits_file.Table | None = None
 
     @functools.cached_property
     def predict(self) -> Callable[[Any], Any]:
@@ -89,6 +104,13 @@ class Teacher:
     def key(self) -> str:
         """Equal for teachers that give the same logits."""
         return f"{self.weights_sha256} {self.network_sha256}"
+
+    @property
+    def parameters(self) -> int | None:
+        """How many it has; None where one of its networks is computed by another runtime."""
+        networks = self.members or (self,)
+        hidden = self.table or any(_exported(one.origin) for one in networks)
+        return None if hidden else self.model.count_params()
 
     @property
     def precision(self) -> str:
@@ -115,15 +137,21 @@ def load(origin: dict[str, Any], path: Path, name: str, training: str, session: 
     if teacher is None:
         session.drop_teacher()
         model = _with_weights(origin) if origin.get("network") else _read(origin)
-        teacher = Teacher(model, path, origin, name, training, weights_hash(model))
+        weights = _exported(origin)
+        sha = file_hash(weights) if weights else weights_hash(model)
+        teacher = Teacher(model, path, origin, name, training, sha)
         session.teacher.keep(key, teacher)
     return teacher
 
 
 def _read(origin: dict[str, Any]) -> keras.Model:
-    """The model of a `.keras` file or a SavedModel, ending in logits."""
-    file, shape = Path(origin["file"]), origin["image_shape"]
-    if file.is_dir():
+    """The model of a `.keras` file, a SavedModel or a file for a runtime, ending in logits."""
+    file, inputs = Path(origin["file"]), inputs_of(origin)
+    if _exported(origin):
+        size = (origin["input"] or {}).get("size")
+        given = inputs.sized(size).shape
+        model = load_exported(Path(shown(file)), given, "teacher.checkpoint")
+    elif file.is_dir():
         model = load_saved_model(file, "teacher.checkpoint")
     elif origin.get("recorded"):
         model = load_of_run(Path(shown(file)), "teacher", origin["recorded"])
@@ -139,14 +167,26 @@ def _read(origin: dict[str, Any]) -> keras.Model:
         model, done = as_logits(model, origin["classes"], what)
         if done:
             log.info("%s: %s", what, done)
-    if not any(layer.name == ADAPTER for layer in model.layers) and origin["input"] is not None:
+    bare = isinstance(inputs, Tokens) or any(layer.name == ADAPTER for layer in model.layers)
+    if not bare and origin["input"] is not None:
         adapter = OmegaConf.create(origin["input"])
-        model = with_adapter(model, adapter, tuple(shape), "teacher")
-    elif list(model.input_shape[1:]) != shape:
+        model = with_adapter(model, adapter, inputs.shape, "teacher")
+    else:
+        check_input(model, inputs.shape, what)
+    if not origin["precision"]:
+        return model
+    try:
+        return with_precision(model, origin["precision"])
+    except CantCopyError as error:
         raise ConfigError(
-            f"{what} takes images of shape {list(model.input_shape[1:])}, it would get {shape}"
-        )
-    return with_precision(model, origin["precision"]) if origin["precision"] else model
+            f"teacher.precision={origin['precision']}: {error}; leave teacher.precision out"
+        ) from error
+
+
+def _exported(origin: dict[str, Any]) -> Path | None:
+    """The file of a teacher that a runtime computes, not TensorFlow."""
+    file = Path(origin["file"])
+    return file if file.is_file() and kind_of(file) else None
 
 
 def _with_weights(origin: dict[str, Any]) -> keras.Model:
@@ -155,7 +195,7 @@ def _with_weights(origin: dict[str, Any]) -> keras.Model:
     keras.utils.clear_session(free_memory=False)
     node = OmegaConf.create({"network": origin["network"], "input": origin["input"]})
     precision = origin["precision"] or "float32"
-    shape = tuple(origin["image_shape"])
+    shape = inputs_of(origin).shape
     model = build_network(node, shape, origin["classes"], precision, "teacher")
     load_published(model, Path(origin["file"]), "teacher.weights")
     return model
@@ -207,14 +247,17 @@ def _find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | Non
     Raises:
         ConfigError: A given file is no teacher, or that in `teacher_dir` is of other data.
     """
+    if plan.teacher.logits is not None:
+        return _of_logits(Path(plan.teacher.logits).expanduser(), plan, dataset, session)
     if plan.teacher.weights is not None:
         path = Path(plan.teacher.weights).expanduser()
         origin = _origin(path, plan, dataset) | network_spec(plan.teacher)
         return load(origin, path, path.stem, "", session)
     if plan.teacher.checkpoint is not None:
         path = Path(plan.teacher.checkpoint).expanduser()
+        vocabulary.refuse_other(path, dataset.tokenizer, "teacher.checkpoint")
         origin = _origin(checkpoint_file(path), plan, dataset)
-        origin["input"] = OmegaConf.to_container(plan.teacher.input)
+        origin["input"] = network_spec(plan.teacher)["input"]
         if is_run(path):
             record = Record.read(path)
             origin["recorded"] = recorded_network(record)
@@ -228,6 +271,22 @@ def _find(plan: DictConfig, dataset: Dataset, session: Session) -> Teacher | Non
         return None
     _refuse_other_data(plan, dataset, directory, record)
     return of_run(directory, record, plan, dataset, session)
+
+
+def _of_logits(path: Path, plan: DictConfig, dataset: Dataset, session: Session) -> Teacher:
+    """A file of logits, read for a dataset."""
+    sha = file_hash(path)
+    key = f"{sha} {path} {dataset.fingerprint} {dataset.split_fingerprint}"
+    found = session.teacher.get(key)
+    if found is None:
+        session.drop_teacher()
+        table = logits_file.read(path, dataset)
+        origin = _origin(path, plan, dataset)
+        shape = inputs_of(origin).shape
+        model = logits_file.no_network(sha, shape, dataset.num_classes)
+        found = Teacher(model, path, origin, path.stem, "", sha, table=table)
+        session.teacher.keep(key, found)
+    return found
 
 
 def of_run(
@@ -262,7 +321,7 @@ def _origin(file: Path, plan: DictConfig, dataset: Dataset) -> dict[str, Any]:
         "file": str(file.resolve()),
         "input": None,
         "precision": plan.teacher.precision if "teacher" in plan else None,
-        "image_shape": list(view_shape(plan.augment.size, dataset.image_shape)),
+        **dataset.inputs.sized(plan.augment.size).description(),
         "classes": dataset.num_classes,
     }
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from kd_cli.config.inputs import Images, Inputs, Tokens
 from kd_cli.config.plans import scratch_plan
 from kd_cli.data.dataset import Dataset
 from kd_cli.distillation.teacher import Teacher
@@ -53,6 +54,21 @@ def refuse(teacher: Teacher, dataset: Dataset) -> None:
             )
 
 
+# What a teacher that does badly may get wrong, for three of the warnings, and on the way to it.
+_LOOK: dict[type[Inputs], tuple[str, str, str]] = {
+    Images: (
+        "pixels (teacher.input.scale, .offset)",
+        "pixels (teacher.input.scale, .offset: 1/255 and 0 for a network that wants 0..1)",
+        "pixels (teacher.input)",
+    ),
+    Tokens: ("vocabulary",) * 3,
+}
+_PATH: dict[type[Inputs], str] = {
+    Images: "teacher.input (1 and 0 for a file that scales by itself), augment.evaluate and ",
+    Tokens: "the vocabulary and ",
+}
+
+
 def warnings(
     teacher: Teacher, plan: DictConfig, dataset: Dataset, known: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
@@ -75,11 +91,12 @@ def warnings(
     accuracy, nll = known[part]["accuracy"], known[part]["nll"]
     who = f"the teacher's {part} accuracy {accuracy:.4f}"
     found = []
+    pixels, ranges, scaled = _LOOK[type(dataset.inputs)]
     share, limit = chance(labels)
     record = recorded(teacher)
     if accuracy <= limit:
         advice = (
-            "look at its pixels (teacher.input.scale, .offset) and at the order of its classes"
+            f"look at its {pixels} and at the order of its classes"
             if record is None or record.steps_done >= STEPS_TO_LEARN
             else f"it was trained for {record.steps_done} steps: train it longer"
         )
@@ -92,8 +109,7 @@ def warnings(
         found.append(
             f"the teacher's {part} NLL {nll:.4f} is above that of even guesses ({even:.4f} = ln "
             f"{dataset.num_classes}) at accuracy {accuracy:.4f}: it is sure of its mistakes; look "
-            "at its pixels (teacher.input.scale, .offset: 1/255 and 0 for a network that wants "
-            "0..1), or raise temperature"
+            f"at its {ranges}, or raise temperature"
         )
     try:
         scratch, folder = _scratch(plan, dataset, part)
@@ -103,8 +119,7 @@ def warnings(
         if scratch is not None and accuracy < scratch:
             found.append(
                 f"{who} is below the scratch student's {scratch:.4f} ({shown(folder)}): the "
-                "student does better alone; choose another teacher, or look at its pixels "
-                "(teacher.input)"
+                f"student does better alone; choose another teacher, or look at its {scaled}"
             )
     if record is not None:
         found += _against_record(record, dataset, part, known)
@@ -149,9 +164,8 @@ def _against_record(
         if now < before - far:
             found.append(
                 f"the teacher's {split} accuracy {now:.4f} is {100 * (before - now):.1f} points "
-                f"below the {before:.4f} of its own record: other pixels reach it than in its "
-                "training; look at teacher.input (1 and 0 for a file that scales by itself), "
-                "augment.evaluate and teacher.precision"
+                f"below the {before:.4f} of its own record: other {dataset.inputs.values} reach it "
+                f"than in its training; look at {_PATH[type(dataset.inputs)]}teacher.precision"
             )
         break
     return found

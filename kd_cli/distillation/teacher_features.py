@@ -26,6 +26,7 @@ from kd_cli.config.row import is_number
 from kd_cli.distillation.interface import Needs, needs_of
 from kd_cli.errors import ConfigError
 from kd_cli.networks.ensemble import MEMBERS
+from kd_cli.networks.inputs import spec_of
 from kd_cli.networks.taps import Graph
 
 Shape = tuple[int, ...]
@@ -125,7 +126,7 @@ class Features:
     """A teacher asked for its logits and for what losses want of its layers, in one pass.
 
     Args:
-        model: Of the teacher: raw pixels to logits.
+        model: Of the teacher: raw pixels or token ids to logits.
         wanted: By the losses.
 
     Attributes:
@@ -142,8 +143,7 @@ class Features:
         self._network = Graph(model, "teacher").with_taps(self.taps) if wanted else model
         self.shapes: dict[str, dict[str, Shape]] = {}
         if wanted:
-            size = [side or 32 for side in model.input_shape[1:]]
-            images = tf.TensorSpec([2, *size], tf.float32)
+            images = spec_of(model, 2, 32)
             traced = tf.function(self.__call__, autograph=False).get_concrete_function(images)
             self.shapes = {
                 one.key: {
@@ -176,7 +176,7 @@ class Features:
         """A traced function images -> [B, width]: what is stored for a wish."""
 
         @tf.function(
-            input_signature=[tf.TensorSpec([None, *self.model.input_shape[1:]], tf.float32)],
+            input_signature=[spec_of(self.model, None)],
             autograph=False,
         )
         def row(images: tf.Tensor) -> tf.Tensor:

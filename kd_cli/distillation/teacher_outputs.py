@@ -117,7 +117,7 @@ def _too_large(features: Features, plan: DictConfig, rows: int, views: int) -> s
 
 def _stored_views(plan: DictConfig, views: Views | None, epochs: int) -> list[int | None]:
     """The views whose logits are kept; None is the image as in evaluation."""
-    if views is None or plan.view == "fixed_teacher":
+    if views is None or plan.view == "fixed_teacher" or plan.teacher.get("logits") is not None:
         return [None]
     return list(range(min(plan.cache.views or 1, epochs)))
 
@@ -126,6 +126,8 @@ def _how(
     plan: DictConfig, numbers: list[int | None], wanted: Sequence[Wanted]
 ) -> tuple[str, int | None]:
     """In words, and how many views of an image there are."""
+    if plan.teacher.get("logits") is not None:
+        return "read from the file", None
     how = f"cached as {plan.cache.logits}"
     if wanted:
         how += f", with {'; '.join(one.what for one in wanted)} as {plan.cache.features}"
@@ -181,7 +183,9 @@ def planned(
         return Planned(Outputs(f"planned {how}", how, {}, features, live, None, 0.0), 0, 0)
     how, repeats = _how(plan, numbers, wanted)
     missing = len(numbers)
-    if teacher is not None:
+    if teacher is not None and teacher.table is not None:
+        missing = 0
+    elif teacher is not None:
         root = Path(plan.cache_dir)
         asked = [None, *((features, one) for one in wanted)]
         lost = [
@@ -193,9 +197,9 @@ def planned(
             for view in numbers
         ]  # fmt: skip
         missing = sum(lost)
-        if not missing:
-            found = outputs(teacher, features, plan, dataset, views, epochs, session)
-            return Planned(found, len(numbers), 0)
+    if not missing:
+        found = outputs(teacher, features, plan, dataset, views, epochs, session)
+        return Planned(found, len(numbers), 0)
     kinds = {key: plan.cache.features for key in blank} | {"logits": plan.cache.logits}
     tables = {
         key: [np.broadcast_to(row.astype(kinds[key]), (len(dataset.train), len(row)))]
@@ -206,12 +210,29 @@ def planned(
     return Planned(made, len(numbers), missing)
 
 
+def _refuse_new_images(plan: DictConfig, views: Views | None) -> None:
+    """A file of logits has one row for each stored image."""
+    if views is None or not (views.nodes or views.mixes):
+        return
+    given = f"teacher.logits={plan.teacher.logits}: the file knows the stored images alone, and "
+    if views.mixes:
+        raise ConfigError(f"{given}mixup makes new ones; choose another augmentation")
+    if plan.view != "fixed_teacher":
+        raise ConfigError(
+            f"{given}with view={plan.view} the teacher would see augmented ones; type "
+            "view=fixed_teacher, or augment=none"
+        )
+
+
 def why_live(plan: DictConfig, views: Views | None) -> str:
     """Why the teacher must be asked at every step; empty when the cache serves.
 
     Raises:
         ConfigError: `cache.views` is set where no cache of views can serve.
     """
+    if plan.teacher.get("logits") is not None:
+        _refuse_new_images(plan, views)
+        return ""
     why = ""
     if views is not None and views.mixes:
         why = "mixup makes new images at every step"

@@ -52,6 +52,8 @@ def logits(
     Raises:
         ConfigError: One is not finite, or more than the cache's type can hold.
     """
+    if teacher.table is not None:
+        return teacher.table.rows(dataset, part)
     split: Split = getattr(dataset, part)
     what = f"teacher on {part}" + ("" if view is None else f", view {view + 1}")
     predict = teacher.predict
@@ -219,7 +221,8 @@ def in_evaluation(
     """
     split = dataset.train
     places = _spread(split, 2000)
-    if tables and (views is None or plan.view == "fixed_teacher"):
+    stored = views is None or plan.view == "fixed_teacher" or teacher.table is not None
+    if tables and stored:
         part = Split(split.images, split.labels, split.rows[places])
         return part, np.asarray(tables[0][places], np.float32)
     return _asked(teacher, split, places, views)

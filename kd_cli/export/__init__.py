@@ -10,6 +10,7 @@
     operations    a network as a list of simple operations, for network.js
     drawing       how large and thick things are in a data set, for drawings like them
     calibration   the training images that set the ranges of int8 numbers
+    network       a file as a Keras network that is only asked, for teachers
     check         how far a file is from the network that it was made of, and what to say of that
     cost          latency and peak memory, in processes of their own
     runner        what such a process runs: the file, with NumPy and its runtime alone

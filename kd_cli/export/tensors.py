@@ -8,7 +8,7 @@ Integer-Arithmetic-Only Inference", equation 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,6 +82,20 @@ class Opened:
             numbers = self.image.numbers(np.concatenate([part, np.repeat(part[-1:], fill, axis=0)]))
             found.append(self.logits.values(self.run(numbers))[: len(part)])
         return np.concatenate(found)
+
+
+def fitted(opened: Opened, shape: Sequence[int]) -> tuple[Opened, bool]:
+    """A file for images of shape (H, W, C), and whether it takes their channels first.
+
+    Where it fits neither way it stays as it is.
+    """
+    turned = channels_last(opened)
+    swap = not _fits(opened.image.shape[1:], shape) and _fits(turned.image.shape[1:], shape)
+    return (turned, True) if swap else (opened, False)
+
+
+def _fits(taken: Sequence[int | None], given: Sequence[int]) -> bool:
+    return all(size in (None, one) for size, one in zip(taken, given, strict=True))
 
 
 def channels_last(opened: Opened) -> Opened:

@@ -4,9 +4,12 @@
     residual          ResNet-9, the ResNets of the CIFAR tables, wide ResNets, ResNet-18 and 50
     mobile            MobileNetV2 and the ShuffleNets, for small images
     transformer       vision transformers with a distillation token
+    text              networks of texts: bag of words, text CNN, transformer encoder
     efficientnet      EfficientNet-Lite0, with ImageNet weights out of a package
+    applications      any network of keras.applications, with a new last layer
     bit               BiT ResNets, with their published weights
     blocks            what residual, mobile and vgg are made of
+    inputs            what a network takes: images or token ids
     wrap              what is put around a network: pixels in, logits out, checked
     doubts            what speaks against a network before it is trained
     logits            teachers that end in a softmax, or in one output, brought to logits
@@ -28,6 +31,9 @@ kd_cli.networks.NAME. Then write conf/network/NAME.yaml with its `_target_` and
     image_shape: ${kd.input_shape:${dataset.image_shape},${..input.size}}
     num_classes: ${dataset.num_classes}
 
+(One of texts takes `length` and `vocabulary` in the place of `image_shape`: see `text` and
+conf/network/bag.yaml.)
+
 That is a teacher and a student too: teacher=NAME, student=NAME. A network of other sizes is a short
 file beside it, such as conf/network/resnet20.yaml. A file in conf/student/ or conf/teacher/ of the
 same name is used instead, for an option that also needs other keys, such as `input`.
@@ -37,7 +43,11 @@ from kd_cli import public_names
 
 # The file of each name that YAML uses.
 PUBLIC = {
+    "bag": "text",
+    "text_cnn": "text",
+    "transformer_encoder": "text",
     "vit": "transformer",
+    "application": "applications",
     "cnn": "simple",
     "mlp": "simple",
     "bit_resnet": "bit",

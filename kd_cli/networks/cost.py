@@ -1,4 +1,4 @@
-"""What a network costs: floating-point operations of one image, and latency on this device."""
+"""What a network costs: floating-point operations of one input, and latency on this device."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 CONVENTION = (
-    "2 x multiply-adds of convolutions, dense layers and attention on one image, with padding; "
-    "activations, biases, normalisation, pooling and resizing are not counted"
+    "2 x multiply-adds of convolutions, dense layers and attention for one input, with padding; "
+    "activations, biases, normalisation, pooling, resizing and look-ups are not counted"
 )
 LEAST_RUNS, MOST_RUNS = 30, 500
 SECONDS = 5.0
@@ -37,20 +37,20 @@ class UncountedError(Exception):
 
 
 def flops(model: keras.Model, image_shape: tuple[int, ...]) -> int:
-    """Floating-point operations of one image, by `CONVENTION`, counted in the traced graph.
+    """Floating-point operations of one input, by `CONVENTION`, counted in the traced graph.
 
     (tf.profiler is not used: it also counts some of the element-wise operations, such as biases but
     not ReLUs, and nothing inside a called function, such as a convolution in groups.)
 
     Args:
-        model: From images [B, H, W, C] to logits, in inference mode.
-        image_shape: (H, W, C).
+        model: From images [B, H, W, C] or token ids [B, L] to logits, in inference mode.
+        image_shape: (H, W, C), or (L,).
 
     Raises:
         UncountedError: The graph does not tell, as for a recurrent layer's loop.
     """
     traced = tf.function(lambda images: model(images, training=False), autograph=False)
-    spec = tf.TensorSpec([1, *image_shape], tf.float32)
+    spec = tf.TensorSpec([1, *image_shape], tf.int32 if len(image_shape) == 1 else tf.float32)
     return 2 * _multiply_adds(traced.get_concrete_function(spec).graph)
 
 

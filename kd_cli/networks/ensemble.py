@@ -8,6 +8,8 @@ from typing import Any
 import keras
 from keras import layers, ops
 
+from kd_cli.networks.inputs import input_like
+
 MEMBERS = "members"  # the layer with the logits of each, for losses at another temperature
 
 
@@ -38,9 +40,9 @@ def together(models: Sequence[keras.Model]) -> keras.Model:
     """images -> logits of the mean of probabilities; its layer `members` has those of each model.
 
     Args:
-        models: From the same images [B, H, W, C] to the same K logits.
+        models: From the same images [B, H, W, C] or token ids [B, L] to the same K logits.
     """
-    inputs = keras.Input(models[0].input_shape[1:], name="pixels")
+    inputs = input_like(models[0])
     each = [
         # (A model's layers must have names of their own.)
         keras.Model(model.inputs[0], model.outputs[0], name=f"teacher_{number + 1}")(inputs)

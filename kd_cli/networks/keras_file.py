@@ -23,11 +23,15 @@ import keras
 import numpy as np
 from omegaconf import OmegaConf
 
+from kd_cli.config.inputs import inputs_of
 from kd_cli.errors import ConfigError, first_line
 from kd_cli.networks.wrap import build_network
 
 # How to name the module of a file's own layers, by the key that gave the file.
-MODULE_KEYS = {"teacher.checkpoint": "teacher.module", "evaluate": "module", "export": "module"}
+MODULE_KEYS = {
+    "teacher.checkpoint": "teacher.module",
+    **dict.fromkeys(("evaluate", "export", "logits"), "module"),
+}
 
 
 class OwnCodeError(ConfigError):
@@ -90,7 +94,7 @@ def load_of_run(path: Path, what: str, recorded: Mapping[str, Any]) -> keras.Mod
     # The same layer names as when it was built: they count in the network's hash.
     keras.utils.clear_session(free_memory=False)
     node = OmegaConf.create({key: recorded[key] for key in ("network", "input")})
-    shape, classes = tuple(recorded["image_shape"]), recorded["classes"]
+    shape, classes = inputs_of(recorded).shape, recorded["classes"]
     try:
         model = build_network(node, shape, classes, recorded["precision"], recorded["role"])
     except ConfigError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from kd_cli.data.dataset import Split
+from kd_cli.networks.inputs import as_given, spec_of
 
 # images -> what a teacher that is asked at every step says: `logits` [B, K], and what losses want
 # of its layers.
@@ -20,11 +21,9 @@ _EVALUATION_BYTES = 32 * 2**20  # of float32 pixels at once, and at most 500 ima
 
 
 def predictor(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A traced function from raw pixels [B, H, W, C] to float32 logits, in inference mode."""
+    """A traced function from raw pixels or token ids to float32 logits, in inference mode."""
 
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, *model.input_shape[1:]], tf.float32)], autograph=False
-    )
+    @tf.function(input_signature=[spec_of(model, None)], autograph=False)
     def predict(images: tf.Tensor) -> tf.Tensor:
         return tf.cast(model(images, training=False), tf.float32)
 
@@ -51,7 +50,7 @@ def predict_batches(
         images = tf.constant(split.images[rows])
         if prepare is not None:
             images = prepare(images, tf.constant(rows, tf.int64))
-        yield predict(tf.cast(images, tf.float32)).numpy()
+        yield predict(as_given(images)).numpy()
 
 
 def predict_rows(

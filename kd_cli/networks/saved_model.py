@@ -30,6 +30,7 @@ class Frozen(keras.layers.Layer):
         self, loaded: Any, function: Callable[..., Any], concrete: Any, sha256: str
     ) -> None:
         super().__init__(trainable=False, name="saved_model", dtype="float32")
+        self.opaque = "a SavedModel"
         self._loaded = loaded  # a function holds its variables weakly
         self._function = function
         self._signature = concrete.structured_input_signature

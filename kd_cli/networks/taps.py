@@ -25,7 +25,7 @@ import keras
 from keras import tree
 
 from kd_cli.errors import ConfigError
-from kd_cli.networks.saved_model import Frozen
+from kd_cli.networks.inputs import input_like
 
 _MERGES = {"Add", "Concatenate"}
 _ACTIVATIONS = {
@@ -66,7 +66,7 @@ class Graph:
         what: How to name it in errors (`student`).
 
     Attributes:
-        inputs: Symbolic images, from which all outputs are computed.
+        inputs: Symbolic images or token ids, from which all outputs are computed.
         places: Every operation comes after those that it takes outputs of.
         last: Number of the place that gives the logits.
 
@@ -78,7 +78,7 @@ class Graph:
         self.model = model
         self.what = what
         self.places: list[Place] = []
-        self.inputs = keras.Input(model.input_shape[1:], name="pixels")
+        self.inputs = input_like(model)
         made = {id(self.inputs): -1}
 
         def record(path: str, operation: Any, args: Any, kwargs: Any) -> Any:
@@ -295,8 +295,10 @@ def _has_graph(model: Any) -> bool:
 
 
 def _require_graph(model: keras.Model, places: list[Place], what: str) -> None:
-    if not _has_graph(model) or any(isinstance(p.operation, Frozen) for p in places):
+    opaque = [p.operation.opaque for p in places if hasattr(p.operation, "opaque")]
+    if not _has_graph(model) or opaque:
         raise ConfigError(
-            f"the {what} is a SavedModel, which shows no layers; a loss that names layers needs a "
-            "functional model: give its .keras file, or choose a loss of logits"
+            f"the {what} is {opaque[0] if opaque else 'no functional model'}, which shows no "
+            "layers; a loss that names layers needs a functional model: give its .keras file, or "
+            "choose a loss of logits"
         )

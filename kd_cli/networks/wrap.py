@@ -1,7 +1,8 @@
 """Networks as functions `(image_shape, num_classes, *, ...) -> keras.Model` that end in logits.
 
 A network is reached through `_target_`, so any Keras function or a user's own serves as well.
-`build_network` puts the `input` adapter before it and refuses what is no classifier on logits.
+`build_network` puts the `input` adapter before it and refuses what is no classifier on logits. A
+network of texts takes token ids, int32 [B, L], as they are: it has no adapter.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.instantiate import build
 from kd_cli.errors import ConfigError, first_line
+from kd_cli.networks.inputs import check_input, symbolic, taken, takes_ids
 from kd_cli.networks.taps import Graph, Tapped
 
 # The adapter's first layer is named so that a `.keras` file tells whether it has one already.
@@ -29,7 +31,7 @@ def build_network(
 
     Args:
         node: The checked `teacher` or `student` node.
-        image_shape: (H, W, C) of the dataset.
+        image_shape: (H, W, C) of the dataset; (L,) of texts.
         num_classes: Number of outputs that the network must have.
         precision: Keras dtype policy around the build.
         what: `teacher` or `student`, for errors.
@@ -69,10 +71,17 @@ def rebuilt(
 
 
 def with_adapter(
-    network: keras.Model, adapter: DictConfig, image_shape: tuple[int, ...], what: str
+    network: keras.Model, adapter: DictConfig | None, image_shape: tuple[int, ...], what: str
 ) -> keras.Model:
-    """`network` behind layers that resize and rescale raw pixels, as one functional model."""
-    inputs = keras.Input(image_shape, name="pixels")
+    """`network` behind layers that resize and rescale raw pixels, as one functional model.
+
+    Before a network of texts, `image_shape` (L,), there are none.
+    """
+    if len(image_shape) == 1:
+        check_input(network, image_shape, what)
+        inputs = symbolic(image_shape)
+        return keras.Model(inputs, network(inputs), name=what)
+    inputs = symbolic(image_shape)
     x = inputs
     if adapter.size is not None and tuple(image_shape[:2]) != (adapter.size, adapter.size):
         # Keras calls this layer with training=True where nothing is said, and lets that reach the
@@ -85,7 +94,7 @@ def with_adapter(
         expected
     ) != len(x.shape[1:]):
         raise ConfigError(
-            f"{what}: the network takes images of shape {list(expected)}, it would get "
+            f"{what}: the network takes {taken(network)}, it would get "
             f"{list(x.shape[1:])}; set its input shape to ${{dataset.image_shape}}, or "
             f"{what}.input.size"
         )
@@ -96,22 +105,48 @@ def _plain(value: Any) -> Any:
     return list(value) if OmegaConf.is_list(value) else value
 
 
+class CantCopyError(Exception):
+    """A layer of a network can't be copied; the message says why."""
+
+
 def with_precision(model: keras.Model, policy: str) -> keras.Model:
     """A copy of `model` that computes under another dtype policy; its logits stay float32.
 
     Args:
         model: Behind its adapter; the adapter stays as it is.
         policy: A Keras dtype policy, such as `mixed_bfloat16`.
+
+    Raises:
+        CantCopyError: A layer can't be copied.
     """
     last = model.layers[-1]
     while isinstance(last, keras.Model):
         last = last.layers[-1]
+    return _copied(
+        model, policy, lambda layer: layer is not last and not layer.name.startswith(ADAPTER)
+    )
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """A network that computes in float32: itself, or a copy of one of mixed precision.
+
+    Raises:
+        CantCopyError: A layer can't be copied.
+    """
+    if all(layer.dtype_policy.compute_dtype == "float32" for layer in model._flatten_layers()):
+        return model
+    return _copied(model, "float32", lambda layer: True)
+
+
+def _copied(
+    model: keras.Model, policy: str, changes: Callable[[layers.Layer], bool]
+) -> keras.Model:
+    """A copy with the same weights, which are float32 under any policy."""
 
     def convert(layer: layers.Layer) -> layers.Layer:
         config = layer.get_config()
         # (An operation such as keras.ops.exp computes in the type that it gets.)
-        is_layer = isinstance(layer, layers.Layer)
-        if is_layer and layer is not last and not layer.name.startswith(ADAPTER):
+        if isinstance(layer, layers.Layer) and changes(layer):
             config["dtype"] = policy
         if isinstance(layer, layers.Lambda):  # built by the user's code: no file may hold one
             return layer.__class__.from_config(config, safe_mode=False)
@@ -121,10 +156,7 @@ def with_precision(model: keras.Model, policy: str) -> keras.Model:
         copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
         copy.set_weights(model.get_weights())
     except Exception as error:  # of a layer of the user's own
-        raise ConfigError(
-            f"teacher.precision={policy}: a layer of the teacher can't be copied "
-            f"({first_line(error)}); leave teacher.precision out"
-        ) from error
+        raise CantCopyError(f"a layer can't be copied to {policy} ({first_line(error)})") from error
     return copy
 
 
@@ -161,7 +193,7 @@ def check_outputs(network: Any, num_classes: int, what: str) -> None:
     if len(network.inputs) != 1:
         raise ConfigError(
             f"{what}: the network has {len(network.inputs)} inputs; expected {expected}, with the "
-            "images as its only input"
+            "images or token ids as its only input"
         )
     shape = network.output_shape
     if not isinstance(shape, tuple) or len(shape) != 2:
@@ -207,7 +239,16 @@ def last_activation(network: keras.Model) -> str:
 
 
 def probe(network: keras.Model) -> np.ndarray:
-    """Outputs [4, K] on images that are unlike: black, white, noise of little and full contrast."""
+    """Outputs [4, K] on inputs that are unlike.
+
+    These are images: black, white, noise of little and full contrast; or texts of the ids 0 and 1,
+    which every vocabulary has.
+    """
+    if takes_ids(network):
+        bits = np.random.default_rng(0).integers(0, 2, (4, network.input_shape[1] or 8))
+        bits[:, 0] = 1  # no text is all padding
+        outputs = network(bits.astype(np.int32), training=False)
+        return np.asarray(keras.ops.cast(outputs, "float32"))
     shape = [2, *(side or 64 for side in network.input_shape[1:])]
     noise = np.random.default_rng(0).uniform(0, 1, shape)
     noise *= np.reshape([32, 255], [2, *([1] * (len(shape) - 1))])
@@ -232,7 +273,7 @@ def dead_layers(model: keras.Model, images: np.ndarray) -> dict[str, int]:
 
     Args:
         model: A model that `build_network` made.
-        images: [n, H, W, C] raw pixels.
+        images: [n, H, W, C] raw pixels, or [n, L] token ids.
     """
     network = model.layers[-1]
     if not isinstance(network, keras.Model):

@@ -4,9 +4,11 @@
     statistics  intervals, tests and corrections
     columns     the columns of the tables of all commands: names, units, digits
     tables      the tables of a report
+    files_for_devices  exported files, and the smallest good one
     reasons     why distilling helped, or did not, in sentences
     figures     which figures are drawn
     plots       how a figure is drawn
+    search_plots  the figure of kd tune
     page        HTML and Markdown
     build       the report's content
 

@@ -13,6 +13,16 @@ from pathlib import Path
 
 from kd_cli.files import atomic
 from kd_cli.report.columns import NONE
+from kd_cli.report.files_for_devices import (
+    TOLERANCE,
+    Exported,
+    Files,
+    by_data,
+    of_groups,
+    pictures,
+    smallest,
+    table,
+)
 from kd_cli.report.groups import (
     DISTILLED,
     PLAIN,
@@ -57,16 +67,24 @@ def write_report(out: Path, blocks: Sequence[Block]) -> int:
     return len(pictures)
 
 
-def build_report(found: Found, folders: Sequence[str]) -> list[Block]:
+def build_report(
+    found: Found,
+    folders: Sequence[str],
+    exported: Sequence[Exported] = (),
+    tolerance: float = TOLERANCE,
+) -> list[Block]:
     """The report's content.
 
     Args:
         found: Of `finished.find`, with at least one run.
         folders: Names of the folders, for the title.
+        exported: Files that were made of these runs, and others.
+        tolerance: Points that a smaller file may lose.
     """
     from kd_cli.report import figures
 
     groups, repeats = grouped([*found.runs, *unseen_teachers(found.runs)])
+    files = by_data(of_groups(exported, groups))
     comparisons = compared(groups)
     blocks: list[Block] = [Heading(1, f"Was distilling worth it? {', '.join(folders)}")]
     students = [group for group in groups if group.kind != TEACHER]
@@ -89,6 +107,7 @@ def build_report(found: Found, folders: Sequence[str]) -> list[Block]:
             blocks += [Heading(3, "Beyond accuracy: student minus scratch"), beyond]
         if place <= figures.MAX_FAMILIES:
             blocks += figures.trade_offs(section.groups, f"data-{place}")
+        blocks += _files(files.get(section.groups[0].data, []), f"data-{place}", tolerance)
         own = families([group for group in section.groups if group.kind != TEACHER])
         kept = [family for family in own if family[0].family in {one[0].family for one in drawn}]
         for family in own:
@@ -111,12 +130,25 @@ def build_report(found: Found, folders: Sequence[str]) -> list[Block]:
             blocks.append(
                 Text(f"{left}: drawn are the {len(drawn)} with the most to compare.", small=True)
             )
+    others = [own for data, own in files.items() if data not in titles]
+    for place, own in enumerate(others, start=len(sections) + 1):
+        blocks.append(Heading(2, own[0].record.dataset["name"]))
+        blocks += _files(own, f"data-{place}", tolerance)
     return [*blocks, Heading(2, "How to read this"), Bullets(HOW_TO_READ, lead=True)]
+
+
+def _files(files: Sequence[Files], prefix: str, tolerance: float) -> list[Block]:
+    """Which file to ship; nothing where nothing was exported."""
+    if not files:
+        return []
+    blocks: list[Block] = [Heading(3, "Files for devices"), table(files)]
+    blocks.append(Bullets([f"{smallest(files, tolerance)}."], lead=True))
+    return [*blocks, *pictures(files, prefix)]
 
 
 ONE_PAIR = (
     "This describes two trained networks, not the method: another seed gives other networks. "
-    "Test images are the same in every seed and are never pooled over seeds; the verdicts in the "
+    "Test examples are the same in every seed and are never pooled over seeds; the verdicts in the "
     "table rest on seeds alone."
 )
 HOW_TO_READ = (
@@ -135,7 +167,7 @@ HOW_TO_READ = (
     "network, optimizer, schedule, epochs, batch size and augmentation; only teacher, loss, cache "
     "and view may differ.",
     "Numbers: mean ± standard deviation (n - 1) over seeds; NLL in nats; Brier between 0 and 2; "
-    "ECE over 15 bins of equal width; agreement is the share of test images on which student and "
+    "ECE over 15 bins of equal width; agreement is the share of test examples on which student and "
     "teacher have the same top class. "
     + NONE
     + " means not known: no teacher, or no validation split.",
@@ -256,7 +288,7 @@ def _notes(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> li
         ours, theirs = group.record["dataset"], one.baseline.record["dataset"]
         if ours["train"] != theirs["train"]:
             notes.append(
-                f"{group.name} was trained on {ours['train']:,} images, {ours['labelled']:,} of "
+                f"{group.name} was trained on {ours['train']:,} examples, {ours['labelled']:,} of "
                 f"them with a label; its scratch student on the {theirs['train']:,} that have one."
             )
             steps = [run["steps_done"] for run in (group.record, one.baseline.record)]

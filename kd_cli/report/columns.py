@@ -7,6 +7,7 @@ files hold the values as they were recorded, shares between 0 and 1.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from enum import Flag, auto
 from statistics import median
 from typing import Any
 
+from kd_cli.config.inputs import many_of
 from kd_cli.report.statistics import summary
 from kd_cli.runs.finished import FinishedRun, at
 
@@ -139,7 +141,7 @@ class Column:
 
 
 def _has_uneven_classes(record: Mapping[str, Any]) -> bool:
-    """Whether a class of the training or test images is half as large again as another."""
+    """Whether a class of the training or test examples is half as large again as another."""
     for part in ("train", "test"):
         counts = [count for count in at(record, f"dataset.{part}_per_class") or () if count]
         if counts and max(counts) >= 1.5 * min(counts):
@@ -202,8 +204,9 @@ COLUMNS = (
 
 def columns(table: In, runs: Sequence[FinishedRun]) -> list[Column]:
     """The columns of a table about some runs, in order."""
+    many = many_of([run.record.get("dataset", {}) for run in runs])
     return [
-        column
+        column if column.key != "images" else dataclasses.replace(column, name=many)
         for column in COLUMNS
         if table in column.tables
         and not (column.optional and all(column.value(run) is None for run in runs))

@@ -272,8 +272,8 @@ def _reliability(shown: Example, name: str) -> Picture | None:
     text = f"Reliability diagram of {', '.join(networks)} on test ({shown.group.family_name})"
     caption = (
         f"{text}: one run of each, {seeds_of(shown.run)}; {shown.group.name} is {shown.why}. Below "
-        "the diagonal a network is surer than it is right. Bins with fewer than 5 images are left "
-        "out."
+        "the diagonal a network is surer than it is right. Bins with fewer than 5 examples are "
+        "left out."
     )
     return Picture(f"{name}.png", png, text, caption)
 
@@ -291,7 +291,7 @@ def _confusion(shown: Example, name: str) -> Picture | None:
     names = names if len(names) == classes else [str(number) for number in range(classes)]
     text = f"Top classes of the student against its teacher's on test ({shown.group.family_name})"
     agreement = 100 * float((student == teacher).mean())
-    caption = f"{text}: {_one_run(shown)}. They agree on {agreement:.2f} % of the images."
+    caption = f"{text}: {_one_run(shown)}. They agree on {agreement:.2f} % of the examples."
     return Picture(f"{name}.png", plots.confusion(student, teacher, names), text, caption)
 
 
@@ -308,12 +308,12 @@ def one_pair(shown: Example) -> Bullets | None:
     total = len(labels)
     items = [
         f"The pair: {_one_run(shown)}, and the scratch student with the same seeds, on the same "
-        f"{total:,} test images.",
+        f"{total:,} test examples.",
         f"Right: both on {exact.both:,}, the student alone on {exact.only_a:,}, scratch "
         f"alone on {exact.only_b:,}, neither on {exact.neither:,}; exact McNemar test p = "
         f"{exact.p_value:.3g}.",
         f"Accuracy: student minus scratch {100 * drawn.difference:+.2f} points, bootstrap over "
-        f"the test images {low} to {high} (95 %).",
+        f"the test examples {low} to {high} (95 %).",
     ]
     if "teacher" in tops:
         agree = {k: 100 * float((top == tops["teacher"]).mean()) for k, top in tops.items()}
@@ -331,7 +331,7 @@ def trade_offs(groups: Sequence[Group], prefix: str) -> list[Picture]:
     """
     best: dict[tuple, Group] = {}
     for group in groups:
-        place = group.kind, group.record["parameters"], group.record["network"]
+        place = group.kind, group.record.get("parameters"), group.record["network"]
         now, before = (
             one.summary(validation_accuracy) if one else None for one in (group, best.get(place))
         )
@@ -339,7 +339,7 @@ def trade_offs(groups: Sequence[Group], prefix: str) -> list[Picture]:
             best[place] = group
     kept = list(best.values())[:MAX_POINTS]
     pictures = []
-    for name, label in (("parameters", "parameters"), ("latency", "latency of one image [ms]")):
+    for name, label in (("parameters", "parameters"), ("latency", "latency of one example [ms]")):
         (cost,) = [column for column in COLUMNS if column.key == name]
         points = [_point(group, cost.value) for group in kept]
         points = [point for point in points if point]

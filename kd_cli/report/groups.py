@@ -34,6 +34,7 @@ TEACHER, PLAIN, SCRATCH, DISTILLED, SELF, MUTUAL = (
     "self-trained",
     "mutual",
 )
+FILE = "file"  # an exported file that no run has left
 TAUGHT = (DISTILLED, SELF, MUTUAL)
 # What makes a seed; augment.seed follows data_seed, and the dataset's seeds may follow too.
 _SEEDS = (

@@ -22,10 +22,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from kd_cli.report.groups import DISTILLED, MUTUAL, PLAIN, SCRATCH, SELF, TEACHER
+from kd_cli.report.groups import DISTILLED, FILE, MUTUAL, PLAIN, SCRATCH, SELF, TEACHER
 from kd_cli.runs.quality import reliability as reliability_bins
 
-_WIDTH = 4.8
+WIDTH = 4.8
 _STYLES = (
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#0072B2", "linestyle": "--", "marker": "s"},
@@ -35,6 +35,7 @@ _STYLES = (
 )
 MAX_LINES = len(_STYLES)
 _KINDS = {
+    FILE: {"color": "#555555", "marker": "X"},
     TEACHER: {"color": "#000000", "marker": "*", "markersize": 13},
     PLAIN: {"color": "#0072B2", "marker": "s", "markerfacecolor": "white"},
     SCRATCH: {"color": "#0072B2", "marker": "D", "markerfacecolor": "white"},
@@ -60,7 +61,9 @@ _LOOK = {
 }
 
 
-def _drawn(draw: Callable[..., Figure]) -> Callable[..., bytes]:
+def drawn(draw: Callable[..., Figure]) -> Callable[..., bytes]:
+    """Makes a function that draws a figure return it as PNG, in the look of a report."""
+
     @wraps(draw)
     def to_png(*args: Any, **options: Any) -> bytes:
         with rc_context(_LOOK), warnings.catch_warnings():
@@ -75,7 +78,7 @@ def _drawn(draw: Callable[..., Figure]) -> Callable[..., bytes]:
     return to_png
 
 
-@_drawn
+@drawn
 def heat_map(
     alphas: Sequence[float],
     temperatures: Sequence[float],
@@ -91,7 +94,7 @@ def heat_map(
         marks: Title -> [t, a] texts set under the numbers.
     """
     height = 1.3 + 0.42 * min(len(temperatures), 12)
-    figure = Figure(figsize=(_WIDTH, height * len(panels)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for ax, (title, values) in zip(axes, panels.items(), strict=True):
         ax.grid(False)
@@ -114,7 +117,7 @@ def heat_map(
     return figure
 
 
-@_drawn
+@drawn
 def learning_curves(curves: Mapping[str, np.ndarray], ylabel: str) -> Figure:
     """Mean over seeds by epoch, with bars of one standard deviation on either side.
 
@@ -122,7 +125,7 @@ def learning_curves(curves: Mapping[str, np.ndarray], ylabel: str) -> Figure:
         curves: Name -> [seeds, epochs]; at most MAX_LINES, in the order of the legend.
         ylabel: What the values are, with their unit.
     """
-    figure = Figure(figsize=(_WIDTH, 3.4 + 0.2 * len(curves)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.4 + 0.2 * len(curves)), layout="constrained")
     ax = figure.subplots()
     shown = []
     for number, (style, (name, values)) in enumerate(zip(_STYLES, curves.items(), strict=False)):
@@ -146,7 +149,7 @@ def learning_curves(curves: Mapping[str, np.ndarray], ylabel: str) -> Figure:
     return figure
 
 
-@_drawn
+@drawn
 def reliability(networks: Mapping[str, tuple[np.ndarray, np.ndarray]], least: int = 5) -> Figure:
     """Accuracy against confidence, and below it the share of the examples in each bin.
 
@@ -154,7 +157,7 @@ def reliability(networks: Mapping[str, tuple[np.ndarray, np.ndarray]], least: in
         networks: Name -> (logits [n, K], labels [n]); at most MAX_LINES.
         least: Bins with fewer examples are not drawn: their accuracy is noise.
     """
-    figure = Figure(figsize=(_WIDTH, 4.9 + 0.2 * len(networks)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.9 + 0.2 * len(networks)), layout="constrained")
     ax, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     ax.plot([0, 100], [0, 100], color="#888888", linewidth=1, label="as right as it is confident")
     for style, (name, (logits, labels)) in zip(_STYLES, networks.items(), strict=False):
@@ -203,7 +206,7 @@ def front(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-@_drawn
+@drawn
 def trade_off(points: Sequence[Point], cost: str) -> Figure:
     """Accuracy against cost on a logarithmic axis, with the Pareto front.
 
@@ -211,7 +214,7 @@ def trade_off(points: Sequence[Point], cost: str) -> Figure:
         points: At least one.
         cost: Label of the axis, with its unit.
     """
-    figure = Figure(figsize=(_WIDTH, 3.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     ax = figure.subplots()
     best = front(points)
     xs = [point.cost for point in best]
@@ -234,13 +237,16 @@ def trade_off(points: Sequence[Point], cost: str) -> Figure:
             )
     tops = {point.network: point for point in sorted(points, key=lambda point: point.accuracy)}
     middle = np.sqrt(min(p.cost for p in points) * max(p.cost for p in points))
-    for name, point in tops.items():
+    order = sorted(tops.items(), key=lambda one: one[1].cost)
+    for number, (name, point) in enumerate(order):
         left = point.cost > middle
+        # (Points that lie close: one name above, the next one below.)
+        above = number % 2 == 0 or order[number - 1][1].cost * 2 < point.cost
         ax.annotate(
             _short(name, 32),
             (point.cost, point.accuracy),
             textcoords="offset points",
-            xytext=(-8 if left else 8, 8),
+            xytext=(-8 if left else 8, 8 if above else -15),
             ha="right" if left else "left",
             fontsize=9,
         )
@@ -281,7 +287,7 @@ _VERDICTS = {
 }
 
 
-@_drawn
+@drawn
 def effects(rows: Sequence[Effect]) -> Figure:
     """Student minus scratch student with intervals, a row for each group, from the top down."""
     ticks: list[tuple[float, str]] = []
@@ -293,7 +299,7 @@ def effects(rows: Sequence[Effect]) -> Figure:
             heads.append((y, row.family))
         y += 1.0
         ticks.append((y, row.name))
-    figure = Figure(figsize=(_WIDTH + 0.6, 1.3 + 0.19 * y), layout="constrained")
+    figure = Figure(figsize=(WIDTH + 0.6, 1.3 + 0.19 * y), layout="constrained")
     ax = figure.subplots()
     ax.grid(axis="y", visible=False)
     ax.axvline(0, color="#666666", linewidth=1)
@@ -329,7 +335,7 @@ def effects(rows: Sequence[Effect]) -> Figure:
     return figure
 
 
-@_drawn
+@drawn
 def confusion(student: np.ndarray, teacher: np.ndarray, names: Sequence[str]) -> Figure:
     """Of the examples that the teacher puts in a class, how many % the student puts where.
 
@@ -342,7 +348,7 @@ def confusion(student: np.ndarray, teacher: np.ndarray, names: Sequence[str]) ->
     counts = np.bincount(teacher * classes + student, minlength=classes**2)
     counts = counts.reshape(classes, classes)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(_WIDTH, 4.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     ax = figure.subplots()
     ax.grid(False)
     image = ax.imshow(share, cmap="Greys", norm=PowerNorm(0.5, 0, 100))  # a few % must be seen

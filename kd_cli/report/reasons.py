@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kd_cli.config.inputs import inputs_of
 from kd_cli.report.groups import Comparison, Group
 from kd_cli.runs.finished import settings_of, test_accuracy
 
@@ -18,10 +19,10 @@ from kd_cli.runs.finished import settings_of, test_accuracy
 FAR_AHEAD = 2.0
 SURE = 0.05  # of the largest entropy there can be: outputs that are nearly the labels
 RIGHT = 0.99
-# Of the training images: a student that differs on more than one in twenty has not learned what it
-# was shown.
+# Of the training examples: a student that differs on more than one in twenty has not learned what
+# it was shown.
 FITS = 0.95
-# Agreement on training minus that on test: far more than the sampling error of 300 test images
+# Agreement on training minus that on test: far more than the sampling error of 300 test examples
 # (two standard errors are at most 0.06).
 MEMORISED = 0.1
 # A term with this share of the gradient turns the sum by at most arcsin(0.1 / 0.9) = 6 degrees.
@@ -45,6 +46,11 @@ class Case:
         """Mean of what the records say under a dotted key; None where one does not say."""
         values = [run.at(path) for run in (group or self.group).runs]
         return None if None in values else sum(values) / len(values)
+
+    @property
+    def many(self) -> str:
+        """What its inputs are called."""
+        return inputs_of(self.group.record["dataset"]).many
 
     @property
     def lead(self) -> float | None:
@@ -71,7 +77,7 @@ def _lead(case: Case) -> str:
         return (
             f"The teacher is only {case.lead:.1f} points above the scratch student on test: it "
             "knows little that the labels do not tell; try a stronger one, or one that knows more "
-            "labels or more images."
+            f"labels or more {case.many}."
         )
     return f"The teacher is {case.lead:.1f} points above the scratch student on test."
 
@@ -98,9 +104,10 @@ def _sure(case: Case) -> str:
         return ""
     where = "" if temperature is None else f" at T {temperature:g}"
     return (
-        f"The teacher is right on {100 * right:.1f} % of the training images, and its mean "
+        f"The teacher is right on {100 * right:.1f} % of the training {case.many}, and its mean "
         f"entropy{where} is {entropy:.2f} nats: its outputs are nearly the labels; try "
-        "augmentation, a teacher that was not trained on these images, or a higher temperature."
+        f"augmentation, a teacher that was not trained on these {case.many}, or a higher "
+        "temperature."
     )
 
 
@@ -110,13 +117,14 @@ def _follows(case: Case) -> str:
     if same is None or teacher is None or scratch is None:
         return ""
     if same >= teacher - 0.05:
-        return f"The student decides as its teacher on {100 * same:.1f} % of the test images."
+        return f"The student decides as its teacher on {100 * same:.1f} % of the test {case.many}."
     advice = "; try more steps, a higher learning rate or a larger student"
     if case.mean("fidelity.training.agreement") is not None:
         advice = ""  # the training images tell which: `_fits`
     return (
-        f"The student decides as its teacher on only {100 * same:.1f} % of the test images, and "
-        f"the teacher is right on {100 * teacher:.1f} %: it does not reproduce its teacher{advice}."
+        f"The student decides as its teacher on only {100 * same:.1f} % of the test {case.many}, "
+        f"and the teacher is right on {100 * teacher:.1f} %: it does not reproduce its "
+        f"teacher{advice}."
     )
 
 
@@ -129,11 +137,14 @@ def _fits(case: Case) -> str:
         if seen - unseen < MEMORISED:
             return ""
         return (
-            f"The student agrees with the teacher on {100 * seen:.1f} % of the training images, "
-            f"but on {100 * unseen:.1f} % of the test images: it has memorised the former; try "
-            "more images (without labels too) or augmentation."
+            f"The student agrees with the teacher on {100 * seen:.1f} % of the training "
+            f"{case.many}, but on {100 * unseen:.1f} % of the test {case.many}: it has memorised "
+            f"the former; try more {case.many} (without labels too) or augmentation."
         )
-    text = f"The student agrees with the teacher on only {100 * seen:.1f} % of the training images"
+    text = (
+        f"The student agrees with the teacher on only {100 * seen:.1f} % of the training "
+        f"{case.many}"
+    )
     if right is not None and right >= FITS:
         return (
             f"{text} and has the label on {100 * right:.1f} %: it follows the labels where the two "

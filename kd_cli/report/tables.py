@@ -42,7 +42,7 @@ def results(groups: Sequence[Group], comparisons: Mapping[str, Comparison]) -> T
             rows.append(Row(cells, strong=several and group is best))
     caption = "Mean ± standard deviation over seeds; bold: chosen on validation"
     if any(column.key == "latency" for column in shown):
-        caption += "; latency of one image, median"
+        caption += "; latency of one example, median"
     return Table(caption, heads, rows, texts=(0, len(heads) - 1))
 
 

@@ -10,6 +10,7 @@
     record      `Record`, the content of metrics.json
     environment versions of what computes, and the commit
     model_file  model.keras of a finished run: where it is, whether it is whole
+    vocabulary  vocabulary.json of a run on texts
     quality     accuracy, likelihood, calibration, and agreement with the teacher, from logits
     finished    finds finished runs in folders
 

@@ -1,7 +1,7 @@
 """The directory of an unfinished run while this process works in it, and no other does.
 
 Everything that is written there is written while the directory is held: the run's configuration and
-log, its files, and what a failure leaves. A finished run is only read.
+log, its files, and what a failure or a search that gives it up leaves. A finished run is only read.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, Pruned
 from kd_cli.files import atomic, remove_leftovers, write_json
 from kd_cli.runs.asked import Run
 from kd_cli.runs.ownership import lock
-from kd_cli.runs.record import Record
+from kd_cli.runs.record import PRUNED, Record
 from kd_cli.terminal import log_file
 
 log = logging.getLogger("kd")
@@ -65,7 +65,8 @@ def at_work(
         fresh = {path.name for path in run.out.iterdir()} <= {".lock"}
         for folder in (run.out, run.out / ".hydra"):
             remove_leftovers(folder)
-        (run.out / "error.json").unlink(missing_ok=True)
+        for name in ("error.json", PRUNED):
+            (run.out / name).unlink(missing_ok=True)
         write_configuration(run)
         handler = log_file(run.out / "kd.log")
         if len({one.out for one in others} | {run.out}) > 1:
@@ -83,6 +84,8 @@ def at_work(
             # Finished rounds of a self-training are kept.
             if fresh and not any(run.out.glob("*/metrics.json")):
                 _remove(run.out)
+        elif isinstance(error, Pruned):
+            write_json(run.out / PRUNED, error.record)
         elif isinstance(error, Exception):
             _record(run.out, error)
 

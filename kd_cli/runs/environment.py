@@ -11,14 +11,19 @@ from typing import Any
 
 def environment() -> dict[str, Any]:
     """Git commit of the working directory and the versions of what computes."""
+    return {"git_commit": _git_commit(), "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Of Python, and of the packages that compute."""
     names = {"kd": "kd-cli", "hydra": "hydra-core"}
-    versions = {"python": platform.python_version()}
+    found = {"python": platform.python_version()}
     for key in ("kd", "tensorflow", "keras", "numpy", "hydra"):
         try:
-            versions[key] = metadata.version(names.get(key, key))
+            found[key] = metadata.version(names.get(key, key))
         except metadata.PackageNotFoundError:
-            versions[key] = "not installed as a package"
-    return {"git_commit": _git_commit(), "versions": versions}
+            found[key] = "not installed as a package"
+    return found
 
 
 def _git_commit() -> str | None:

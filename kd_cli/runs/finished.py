@@ -14,7 +14,7 @@ import numpy as np
 from kd_cli.config.keys import VARIABLES
 from kd_cli.config.row import flat
 from kd_cli.files import DamagedError, read_json, read_npz, read_rows
-from kd_cli.runs.record import FILE, Record, RecordError
+from kd_cli.runs.record import FILE, PRUNED, Record, RecordError
 from kd_cli.terminal import shown
 
 log = logging.getLogger("kd")
@@ -81,7 +81,7 @@ class FinishedRun:
                 "inputs": {**inputs, "teacher.weights": weights},
                 "dataset": {**self.record["dataset"], "train": labelled, "labelled": labelled},
                 "network": known["name"],
-                "parameters": known["parameters"],
+                "parameters": known.get("parameters"),
                 "test": {"accuracy": known["test_accuracy"], "nll": known["test_nll"]},
                 "validation": {"best": {"accuracy": validation}},
                 "quality": known["quality"],
@@ -183,7 +183,7 @@ def find(folders: Iterable[Path]) -> Found:
                     run = None
                 if run is not None:
                     runs.setdefault(folder.resolve(), run)
-            elif is_run and "multirun.yaml" not in files:
+            elif is_run and not {"multirun.yaml", PRUNED} & set(files):
                 unfinished += 1
             if FILE in files or is_run:
                 names.clear()  # whatever lies in a run is its own: rounds, state

@@ -92,7 +92,8 @@ def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
         for place in (spec, spec["source"]):
             place.pop("unlabelled_path", None)
     here = Path.cwd().resolve()
-    for place, key in itertools.product((spec, spec["source"]), ("path", "unlabelled_path")):
+    paths = ("path", "unlabelled_path", "tokenizer")
+    for place, key in itertools.product((spec, spec["source"]), paths):
         if place.get(key):
             path = Path(place[key]).expanduser().resolve()
             place[key] = str(path.relative_to(here) if path.is_relative_to(here) else path)
@@ -100,8 +101,14 @@ def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
 
 
 def network_spec(network: DictConfig) -> dict[str, Any]:
-    """What decides a network's shape and input: its node and its `input` adapter."""
+    """What decides a network's shape and input: its node and its `input` adapter.
+
+    Of a file of weights its content counts, wherever it lies.
+    """
     plain = OmegaConf.to_container(network)
+    weights = plain["network"].get("weights") if isinstance(plain["network"], dict) else None
+    if isinstance(weights, str) and Path(weights).suffix == ".h5":
+        plain["network"]["weights"] = {"sha256": content(weights)}
     return {"network": plain["network"], "input": plain["input"]}
 
 
@@ -159,6 +166,8 @@ def _teacher_spec(plan: DictConfig) -> dict[str, Any]:
     if given == "teacher.checkpoint":
         spec = {"checkpoint": content(teacher.checkpoint), "input": network_spec(teacher)["input"]}
         spec |= {} if teacher.module is None else {"module": teacher.module}
+    elif given == "teacher.logits":
+        spec = {"logits": content(teacher.logits)}
     elif given == "teacher.weights":
         spec = {**network_spec(teacher), "weights": content(teacher.weights)}
     elif given == "teacher_dir":
@@ -197,6 +206,8 @@ def run_spec(plan: DictConfig) -> dict[str, Any]:
     spec["dataset"] = dataset_spec(plan.dataset)
     if plan.steps is not None:
         del spec["epochs"]
+    if plan.accumulate == 1:  # the key came later
+        del spec["accumulate"]
     spec["loss"] = _loss_spec(spec["loss"])
     if "teacher" in spec:
         spec["teacher"] = _teacher_spec(plan)

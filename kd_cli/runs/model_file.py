@@ -7,12 +7,14 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from kd_cli.config.plans import view_shape
+from kd_cli.config.inputs import inputs_of
 from kd_cli.errors import ConfigError
+from kd_cli.files import DamagedError, file_hash, read_json
 from kd_cli.runs.record import FILE, Record
 from kd_cli.terminal import shown
 
 NAME = "model.keras"
+EXPORTED = (".onnx", ".tflite")  # what a runtime computes
 
 
 def model_file(folder: Path) -> Path:
@@ -43,7 +45,16 @@ def _is_whole(path: Path, size: int, changed: int) -> bool:
 
 
 def has_input(path: Path) -> bool:
-    """Whether a `.keras` file takes raw pixels: kd puts scale and offset into what it writes."""
+    """Whether a file takes raw pixels: kd puts scale and offset into what it writes.
+
+    A `.keras` file tells. A file for a runtime has its record beside it, from `kd export`.
+    """
+    if path.suffix in EXPORTED:
+        try:
+            recorded = read_json(path.with_suffix(".json"), "")
+        except DamagedError:
+            return False
+        return bool(recorded) and recorded.get("sha256") == file_hash(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return b'"kd_input"' in archive.read("config.json")  # the layer's name
@@ -77,11 +88,12 @@ def recorded_network(record: Record) -> dict[str, Any]:
     """How the network in a run's `model.keras` is built again: plain data, for `load_of_run`."""
     role = "student" if "student" in record.config else "teacher"
     size = record.config.get("augment", {}).get("size")
+    inputs = inputs_of(record.dataset).sized(size)
     return {
         "role": role,
         **{key: record.config[role][key] for key in ("network", "input")},
         "precision": record.precision,
-        "image_shape": list(view_shape(size, record.dataset.image_shape)),
+        **inputs.description(),
         "classes": len(record.dataset.class_names),
         **({"rebuilt": True} if record.deployed else {}),
     }

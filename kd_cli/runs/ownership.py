@@ -30,7 +30,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import files_of
 from kd_cli.runs import identity
-from kd_cli.runs.model_file import checkpoint_file, has_input, is_run
+from kd_cli.runs.model_file import EXPORTED, checkpoint_file, has_input, is_run
 from kd_cli.runs.record import Record, RecordError
 from kd_cli.runs.state import State
 from kd_cli.terminal import brief, shown
@@ -44,11 +44,19 @@ RUN_FILES = (
     "model.keras",
     "state",
     "error.json",
+    "pruned.json",
     "trackers",
+    "checkpoints",
     "augment.png",
     "evaluation.json",
+    "vocabulary.json",
 )
 _ROUND = re.compile(r"round-\d+")
+
+
+def is_round(folder: Path) -> bool:
+    """Whether a run's directory is that of a round of self-training, inside the whole's."""
+    return _ROUND.fullmatch(folder.name) is not None
 
 
 def check_before_start(
@@ -157,8 +165,10 @@ def _refuse_another_network(plan: DictConfig, record: Record, typed: Sequence[st
 def check_given_files(plan: DictConfig) -> None:
     """Refuses a given file that is not there, or not of its kind."""
     expected = {
-        "teacher.checkpoint": "a .keras file, or the folder of a SavedModel or finished run",
+        "teacher.checkpoint": "a .keras, .onnx or .tflite file, or the folder of a SavedModel "
+        "or finished run",
         "teacher.weights": "a .npz file of BiT weights",
+        "teacher.logits": "a .npz or .npy file",
         "student.checkpoint": "a .keras file, or the folder of a finished run",
     }
     if is_taught(plan) and len(members := member_plans(plan)) > 1:
@@ -181,10 +191,13 @@ def check_given_files(plan: DictConfig) -> None:
         )
     for key in ("precision", "module"):
         value = OmegaConf.select(plan, f"teacher.{key}")
-        if value is not None and checkpoint is not None and checkpoint_file(checkpoint).is_dir():
+        if value is None or checkpoint is None:
+            continue
+        path = checkpoint_file(checkpoint)
+        if path.is_dir() or path.suffix in EXPORTED:
             raise ConfigError(
-                f"teacher.{key}={value}: the SavedModel {checkpoint} computes as it was "
-                f"exported; leave teacher.{key} out"
+                f"teacher.{key}={value}: {checkpoint} computes as it was exported; leave "
+                f"teacher.{key} out"
             )
 
 
@@ -274,7 +287,8 @@ def _teacher_hash(plan: DictConfig) -> str:
     if given_by(plan) in ("", "teacher_dir"):
         teacher = Record.read(identity.teacher_dir(plan))
         return teacher.weights_sha256 if teacher is not None else ""
-    return identity.content(plan.teacher.checkpoint or plan.teacher.weights)
+    given = (plan.teacher[key] for key in ("checkpoint", "logits", "weights"))
+    return identity.content(next(file for file in given if file is not None))
 
 
 _MADE_FROM = {

@@ -21,6 +21,7 @@ from kd_cli.files import DamagedError, read_json, write_json
 from kd_cli.terminal import shown
 
 FILE = "metrics.json"
+PRUNED = "pruned.json"  # of a run that a search has given up: it is not finished
 SCHEMA_VERSION = 3
 
 
@@ -73,7 +74,7 @@ class Part(Mapping[str, Any]):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Score(Part):
-    accuracy: float = says("share of the images that are right, 0 to 1")
+    accuracy: float = says("share of the inputs that are right, 0 to 1")
     nll: float = says("mean negative log-likelihood, in nats")
 
 
@@ -96,30 +97,38 @@ class BySplit(Part):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fidelity(BySplit):
-    training: dict | None = may_say("on at most 2,000 training images: agreement, kl, accuracy")
+    training: dict | None = may_say("on at most 2,000 training inputs: agreement, kl, accuracy")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetRecord(Part):
     name: str = says("name of the dataset")
-    image_shape: list[int] = says("[height, width, channels]")
+    image_shape: list[int] | None = may_say("of images: [height, width, channels]")
+    length: int | None = may_say("of texts: tokens of each")
+    vocabulary: int | None = may_say("of texts: number of token ids; 0 is padding, 1 is unknown")
+    tokenizer_sha256: str | None = may_say("of texts: SHA-256 of the run's vocabulary.json")
     class_names: list[str] = says("names of the classes in the order of their labels")
-    train: int = says("training images")
-    labelled: int = says("training images that have labels of the dataset")
-    validation: int = says("validation images, 0 without a validation split")
-    test: int = says("test images")
+    train: int = says("training images, or texts")
+    labelled: int = says("of these, those that have labels of the dataset")
+    validation: int = says("validation inputs, 0 without a validation split")
+    test: int = says("test inputs")
     train_per_class: list[int] | None = may_say(
-        "training images of each class, if they have labels"
+        "training inputs of each class, if they have labels"
     )
-    test_per_class: list[int] | None = may_say("test images of each class")
-    fingerprint: str = says("SHA-256 of images, labels and class names")
+    test_per_class: list[int] | None = may_say("test inputs of each class")
+    fingerprint: str = says("SHA-256 of inputs, labels and class names")
     split_fingerprint: str = says("SHA-256 of the rows of each split")
     held_out_fingerprint: str = says("SHA-256 of the rows of validation and test")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_shape is None and None in (self.length, self.vocabulary):
+            raise ValueError("dataset.image_shape is missing (or length and vocabulary)")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OnTraining(Part):
-    images: int = says("training images that it was asked about")
+    images: int = says("training inputs that it was asked about")
     accuracy: float | None = says("share of right ones among those with a label")
     entropy: float = says("mean entropy of its probabilities, in nats")
     entropy_at_temperature: float | None = says("the same at the temperature of the loss")
@@ -135,9 +144,9 @@ class TeacherRecord(Part):
     test_accuracy: float = says("its test accuracy, evaluated in this run")
     test_nll: float = says("its test negative log-likelihood, in nats")
     quality: BySplit = says("its quality through the input path of this run: quality.quality")
-    parameters: int = says("its parameters")
+    parameters: int | None = may_say("its parameters; those of a file for a runtime are not known")
     outputs: str = says("cached as float32 or float16, or live and why")
-    on_training: OnTraining | None = may_say("what it says of training images")
+    on_training: OnTraining | None = may_say("what it says of training inputs")
     precision: str = says("Keras dtype policy of its forward pass")
 
 
@@ -163,9 +172,9 @@ class PseudoLabels(Part):
     round: int = says("the round that learned from these pseudo-labels")
     labels: str = says("hard or soft")
     threshold: float = says("only labels with more confidence count")
-    unlabelled: int = says("images that the network of the last round labelled")
-    above_threshold: list[int] = says("images above the threshold, by pseudo-label")
-    images: int = says("images that were kept")
+    unlabelled: int = says("inputs that the network of the last round labelled")
+    above_threshold: list[int] = says("inputs above the threshold, by pseudo-label")
+    images: int = says("inputs that were kept")
     rows: int = says("training rows of theirs, repeats included")
     per_class: list[int] = says("these rows by pseudo-label")
     accuracy: float | None = may_say("share of right ones among those whose labels are only hidden")
@@ -174,7 +183,7 @@ class PseudoLabels(Part):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RoundRecord(Part):
     directory: str = says("its directory, below that of the run")
-    labelled: int = says("training images that have labels of the dataset")
+    labelled: int = says("of these, those that have labels of the dataset")
     pseudo_labels: PseudoLabels | None = says("what it learned from besides; null in round 0")
     validation: EpochScore | None = says("its chosen epoch; null without a validation split")
     test: Score = says("on the test split")

@@ -7,12 +7,17 @@ training step instead of tracing it again, and use the teacher that is loaded al
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+# Is told the epoch, of how many, and the best validation result so far, when all is saved. It may
+# raise `Pruned`, which ends the training.
+Judge = Callable[[int, int, Mapping[str, float]], None]
 
 
 class Last:
@@ -53,6 +58,7 @@ class Session:
         logits: [n, K] logits of that teacher by data and split, if none are stored on the disk.
         checked: Stored logits whose checksum was right: file, size and time of its last change.
         trackers: Of the runs in training (`training.trackers.Trackers`), by their directories.
+        judges: Of the runs of a search, by their directories.
     """
 
     def __init__(self) -> None:
@@ -62,6 +68,7 @@ class Session:
         self.logits: dict[str, np.ndarray] = {}
         self.checked: set[tuple[str, int, int]] = set()
         self.trackers: dict[Path, Any] = {}
+        self.judges: dict[Path, Judge] = {}
 
     def __reduce__(self) -> tuple[type[Session], tuple[()]]:
         return Session, ()

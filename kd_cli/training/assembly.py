@@ -15,10 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import VARIABLES
-from kd_cli.config.plans import given_by, has_rounds, is_mutual, is_taught, view_shape
+from kd_cli.config.plans import given_by, has_rounds, is_mutual, is_taught
 from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, first_line
+from kd_cli.runs import vocabulary
 from kd_cli.runs.identity import digest, network_spec
 from kd_cli.runs.model_file import checkpoint_file
 from kd_cli.runs.session import Session
@@ -43,8 +44,8 @@ class Parts:
 
 
 def length(plan: DictConfig, dataset: Dataset) -> tuple[int, int]:
-    """The steps of the whole training and of an epoch."""
-    steps_per_epoch = -(-len(dataset.train) // plan.batch_size)
+    """The steps of the whole training and of an epoch; a step is an update of the weights."""
+    steps_per_epoch = -(-len(dataset.train) // (plan.batch_size * plan.accumulate))
     return plan.steps or plan.epochs * steps_per_epoch, steps_per_epoch
 
 
@@ -55,7 +56,7 @@ def epochs(plan: DictConfig, dataset: Dataset) -> int:
 
 
 def check_labels(plan: DictConfig, dataset: Dataset) -> None:
-    """Refuses what can't be done with training images that have no labels, or all have one.
+    """Refuses what can't be done with training inputs that have no labels, or all have one.
 
     Raises:
         ConfigError: Without labels: another command than distill, no given teacher, a loss that
@@ -66,11 +67,12 @@ def check_labels(plan: DictConfig, dataset: Dataset) -> None:
         if has_rounds(plan) and dataset.unlabelled is None:
             more = ", or dataset.unlabelled_path=FOLDER" * ("unlabelled_path" in plan.dataset)
             raise ConfigError(
-                f"{dataset.name}: all training images have labels, so self-train finds none to "
-                f"label; type dataset.labelled_fraction=0.1 to keep the labels of a tenth{more}"
+                f"{dataset.name}: all training {dataset.inputs.many} have labels, so self-train "
+                f"finds none to label; type dataset.labelled_fraction=0.1 to keep the labels of a "
+                f"tenth{more}"
             )
         return
-    bare = f"{dataset.name}: the training images have no labels"
+    bare = f"{dataset.name}: the training {dataset.inputs.many} have no labels"
     if not is_taught(plan):
         raise ConfigError(
             f"{bare}, which {plan.command} needs; they serve to distill with a given teacher: "
@@ -122,6 +124,11 @@ def parts(
         teacher: What the losses get of its layers; None leaves the losses' own weights, and the
             student that a loss rebuilds, out.
     """
+    if plan.accumulate > 1 and plan.batch_size >= len(dataset.train):
+        raise ConfigError(
+            f"accumulate={plan.accumulate} changes nothing: batch_size={plan.batch_size} takes all "
+            f"{len(dataset.train)} training images at once; leave it out, or lower batch_size"
+        )
     steps = length(plan, dataset)
     schedule = build(plan.schedule, "schedule")(*steps)
     set_up(plan.device)
@@ -135,11 +142,11 @@ def parts(
     # Set just before the network is built, so that training a teacher first changes nothing.
     keras.utils.set_random_seed(plan.init_seed)
     node = plan[role]
-    shape = view_shape(plan.augment.size, dataset.image_shape)
+    shape = dataset.inputs.sized(plan.augment.size).shape
     model = build_network(node, shape, dataset.num_classes, plan.precision, role)
     refuse_unsaveable(model, role)
     if role == "student" and node.checkpoint is not None:
-        _warm_start(model, node)
+        _warm_start(model, node, dataset)
     if role == "teacher" and node.weights is not None:
         from kd_cli.networks.bit import load_published
 
@@ -246,7 +253,7 @@ def engine_for(
     key = digest(
         {
             "learners": [[_graph(plan, role), length(plan, dataset)] for plan in plans],
-            "batch_size": first.batch_size,
+            "batch_size": [first.batch_size, first.accumulate],
             "data": [*_data(dataset), dataset.train.sha256],
             "teacher": outputs.key if outputs else "",
             "views": _views_spec(first),
@@ -258,7 +265,7 @@ def engine_for(
     if engine is not None:
         for learner, plan in zip(engine.learners, plans, strict=True):
             new = parts(plan, dataset, role, features)
-            learner.begin_again(new.model, new.optimizer, new.objective)
+            learner.begin_again(new.model, new.optimizer, new.objective, plan.ema)
             del new
             gc.collect()  # a Keras model is a cycle: one at a time, not one per point
         engine.data_seed = first.data_seed
@@ -279,6 +286,8 @@ def engine_for(
                 new.schedule,
                 dataset.train.labelled > 0,
                 new.network,
+                plan.ema,
+                plan.accumulate > 1,
             )
         )
     engine = Engine(
@@ -293,6 +302,7 @@ def engine_for(
         repeats=outputs.repeats if outputs else None,
         budget=first.memory_gib * 2**30,
         mutual=is_mutual(first),
+        accumulate=first.accumulate,
     )
     return session.engine.keep(key, engine)
 
@@ -312,14 +322,17 @@ def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
         "schedule": plain["schedule"],
         "loss": loss,
         "class_weights": plan.get("class_weights") is not None,
+        "ema": plan.ema is not None,
         "combine": plan.teacher.combine if is_taught(plan) else "",
     }
 
 
-def _warm_start(model: Any, node: DictConfig) -> None:
+def _warm_start(model: Any, node: DictConfig, dataset: Dataset) -> None:
     """Copies the weights of a `.keras` file with the same network into `model`."""
     from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_weights
 
+    given = Path(node.checkpoint).expanduser()
+    vocabulary.refuse_other(given, dataset.tokenizer, "student.checkpoint")
     path = checkpoint_file(node.checkpoint)
     try:
         source = load_keras(path, "student.checkpoint")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from kd_cli.training.step import Learner
+    from kd_cli.training.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Balance:
             of a loss, None where there are others or one is 0. None where the loss has one term,
             or a gradient is not finite.
         """
-        from kd_cli.training.step import REGULARISATION
+        from kd_cli.training.learner import REGULARISATION
 
         of_loss = [name for name in self.terms if name != REGULARISATION]
         if len(of_loss) < 2 or not np.isfinite(self.shares).all():

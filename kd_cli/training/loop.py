@@ -6,6 +6,7 @@ students of a joint sweep are trained by the same function.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -17,18 +18,22 @@ import numpy as np
 
 from kd_cli.data.dataset import Split
 from kd_cli.files import append_row, discard, read_rows, rewrite_rows
+from kd_cli.networks.inputs import takes_ids
 from kd_cli.networks.predict import Prepare, predict_rows
 from kd_cli.runs.quality import score
+from kd_cli.runs.session import Judge
 from kd_cli.runs.state import State, settle
 from kd_cli.terminal import TrainingProgress, shown
-from kd_cli.training import peers
+from kd_cli.training import checkpoints, peers
+from kd_cli.training.learner import Learner
 from kd_cli.training.standing import Fit, check_health
-from kd_cli.training.step import Engine, Learner
+from kd_cli.training.step import Engine
 from kd_cli.training.trackers import Trackers
 
 log = logging.getLogger("kd")
 CHUNK_SECONDS = 0.5  # so that progress moves and Ctrl-C is heard
 _NEVER = 2**62  # a step that does not come
+_RANGE = ", or look at the images' range (input.scale)"
 
 
 class NonFiniteError(RuntimeError):
@@ -53,16 +58,20 @@ class RunSettings:
         owner: Kept with the state, to tell whose it is.
         label: Short name for the progress.
         trackers: Are told of every epoch.
+        parameters: What they are told of the configuration.
         epochs: At most so many.
         total_steps: At most so many steps; ends inside the last epoch.
+        judge: Of a search: may give the run up after an epoch that is not its last.
     """
 
     out: Path
     owner: dict[str, Any]
     label: str
     trackers: Trackers
+    parameters: dict[str, Any]
     epochs: int
     total_steps: int
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +83,14 @@ class LoopSettings:
         monitor: `accuracy` or `nll`.
         minutes: Longest time without a saved state.
         prepare: What becomes of stored images in evaluation; None leaves them.
+        every: The network is kept after each epoch that this divides; None keeps none.
     """
 
     patience: int | None
     monitor: str
     minutes: float
     prepare: Prepare | None = None
+    every: int | None = None
 
 
 class Training:
@@ -125,7 +136,8 @@ class Training:
             if set(saved) != set(Fit.__dataclass_fields__):
                 raise self.state.of_another_version()
             self.now = Fit(**saved)
-        self.best_weights = learner.model.get_weights()
+        with learner.averaged():
+            self.best_weights = learner.model.get_weights()
         if self.now.best_epoch:
             self.best_weights = self.state.best_weights(self.now.best_epoch)
         if saved:
@@ -146,8 +158,9 @@ class Training:
                 self.now.epoch,
             )
         rewrite_rows(self.history, rows)
+        checkpoints.tell_of_missing(run.out, self.shared.every, self.now.epoch)
         self.before = self.now.seconds
-        run.trackers.start({"run_id": run.owner["run_id"], "epoch": self.now.epoch})
+        run.trackers.begin(run.owner["run_id"], run.parameters, self.now.epoch)
 
     @property
     def goes_on(self) -> bool:
@@ -166,7 +179,7 @@ class Training:
             step, term = broken
             self._give_up(
                 f"the term '{term}' of the loss is not finite at epoch {epoch}, step {step + 1}; "
-                "lower learning_rate, or look at the images' range (input.scale)"
+                f"lower learning_rate{'' if takes_ids(self.learner.model) else _RANGE}"
             )
 
     def attempt(self, act: Callable[..., Any], *args: Any) -> Any:
@@ -199,10 +212,8 @@ class Training:
 
         None when the logits on the validation split are not finite: the training is given up.
         """
-        now, shared, model = self.now, self.shared, self.learner.model
-        epoch = now.epoch + 1
         row = {
-            "epoch": epoch,
+            "epoch": self.now.epoch + 1,
             "step": step,
             "learning_rate": float(self.learner.learning_rate),
             "train": self.learner.means(examples),
@@ -210,33 +221,55 @@ class Training:
             "seconds": seconds,
             "examples_per_second": examples / seconds,
         }
-        if validation is not None:
-            logits = predict_rows(self.learner.predict, validation, shared.prepare)
-            if not np.isfinite(logits).all():
-                self._give_up(
-                    f"the logits on the validation split are not finite after epoch {epoch}, "
-                    "though every loss was; the last update broke the weights; lower learning_rate"
-                )
+        now = self.now
+        with self.learner.averaged():
+            if not self._validate(row, validation):
                 return None
-            row["validation"] = now.last = score(logits, validation.labels[validation.rows])
-        now.epoch, now.step = epoch, step
-        now.train_seconds += seconds
-        now.epoch_seconds = 0.0
-        now.examples += examples
-        is_best = validation is None or better(now.last, now.best, shared.monitor)
-        if is_best:
-            now.best_epoch, now.best = epoch, now.last
-            self.best_weights = model.get_weights()
-        if shared.patience is not None and validation is not None:
-            now.stopped = "early stopping" if epoch - now.best_epoch >= shared.patience else ""
-        if self._ended or epoch & (epoch - 1) == 0:  # epochs 1, 2, 4, 8, ... and the last
-            check_health(now, self.learner, validation or rest, shared.prepare, self.run.label)
+            now.epoch, now.step = row["epoch"], step
+            now.train_seconds += seconds
+            now.epoch_seconds = 0.0
+            now.examples += examples
+            is_best = self._judge(validation, rest)
+            checkpoints.keep(self.learner.model, self.run.out, self.shared.every, now.epoch)
         now.seconds = self.before + time.monotonic() - self.started
         append_row(self.history, row)
         best = self.best_weights if is_best else None
         self.state.save(self.learner.variables, self.run.owner, vars(now), best)
         self.saved = time.monotonic()
         return row
+
+    def _validate(self, row: dict[str, Any], validation: Split | None) -> bool:
+        """Puts the validation result into the row; gives up where the logits are not finite."""
+        if validation is None:
+            return True
+        logits = predict_rows(self.learner.predict, validation, self.shared.prepare)
+        if not np.isfinite(logits).all():
+            self._give_up(
+                f"the logits on the validation split are not finite after epoch {row['epoch']}, "
+                "though every loss was; the last update broke the weights; lower learning_rate"
+            )
+            return False
+        row["validation"] = self.now.last = score(logits, validation.labels[validation.rows])
+        return True
+
+    def _judge(self, validation: Split | None, rest: Split) -> bool:
+        """Whether the epoch is the best so far; it may be the last, and there may be warnings."""
+        now, shared, epoch = self.now, self.shared, self.now.epoch
+        is_best = validation is None or better(now.last, now.best, shared.monitor)
+        if is_best:
+            now.best_epoch, now.best = epoch, now.last
+            self.best_weights = self.learner.model.get_weights()
+        if shared.patience is not None and validation is not None:
+            now.stopped = "early stopping" if epoch - now.best_epoch >= shared.patience else ""
+        if self._ended or epoch & (epoch - 1) == 0:  # epochs 1, 2, 4, 8, ... and the last
+            check_health(now, self.learner, validation or rest, shared.prepare, self.run.label)
+        return is_best
+
+    def tell(self, row: dict[str, Any]) -> None:
+        """Tells the trackers of an epoch, with the weights that were validated."""
+        asked = self.run.trackers.present
+        with self.learner.averaged() if asked else contextlib.nullcontext():
+            self.run.trackers.epoch(row, self.learner.model)
 
 
 def fit(
@@ -343,7 +376,9 @@ def _run_epoch(
         run = training.run
         # After the state: an epoch that is trained again was not told before.
         if training.error is None:
-            training.attempt(run.trackers.epoch, row, training.learner.model)
+            training.attempt(training.tell, row)
+        if run.judge is not None and training.now.best and training.goes_on:
+            training.attempt(run.judge, training.now.epoch, run.epochs, training.now.best)
         progress.epoch(run.label, row, run.epochs, run.out)
     peers.fail_together(trainings)
     rows = [row for _, row in ended]

@@ -99,7 +99,7 @@ class TorchSGD(keras.optimizers.SGD):
 
 
 def refuse_idle(optimizer: Any, node: Mapping[str, Any]) -> None:
-    """Refuses options of Keras that would train the same weights, or none.
+    """Refuses options of Keras that would train the same weights, or none, or count other steps.
 
     Args:
         optimizer: A Keras optimizer.
@@ -108,7 +108,7 @@ def refuse_idle(optimizer: Any, node: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: It names the option, and what to type.
     """
-    averages = "type +optimizer.use_ema=true +optimizer.ema_overwrite_frequency=N with it"
+    averages = "type ema=0.999 for an average of the weights that is validated and kept"
     doubts = {
         "loss_scale_factor": "kd scales the loss itself, where precision=mixed_float16 needs it",
         "name": "names are in no result",
@@ -116,12 +116,15 @@ def refuse_idle(optimizer: Any, node: Mapping[str, Any]) -> None:
     if not optimizer.use_ema:
         doubts |= dict.fromkeys(("ema_momentum", "ema_overwrite_frequency"), averages)
     elif not optimizer.ema_overwrite_frequency:
-        doubts["use_ema"] = (
-            "the trained weights count, not their average; with +optimizer.ema_overwrite_frequency"
-            "=N the average takes their place every N steps"
-        )
+        doubts["use_ema"] = f"the trained weights count, not their average; {averages}"
     if isinstance(optimizer, keras.optimizers.SGD) and not optimizer.momentum:
         doubts["nesterov"] = "there is no momentum; type optimizer.momentum=0.9 with it"
+    together = node.get("gradient_accumulation_steps")
+    if together:
+        raise ConfigError(
+            f"optimizer.gradient_accumulation_steps={together}: Keras would count each batch as a "
+            f"step, for the schedule too; type accumulate={together}"
+        )
     for key, why in doubts.items():
         if node.get(key):
             raise ConfigError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-import numpy as np
+import tensorflow as tf
 
 from kd_cli.data.dataset import Split
+from kd_cli.networks.inputs import as_given, many
 from kd_cli.networks.predict import Prepare
 from kd_cli.networks.wrap import dead_layers
 from kd_cli.runs.quality import STEPS_TO_LEARN, chance
-from kd_cli.training.step import Learner
+from kd_cli.training.learner import Learner
 
 log = logging.getLogger("kd")
 
@@ -58,11 +59,11 @@ def check_health(
     # Spread over the rows: a folder's images come class by class.
     rows = split.rows[:: -(-len(split) // 256)]
     images = split.images[rows]
-    images = images.astype(np.float32) if prepare is None else prepare(images, rows)
+    images = as_given(tf.constant(images)) if prepare is None else prepare(images, rows)
     for layer, units in dead_layers(learner.model, images).items():
         found[f"layer '{layer}'"] = (
-            f"all {units} hidden units of layer '{layer}' are dead (never above 0 on "
-            f"{len(rows)} images) after epoch {now.epoch}; what lies before it learns nothing"
+            f"all {units} hidden units of layer '{layer}' are dead (never above 0 on {len(rows)} "
+            f"{many(learner.model)}) after epoch {now.epoch}; what lies before it learns nothing"
         )
     if now.last and now.step >= STEPS_TO_LEARN:
         share, limit = chance(split.labels[split.rows])

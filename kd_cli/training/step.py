@@ -12,212 +12,16 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from kd_cli.data.batches import source
 from kd_cli.data.dataset import Split
 from kd_cli.data.views import Views
-from kd_cli.distillation.objective import Objective
 from kd_cli.distillation.teacher_features import unpacked
-from kd_cli.networks.fused_batch_norm import fuse_batch_norm
-from kd_cli.networks.predict import LiveTeacher, predictor
-
-REGULARISATION = "regularisation"  # a network's own losses, as a term
-
-
-class Learner:
-    """A network in training with all that its steps need.
-
-    Args:
-        model: Takes raw pixels 0..255 and gives logits.
-        optimizer: A Keras optimizer; its learning rate is set at every step from `schedule`.
-        objective: The losses with their weights; built, if one has weights of its own.
-        schedule: step -> learning rate.
-        labelled: Whether training images have labels. Without any the loss gets None, and there
-            is no training accuracy; where some have none their label is -1.
-        network: images -> [logits, tap, ...] with the layers of `model`, for an objective that
-            names taps of the student.
-
-    Attributes:
-        terms: Names of the loss's terms.
-        sums: Over the epoch so far: each term times the examples, then the number of labelled
-            examples and of right answers.
-        broken: (step, term) of the first value that was not finite; -1 for none.
-        from_step: First step in which the learner takes part.
-    """
-
-    def __init__(
-        self,
-        model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
-        objective: Objective,
-        schedule: Callable[[Any], Any],
-        labelled: bool = True,
-        network: keras.Model | None = None,
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.objective = objective
-        self.schedule = schedule
-        self.labelled = labelled
-        self.network = network or model
-        fuse_batch_norm(model)
-        optimizer.build(self.trainable_variables)
-        self.terms = objective.terms(model.output_shape[-1], labelled)
-        # (A network's own losses may appear only when it is called: one column is theirs.)
-        self.sums = tf.Variable(tf.zeros([len(self.terms) + 3], tf.float64), trainable=False)
-        self.broken = tf.Variable([-1, -1], dtype=tf.int64, trainable=False)
-        self.from_step = tf.Variable(0, dtype=tf.int64, trainable=False)
-
-    @property
-    def learning_rate(self) -> Any:
-        """The optimizer's variable."""
-        return self.optimizer.learning_rate
-
-    @property
-    def trainable_variables(self) -> list[Any]:
-        """The network's weights, and those that losses have of their own."""
-        return [*self.model.trainable_variables, *self.objective.trainable_variables]
-
-    @property
-    def variables(self) -> list[Any]:
-        """All that a training changes: weights, statistics, dropout's seeds, moments, sums."""
-        own = [*self.model.variables, *self.objective.variables]
-        return [*own, *self.optimizer.variables, self.sums]
-
-    def begin_again(
-        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective
-    ) -> None:
-        """Takes over the initial values of a fresh model, optimizer and objective.
-
-        The traced step, which holds this learner's variables, stays as it is.
-        """
-        optimizer.build([*model.trainable_variables, *objective.trainable_variables])
-        fresh = [*model.variables, *objective.variables, *optimizer.variables]
-        for mine, theirs in zip(self.variables[:-1], fresh, strict=True):
-            mine.assign(theirs)
-        self.objective.begin_again(objective)
-        self.clear_sums()
-        self.broken.assign([-1, -1])
-        self.from_step.assign(0)
-
-    def clear_sums(self) -> None:
-        self.sums.assign(tf.zeros_like(self.sums))
-
-    def means(self, examples: int) -> dict[str, float]:
-        """Means over the epoch so far: `loss`, each of its terms, and with labels `accuracy`."""
-        sums = self.sums.numpy()
-        row = sums / max(examples, 1)
-        values = {"loss": float(row[: len(self.terms)].sum())}
-        if len(self.terms) > 1:
-            values |= {name: float(row[number]) for number, name in enumerate(self.terms)}
-        if self.labelled:
-            values["accuracy"] = float(sums[-1] / max(sums[-2], 1))
-        return values
-
-    def first_broken(self) -> tuple[int, str] | None:
-        """(step, term) of the first value that was not finite, or None."""
-        step, term = (int(value) for value in self.broken.numpy())
-        return None if step < 0 else (step, self.terms[term])
-
-    def step_if_active(self, step: tf.Tensor, *batch: Any) -> None:
-        """One training step, left out before `from_step` and after a broken one."""
-
-        def train() -> tf.Tensor:
-            self._step(step, *batch)
-            return tf.zeros([])
-
-        active = (step >= self.from_step) & (self.broken[0] < 0)
-        tf.cond(active, train, lambda: tf.zeros([]))
-
-    def forward(
-        self,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        teacher: Mapping[str, Any] | None,
-        index: tf.Tensor,
-        step: tf.Tensor | None = None,
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """The logits [B, K] of a training step, and the batch mean of each of `terms`.
-
-        A network's own losses are the last term, which appears when the network is called. Without
-        a step the losses have the weights of the end of their ramps.
-        """
-        student = self._outputs(images, index)
-        return student["logits"], self._means(labels, student, teacher, step)
-
-    def _outputs(self, images: tf.Tensor, index: tf.Tensor) -> dict[str, Any]:
-        """What the losses get of the network, in training."""
-        outputs = self.network(images, training=True)
-        outputs = outputs if isinstance(outputs, list) else [outputs]
-        logits, *features = (tf.cast(one, tf.float32) for one in outputs)
-        taps = dict(zip(self.objective.student_taps, features, strict=True))
-        return {"logits": logits, "features": taps, "index": index}
-
-    def _means(
-        self,
-        labels: tf.Tensor,
-        student: Mapping[str, Any],
-        teacher: Mapping[str, Any] | None,
-        step: tf.Tensor | None,
-    ) -> list[tf.Tensor]:
-        """As `forward`, of outputs that are there already."""
-        known = labels if self.labelled else None
-        terms = self.objective(known, student, teacher, step)
-        means = [tf.reduce_mean(value) for value in terms.values()]
-        if self.model.losses:
-            means.append(tf.add_n([tf.cast(v, tf.float32) for v in self.model.losses]))
-            if REGULARISATION not in self.terms:
-                self.terms.append(REGULARISATION)
-        return means
-
-    def _step(
-        self,
-        step: tf.Tensor,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        teacher: Mapping[str, Any] | None,
-        index: tf.Tensor,
-    ) -> None:
-        with tf.GradientTape() as tape:
-            logits, means = self.forward(images, labels, teacher, index, step)
-            loss = self.optimizer.scale_loss(tf.add_n(means))
-        self._update(step, tape, loss, labels, logits, means)
-
-    def _update(
-        self,
-        step: tf.Tensor,
-        tape: tf.GradientTape,
-        loss: tf.Tensor,
-        labels: tf.Tensor,
-        logits: tf.Tensor,
-        means: list[tf.Tensor],
-    ) -> None:
-        """Moves the weights along the gradient of `loss`, and adds to the epoch's sums."""
-        variables = self.trainable_variables
-        gradients = tape.gradient(loss, variables)
-        self.learning_rate.assign(tf.cast(self.schedule(step), tf.float32))
-        self.optimizer.apply(gradients, variables)
-
-        count = tf.cast(tf.shape(labels)[0], tf.float64)
-        # Mixed labels are shares [B, K]: the larger counts.
-        mixed = len(labels.shape) == 2
-        classes = tf.argmax(labels, -1) if mixed else labels
-        known = tf.reduce_sum(labels, -1) > 0 if mixed else labels >= 0
-        right = (tf.argmax(logits, -1) == classes) & known
-        ends = [tf.reduce_sum(tf.cast(which, tf.float64)) for which in (known, right)]
-        padding = tf.zeros([self.sums.shape[0] - len(means) - 2], tf.float64)
-        values = tf.cast(tf.stack(means), tf.float64) * count
-        self.sums.assign_add(tf.concat([values, padding, ends], axis=0))
-        bad = tf.logical_not(tf.math.is_finite(tf.stack(means)))
-        found = tf.stack([step, tf.argmax(tf.cast(bad, tf.int32))])
-        self.broken.assign(tf.where(tf.reduce_any(bad), found, self.broken))
-
-    @functools.cached_property
-    def predict(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        return predictor(self.model)
+from kd_cli.networks.inputs import as_given
+from kd_cli.networks.predict import LiveTeacher
+from kd_cli.training.learner import Learner
 
 
 def step_together(
@@ -237,14 +41,14 @@ def step_together(
     seen = []
     for learner, tape in zip(learners, tapes, strict=True):
         with tape:
-            seen.append(learner._outputs(images, index))
+            seen.append(learner.outputs(images, index))
     said = [tf.stop_gradient(one["logits"]) for one in seen]
     for number, (learner, tape) in enumerate(zip(learners, tapes, strict=True)):
         others = tf.stack([one for n, one in enumerate(said) if n != number], axis=1)
         with tape:  # it goes on
-            means = learner._means(labels, seen[number], {"logits": others}, step)
+            means = learner.means_of(labels, seen[number], {"logits": others}, step)
             loss = learner.optimizer.scale_loss(tf.add_n(means))
-        learner._update(step, tape, loss, labels, seen[number]["logits"], means)
+        learner.learn_from(step, tape, loss, labels, seen[number]["logits"], means)
 
 
 class Engine:
@@ -256,7 +60,7 @@ class Engine:
     Args:
         learners: They all see the same batches and the same teacher.
         split: Training rows of a pool of images.
-        batch_size: Examples per step; the last batch of an epoch is as small as it comes.
+        batch_size: Examples that the networks see at once.
         data_seed: With the epoch it fixes the order of the examples.
         stored: What the teacher says of the split's rows, in its order: arrays [n, width] by name,
             one per view; `logits`, and what losses want of its layers.
@@ -268,6 +72,11 @@ class Engine:
         budget: Bytes of images and logits that may be held in memory; more are streamed.
         mutual: Whether the learners teach each other. Then all take every step, until a term of
             one of them is not finite.
+        accumulate: A step takes so many batches as the parts of one, and makes one update.
+
+    Attributes:
+        batch_size: Examples per step; the last step of an epoch has as many as are left.
+        part: Examples that the networks see at once.
     """
 
     def __init__(
@@ -284,8 +93,12 @@ class Engine:
         repeats: int | None = None,
         budget: float = float("inf"),
         mutual: bool = False,
+        accumulate: int = 1,
     ) -> None:
         self.mutual = mutual
+        self.accumulate = accumulate
+        self.part = batch_size
+        batch_size *= accumulate
         self.learners = learners
         self.split = split
         self.batch_size = batch_size
@@ -322,32 +135,46 @@ class Engine:
     def first_batch(
         self, teacher: LiveTeacher | None = None
     ) -> tuple[tf.Tensor, tf.Tensor, dict[str, Any] | None, tf.Tensor]:
-        """What the learners get at the first step: images, labels, the teacher's outputs, index.
+        """What the learners get first: images, labels, the teacher's outputs, index.
 
         Args:
             teacher: To be asked in place of the engine's.
         """
         self.start_epoch(1)
         start = tf.constant(0, tf.int64)
-        return self._batch(start, start, *self._stream, teacher=teacher)
+        drawn = self._draw(start, start, *self._stream)
+        return self._told(*self._cut(drawn, 0), teacher=teacher)
 
     def make_batches(self, first_step: int, start: int, stop: int) -> None:
         """Makes the batches of the steps [start, stop) as `run` does, and trains on none."""
         numbers = (tf.constant(value, tf.int64) for value in (first_step, start, stop))
         self._batches(*numbers, *self._stream).numpy()
 
-    def _batch(
-        self,
-        first_step: tf.Tensor,
-        step: tf.Tensor,
-        *stream: Any,
-        teacher: LiveTeacher | None = None,
-    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, Any] | None, tf.Tensor]:
+    def _draw(self, first_step: tf.Tensor, step: tf.Tensor, *stream: Any) -> tuple[Any, ...]:
+        """A step's images, labels, the images for the teacher, index, and its stored rows."""
         images, labels, rows, index, stored = self.source.batch(step, *stream)
         if self.views is None:
-            images = for_teacher = tf.cast(images, tf.float32)
+            images = for_teacher = as_given(images)
         else:
             images, labels, for_teacher = self.views(images, rows, labels, first_step + step)
+        return images, labels, for_teacher, index, stored
+
+    def _cut(self, drawn: tuple[Any, ...], start: Any) -> tuple[Any, ...]:
+        """The part of a step's examples that begins there."""
+        if self.accumulate == 1:
+            return drawn
+        return tf.nest.map_structure(lambda each: each[start : start + self.part], drawn)
+
+    def _told(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        for_teacher: tf.Tensor,
+        index: tf.Tensor,
+        stored: dict[str, tf.Tensor],
+        teacher: LiveTeacher | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor, dict[str, Any] | None, tf.Tensor]:
+        """Images, labels, what the teacher says of them, index."""
         asked = teacher or self.teacher
         if asked is not None:
             return images, labels, asked(for_teacher), index
@@ -361,10 +188,8 @@ class Engine:
         ) -> tf.Tensor:
             def body(step: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
                 # Summed up, so that nothing of it is left out.
-                parts = tf.nest.flatten(self._batch(first_step, step, *stream))
-                every = [
-                    tf.reduce_sum(tf.cast(part, tf.float32)) for part in parts if part is not None
-                ]
+                parts = tf.nest.flatten(self._draw(first_step, step, *stream))
+                every = [tf.reduce_sum(tf.cast(part, tf.float32)) for part in parts]
                 return step + 1, total + tf.add_n(every)
 
             begin = [start, tf.zeros([])]
@@ -380,13 +205,11 @@ class Engine:
         self, first_step: tf.Tensor, start: tf.Tensor, stop: tf.Tensor, *stream: Any
     ) -> None:
         def body(step: tf.Tensor) -> tf.Tensor:
-            batch = self._batch(first_step, step, *stream)
-            if self.mutual:
-                images, labels, _, index = batch
-                step_together(self.learners, first_step + step, images, labels, index)
+            drawn, number = self._draw(first_step, step, *stream), first_step + step
+            if self.accumulate == 1:
+                self._learn(number, *self._told(*drawn))
             else:
-                for learner in self.learners:
-                    learner.step_if_active(first_step + step, *batch)
+                self._learn_in_parts(number, drawn)
             return step + 1
 
         def goes_on(step: tf.Tensor) -> tf.Tensor:
@@ -394,3 +217,23 @@ class Engine:
             return (step < stop) & (tf.reduce_all if self.mutual else tf.reduce_any)(whole)
 
         tf.while_loop(goes_on, body, [start], parallel_iterations=1)
+
+    def _learn(self, number: tf.Tensor, *batch: Any) -> None:
+        if self.mutual:
+            images, labels, _, index = batch
+            step_together(self.learners, number, images, labels, index)
+            return
+        for learner in self.learners:
+            learner.if_active(learner.learn, number, *batch)
+
+    def _learn_in_parts(self, number: tf.Tensor, drawn: tuple[Any, ...]) -> None:
+        """One update on all examples of a step, which the networks see part by part."""
+
+        def part(start: tf.Tensor) -> tf.Tensor:
+            self._learn(number, *self._told(*self._cut(drawn, start)))
+            return start + self.part
+
+        count = tf.shape(drawn[0])[0]
+        tf.while_loop(lambda start: start < count, part, [0], parallel_iterations=1)
+        for learner in self.learners:
+            learner.if_active(learner.update, number)

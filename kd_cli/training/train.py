@@ -17,7 +17,7 @@ from kd_cli.data.dataset import Dataset, Split
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError
 from kd_cli.files import remove_leftovers, save_model, temporary_of, write_npz
-from kd_cli.runs import identity, quality
+from kd_cli.runs import identity, quality, vocabulary
 from kd_cli.runs.asked import Run
 from kd_cli.runs.directory import write_configuration
 from kd_cli.runs.environment import environment
@@ -37,7 +37,7 @@ from kd_cli.runs.state import State
 from kd_cli.terminal import log_file
 from kd_cli.training import assembly
 from kd_cli.training.balance import balance
-from kd_cli.training.trackers import trackers_of
+from kd_cli.training.trackers import conclude, parameters, trackers_of
 
 if TYPE_CHECKING:
     from kd_cli.distillation.teacher_outputs import Outputs
@@ -63,8 +63,8 @@ class Taught:
         record: Fields of the run's `Record`.
         arrays: For `predictions.npz`.
         warnings: For the `Record`, by the run's directory.
-        said: The teacher's logits [n, K] of training images, and their labels [n].
-        compared: Gives training images and its logits [n, K] of them as in evaluation.
+        said: The teacher's logits [n, K] of training inputs, and their labels [n].
+        compared: Gives training inputs and its logits [n, K] of them as in evaluation.
     """
 
     outputs: Outputs | None
@@ -92,9 +92,14 @@ def train_inside(
     write_configuration(Run(run.plan, run.out, run.typed))
     handler = log_file(run.out / "kd.log")
     log.addHandler(handler)
+    result: Result | None = None
     try:
         result = train([run], dataset, started, role, session, taught)[run.out]
+    except Exception as error:
+        result = error
+        raise
     finally:
+        conclude(run, session, result)
         log.removeHandler(handler)
         handler.close()
     if isinstance(result, Exception):
@@ -137,14 +142,20 @@ def train(
     deployed = [one.objective.deployed for one in engine.learners]
     for text in dict.fromkeys(Deployed(**one).words() for one in deployed if one):
         log.info("student: what is trained and saved is %s", text)
+    owners = {
+        run.out: {"run_id": identity.run_id(run.plan), "inputs": inputs(run.plan, dataset)}
+        for run in runs
+    }
     settings = [
         RunSettings(
             run.out,
-            {"run_id": identity.run_id(run.plan), "inputs": inputs(run.plan, dataset)},
+            owners[run.out],
             _label(run, role, len(runs)),
             trackers_of(run, session),
+            parameters(run.plan, owners[run.out]["inputs"]),
             epochs=assembly.epochs(run.plan, dataset),
             total_steps=assembly.length(run.plan, dataset)[0],
+            judge=session.judges.get(run.out),
         )
         for run in runs
     ]
@@ -152,6 +163,7 @@ def train(
         patience=plans[0].early_stopping.patience,
         monitor=plans[0].early_stopping.monitor,
         minutes=plans[0].checkpoint.minutes,
+        every=plans[0].checkpoint.every,
         prepare=engine.views.evaluate if engine.views else None,
     )
     for run in runs:
@@ -161,8 +173,9 @@ def train(
             preview(engine.views, dataset.train, run.out / "augment.png")
     if not dataset.train.labelled and dataset.validation is None:
         log.info(
-            "the training images have no labels and there is no validation/: training goes to its "
-            "end, and the last epoch is used"
+            "the training %s have no labels and there is no validation/: training goes to its "
+            "end, and the last epoch is used",
+            dataset.inputs.many,
         )
     gradients = _gradients(engine) if taught and outputs else [None] * len(runs)
     of = {run.out: run for run in runs}
@@ -173,9 +186,7 @@ def train(
             about = (dataset, role, started, taught, gradients[run.out])
             record = training.attempt(_finish, run, training, *about)
         results[run.out] = training.error or record
-        if training.error is None:
-            trackers_of(run, session).finish(record.to_json())
-        session.trackers.pop(run.out, None)
+        conclude(run, session, results[run.out])
     return results
 
 
@@ -221,7 +232,8 @@ def _finish(
     labels = dataset.test.labels[dataset.test.rows]
     model = learner.model
     prepare = training.shared.prepare
-    last_logits = predict_rows(learner.predict, dataset.test, prepare)
+    with learner.averaged():
+        last_logits = predict_rows(learner.predict, dataset.test, prepare)
     model.set_weights(training.best_weights)
     test_logits = predict_rows(learner.predict, dataset.test, prepare)
     if not (np.isfinite(test_logits).all() and np.isfinite(last_logits).all()):
@@ -235,6 +247,8 @@ def _finish(
         )
     arrays |= taught.arrays if taught else {}
     write_npz(out / "predictions.npz", arrays)
+    if dataset.tokenizer is not None:
+        vocabulary.write(out, dataset.tokenizer)
 
     validation = None
     if dataset.validation is not None:
@@ -264,7 +278,8 @@ def _finish(
         precision=plan.precision,
         dataset=DatasetRecord(
             name=dataset.name,
-            image_shape=list(dataset.image_shape),
+            **dataset.inputs.description(),
+            tokenizer_sha256=dataset.tokenizer and vocabulary.sha256(dataset.tokenizer),
             class_names=list(dataset.class_names),
             train=len(dataset.train),
             labelled=dataset.labelled,
@@ -276,7 +291,7 @@ def _finish(
             split_fingerprint=dataset.split_fingerprint,
             held_out_fingerprint=dataset.held_out_fingerprint,
         ),
-        input=f"pixels 0..255, [batch, {', '.join(map(str, model.input_shape[1:]))}]",
+        input=dataset.inputs.sized(plan.augment.size).words(),
         network=plan[role].name,
         parameters=model.count_params(),
         parameters_for_distilling=learner.objective.count_params() or None,
@@ -297,7 +312,8 @@ def _finish(
             "the last epoch: without a validation split none can be chosen but by test"
             if dataset.validation is None
             else f"the best epoch by validation {training.shared.monitor}"
-        ),
+        )
+        + ("" if plan.ema is None else f"; the average of the weights (ema={plan.ema:g})"),
         validation=validation,
         test=Score(**quality.score(test_logits, labels)),
         test_last=Score(**quality.score(last_logits, labels)),

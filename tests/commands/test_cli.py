@@ -34,9 +34,9 @@ def test_help_of_a_command_lists_its_keys(kd):
     ):  # fmt: skip
         assert text in shown.out, text
     assert "rounds" not in shown.out  # it belongs to self-train
-    assert "\n  tracker     none tensorboard\n" in shown.out
+    assert "\n  tracker     mlflow none tensorboard wandb\n" in shown.out
     chosen = kd("train-teacher", "tracker=[tensorboard]", "--help").out
-    assert "\n  tracker     none [tensorboard]\n" in chosen
+    assert "\n  tracker     mlflow none [tensorboard] wandb\n" in chosen
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,12 @@ def test_a_control_is_a_scratch_student_with_a_setting_more():
     assert ["dataset.unlabelled=use" in typed for _, typed in used] == [False, True]
 
 
+def test_seeds_may_be_named():
+    """The seeds that confirm a search are not those that it used."""
+    for typed in ("seeds=1,2,5", "seeds=[1,2,5]", "seeds=1,2,5,2"):
+        assert [words[-1] for _, words in sweeps(["alpha=0.1", typed])] == ["seed=1,2,5"] * 2
+
+
 def test_the_folder_is_the_same_for_more_seeds_and_other_points():
     def folder(*typed):
         return sweeps(list(typed))[0][1][-2]
@@ -57,6 +63,8 @@ def test_the_folder_is_the_same_for_more_seeds_and_other_points():
     [
         ("seeds=2", "seeds=2 must be a whole number from 3 to 1000"),
         ("seeds=many", "seeds=many must be a whole number"),
+        ("seeds=1,2,2", "seeds=1,2,2: expected 3 to 1000 different seeds"),
+        ("seeds=1,2,x", "seeds=1,2,x: each must be a whole number"),
         ("controls=dropout", "controls=dropout: expected some of label_smoothing"),
         ("seed=3", "compare sets the seeds itself; replace seed=3 by seeds=N, the number of seeds"),
         ("init_seed=1,2", "compare sets the seeds itself; replace init_seed=1,2"),

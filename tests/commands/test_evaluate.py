@@ -459,6 +459,8 @@ def test_every_option_of_its_groups_composes(group, work, npz):
         (work / "images" / name / "1.png").touch()
     extra = {"npz": [f"dataset.path={npz}"], "image_folder": [f"dataset.path={work}/images"]}
     extra["tfds"] = TFDS
+    (work / "texts.csv").write_text("text,label\nt 1,a\nt 2,b\n")
+    extra["text"] = ["dataset.path=texts.csv"]
     for option in sorted(p.stem for p in (conf_dir() / group).glob("*.yaml")):
         words = ["what=x", f"{group}={option}", *extra.get(option, [])]
         assert check(compose("evaluate", words), words).what == "x"

@@ -12,6 +12,7 @@ from kd_cli.commands import execute, self_train
 from kd_cli.commands.joint import groups
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
+from kd_cli.config.inputs import Images
 from kd_cli.config.plans import scratch_plan
 from kd_cli.data.dataset import Dataset, Split, load_dataset
 from kd_cli.distillation import losses
@@ -81,7 +82,7 @@ def small_dataset():
     train, hidden = (Split(images, labels, np.array(rows)) for rows in ([1, 4], [0, 2, 6]))
     held_out = Split(images, labels, np.array([3, 5]))
     return Dataset(
-        "s", (1, 1, 1), ("a", "b", "c"), train, held_out, held_out, "data", "split", hidden
+        "s", Images((1, 1, 1)), ("a", "b", "c"), train, held_out, held_out, "data", "split", hidden
     )
 
 

@@ -37,6 +37,14 @@ NEEDED = {
         }.items()
     },
     "schedule=multistep": ["schedule.milestones=[2,5]"],
+    # (The default networks take images.)
+    "dataset=text": ["dataset.path={dir}/../texts.csv", "teacher=bag", "student=bag"],
+    "dataset=film_reviews": ["teacher=bag", "student=bag"],
+    **{
+        f"{role}={name}": ["dataset=film_reviews", f"{other}=bag"]
+        for role, other in (ROLES, ROLES[::-1])
+        for name in ("bag", "text_cnn", "transformer_encoder")
+    },
 }
 
 
@@ -45,6 +53,7 @@ def extra(npz, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         (tmp_path / "images" / name / "1.png").touch()
+    (tmp_path / "texts.csv").write_text("text,label\nt 1,a\nt 2,b\n")
 
     def for_option(option):
         return [text.format(npz=npz, dir=tmp_path / "images") for text in NEEDED.get(option, [])]

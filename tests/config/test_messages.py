@@ -304,7 +304,7 @@ LATE_MISTAKES = {
     "optimizer argument": (["train-student", "+optimizer.beta_9=0.5"], ["'beta_9'"]),
     "idle optimizer argument": (
         ["train-student", "+optimizer.use_ema=true"],
-        ["optimizer.use_ema=True changes nothing", "+optimizer.ema_overwrite_frequency=N"],
+        ["optimizer.use_ema=True changes nothing", "type ema=0.999"],
     ),
     "GPU that is not there": (["train-student", "device=gpu:7"], ["device=gpu:7", "device=cpu"]),
     "warm-up in steps": (

@@ -7,6 +7,7 @@ import tensorflow as tf
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
+from kd_cli.config.inputs import Images
 from kd_cli.config.keys import VIEWS
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.data.views import Views, preview
@@ -28,7 +29,7 @@ OTHERS = np.array([2, 7, 10])
 def dataset(rows=ROWS, images=IMAGES, labels=LABELS):
     names = tuple(str(n) for n in range(COUNT))
     train, test = Split(images, labels, rows), Split(images, LABELS, OTHERS)
-    return Dataset("made", images.shape[1:], names, train, None, test, "f", "s")
+    return Dataset("made", Images(images.shape[1:]), names, train, None, test, "f", "s")
 
 
 # Nodes of a user.

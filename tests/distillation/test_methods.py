@@ -253,11 +253,46 @@ def test_projectors_and_distances_against_numpy(projector, distance):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("ours, kernel", [(4, 1), (8, 3), (2, 4), (9, 6)])
+def test_fitnets_projector_between_resolutions(ours, kernel):
+    """Kernels of RepDistiller's ConvReg to a teacher's map of 4x4."""
+    layer = built(Hint(pairs=PAIR, projector="conv"), (ours, ours, 3), (4, 4, 5))
+    convolution = layer.projectors[0].chain[0]
+    assert convolution.kernel_size == (kernel, kernel)
+    made = layer.projectors[0](tf.ones([2, ours, ours, 3]), training=True)
+    assert made.shape == (2, 4, 4, 5)
+
+
+def test_attention_of_two_resolutions_against_numpy():
+    rng = np.random.default_rng(0)
+    fine, coarse = rng.normal(size=(2, 4, 4, 3)), rng.normal(size=(2, 2, 2, 5))
+
+    def unit(power):
+        return power / np.linalg.norm(power, axis=(1, 2), keepdims=True)
+
+    def halved(maps):
+        return (maps[:, ::2] + maps[:, 1::2])[:, :, ::2] + (maps[:, ::2] + maps[:, 1::2])[
+            :, :, 1::2
+        ]
+
+    def found(student, teacher):
+        teacher = attention_map(tf.constant(teacher, tf.float32))
+        return features(attention, teacher)(tf.constant(student, tf.float32))["attention"]
+
+    small = unit((coarse**2).mean(-1))
+    features_averaged = unit(((halved(fine) / 4) ** 2).mean(-1))
+    expected = ((features_averaged - small) ** 2).mean((1, 2))
+    np.testing.assert_allclose(found(fine, coarse), expected, rtol=1e-5)
+    map_averaged = unit(halved((fine**2).mean(-1)))
+    expected = ((map_averaged - small) ** 2).mean((1, 2))
+    np.testing.assert_allclose(found(coarse, fine), expected, rtol=1e-5)
+
+
 def test_shapes_that_do_not_fit_are_one_line():
     for layer, shapes, said in (
         (Hint(pairs=PAIR, projector="none"), [(24,), (32,)], "24 and the teacher's 32; type proj"),
         (Hint(pairs=PAIR, projector="linear"), [(8, 8, 3), (4, 4, 3)], "choose layers of the same"),
-        (Hint(pairs=PAIR, projector="conv"), [(9, 9, 3), (4, 4, 3)], "or twice the teacher's"),
+        (Hint(pairs=PAIR, projector="conv"), [(3, 3, 3), (4, 4, 3)], "'s, or exactly half"),
         (Hint(pairs=PAIR), [(4, 4, 3), (32,)], "choose two maps, or two vectors"),
     ):
         with pytest.raises(ConfigError, match=r"^pair \[s,t\]: ") as refused:
@@ -265,8 +300,6 @@ def test_shapes_that_do_not_fit_are_one_line():
         assert said in str(refused.value) and "\n" not in str(refused.value)
     with pytest.raises(ConfigError, match="projector=big must be none, linear, conv, orth"):
         Hint(pairs=PAIR, projector="big")
-    with pytest.raises(ConfigError, match="coarser than the teacher's 8x8"):
-        features(attention, attention_map(tf.ones([2, 8, 8, 3])))(tf.ones([2, 4, 4, 3]))
     with pytest.raises(ConfigError, match="attention needs maps"):
         features(attention, tf.ones([2, 8]))(tf.ones([2, 8]))
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
+from kd_cli.config.inputs import Images
 from kd_cli.config.plans import scratch_plan
 from kd_cli.data.dataset import Dataset, Split
 from kd_cli.distillation import teacher_checks
@@ -70,7 +71,7 @@ def dataset(n: int = 100, names: tuple[str, ...] = ("a", "b", "c", "d"), **chang
     ]
     made = {"fingerprint": "pixels", "held_out_fingerprint": "rows", "validation": split[1]}
     made |= {"split_fingerprint": "split"} | changes
-    return Dataset("quarters", (6, 6, 1), names, split[0], test=split[2], **made)
+    return Dataset("quarters", Images((6, 6, 1)), names, split[0], test=split[2], **made)
 
 
 def stub(folder: Path, record: dict | None = None) -> SimpleNamespace:

@@ -414,4 +414,7 @@ def test_a_mistake_is_one_line(kd, work, small, name):
 def test_a_folder_that_is_no_saved_model_is_one_line(kd, work):
     (work / "folder").mkdir()
     done = kd("distill", "teacher.checkpoint=folder")
-    assert done.code == 2 and "folder is not a file; expected a .keras file, or the" in done.error
+    assert (
+        done.code == 2
+        and "folder is not a file; expected a .keras, .onnx or .tflite file, or" in done.error
+    )

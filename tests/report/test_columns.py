@@ -171,3 +171,20 @@ def test_a_new_column_is_one_row(monkeypatch):
     extra = Column("steps", "steps", "steps_done", None, In.RUN | In.SWEEP)
     monkeypatch.setattr("kd_cli.report.columns.COLUMNS", (*COLUMNS, extra))
     assert texts(In.RUN, finished())["steps"] == texts(In.SWEEP, finished())["steps"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ([{"image_shape": [8, 8, 1]}] * 2, "images"),
+        ([{"length": 4, "vocabulary": 9}] * 2, "texts"),
+        ([{"image_shape": [8, 8, 1]}, {"length": 4, "vocabulary": 9}], "examples"),
+    ],
+)
+def test_the_column_of_training_inputs_is_called_as_they_are(keys, name):
+    runs = [
+        FinishedRun({"dataset": {**one, "train": 10 + number, "labelled": 5}})
+        for number, one in enumerate(keys)
+    ]
+    headers = {column.key: column.header for column in columns(In.COMPARE, runs)}
+    assert headers["images"] == name

@@ -16,6 +16,7 @@ from kd_cli.commands.compare import sweeps
 from kd_cli.commands.mutual import asked_for
 from kd_cli.commands.sweep import expand
 from kd_cli.commands.table import COMMANDS as TABLE
+from kd_cli.commands.tune import asked_for as tuned
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.config.instantiate import build
@@ -77,6 +78,10 @@ def example(tmp_path_factory):
     for name in ("my_images/a", "my_images/b", "my_conf"):
         (folder / name).mkdir(parents=True)
         (folder / name / "1.png").touch()
+    rows = "text,label\n" + "".join(f"t {n},{'ab'[n % 2]}\n" for n in range(8))
+    (folder / "my_reviews").mkdir()
+    for name in ("reviews.csv", "my_reviews/train.csv", "my_reviews/test.csv"):
+        (folder / name).write_text(rows)
     page = (guide.FOLDER / "losses.md").read_text()
     write_examples(page, folder / "my_conf")
     return folder
@@ -95,6 +100,9 @@ def test_every_command_composes(line, example, npz, monkeypatch):
     if word in ("cache", "guide"):
         assert {"cache": cache, "guide": guide}[word].run(request) == 0
         return
+    if word == "predict":
+        assert len(request.words) > 1
+        return
     if word == "report":
         (example / "outputs").mkdir(exist_ok=True)
         (example / "my_runs").mkdir(exist_ok=True)
@@ -111,6 +119,10 @@ def test_every_command_composes(line, example, npz, monkeypatch):
         asked = [(word, link) for link in links(overrides)]
     elif word == "mutual":
         asked = [(word, student) for student in asked_for(overrides).students]
+    elif word == "tune":
+        found = tuned(overrides, "--compare" in request.flags)
+        ends = [[one.override(one.probes()[end]) for one in found.spaces] for end in (0, -1)]
+        asked = [("distill", [*found.overrides, *end]) for end in ends]
     for name, typed in asked:
         points = expand(typed)[0] if swept else [typed]
         for point in points[:1] + points[1:][-1:]:  # the first and the last

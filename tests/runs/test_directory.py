@@ -16,7 +16,7 @@ from kd_cli.runs.record import Record
 from kd_cli.runs.session import Session
 from tests.records import content
 
-PLAN = OmegaConf.create({"dataset": None, "device": "auto"})
+PLAN = OmegaConf.create({"dataset": None, "device": "auto", "checkpoint": {"every": None}})
 
 
 @pytest.fixture

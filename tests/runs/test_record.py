@@ -89,7 +89,7 @@ def changed(path, act):
 
 OPTIONAL = {("pseudo_labels", "accuracy"), ("teacher", "labelled"), ("teacher", "on_training")}
 OPTIONAL |= {("dataset", "train_per_class"), ("dataset", "test_per_class")}
-OPTIONAL |= {("fidelity", "training")}
+OPTIONAL |= {("fidelity", "training"), ("teacher", "parameters")}
 OPTIONAL |= {
     (key,)
     for key in (
@@ -106,7 +106,18 @@ NAMED = [path for path in PATHS if isinstance(path[-1], str)]
 def test_the_whole_record_has_every_key_of_the_schema():
     dotted = {".".join("*" if isinstance(key, int) else key for key in path) for path in NAMED}
     splits = {f"{part}.validation" for part in ("quality", "fidelity", "teacher.quality")}
-    assert dotted == set(schema()) - splits
+    texts = {"dataset.length", "dataset.vocabulary", "dataset.tokenizer_sha256"}
+    assert dotted == set(schema()) - splits - texts
+
+
+def test_a_record_of_texts(work):
+    """Length and vocabulary stand in the place of the images' shape."""
+    values = changed(("dataset", "image_shape"), lambda node, key: node.__delitem__(key))
+    values["dataset"] |= {"length": 40, "vocabulary": 6002}
+    assert Record(**values).to_json()["dataset"] == values["dataset"]
+    del values["dataset"]["vocabulary"]
+    with pytest.raises(ValueError, match="image_shape is missing"):
+        Record(**values)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: ".".join(map(str, path)))

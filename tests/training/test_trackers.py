@@ -21,41 +21,47 @@ MINE = "+tracker.{name}._target_=" + f"{__name__}.{{kind}}"
 class Mine:
     """Writes down what it is told, a line a call."""
 
-    def __init__(self, folder, settings, fails=()):
-        self.folder, self.settings, self.fails = folder, settings, fails
+    def __init__(self, run, fails=()):
+        self.run, self.fails = run, fails
 
     def note(self, call, told):
         if call in self.fails:
             raise RuntimeError(f"no {call}\nand more")
-        with open(self.folder / "told.jsonl", "a") as file:
+        with open(self.run.own / "told.jsonl", "a") as file:
             file.write(json.dumps([call, told]) + "\n")
 
-    def start(self, record):
-        self.note("start", {**record, "settings": self.settings})
+    def begin(self, run_id, config, resumed_after):
+        self.note("begin", {"run_id": run_id, "config": config, "epoch": resumed_after})
 
     def epoch(self, row, model):
-        weights = float(sum(np.abs(weight).sum() for weight in model.get_weights()))
+        weights = model and float(sum(np.abs(weight).sum() for weight in model.get_weights()))
         self.note("epoch", {"row": row, "weights": weights})
 
-    def finish(self, record):
-        self.note("finish", record)
+    def end(self, record, error):
+        self.note("end", {"record": record, "error": error})
 
 
 class EpochsAlone:
-    def __init__(self, folder, settings):
+    def __init__(self):
         self.rows = []
 
     def epoch(self, row, model):
         self.rows.append(row)
+        row["epoch"] = -1  # its own copy
+
+
+class Exits(EpochsAlone):
+    def epoch(self, row, model):
+        raise SystemExit(3)
 
 
 class Refuses:
-    def __init__(self, folder, settings, key):
+    def __init__(self, key):
         raise PermissionError(f"the key {key} is not valid")
 
 
-def without_epoch(folder, settings):
-    return {"folder": folder}
+def without_epoch():
+    return {}
 
 
 def mine(name="mine", kind="Mine", **options) -> list[str]:
@@ -96,39 +102,51 @@ def made(plan, work, **nodes) -> Trackers:
 
 def test_without_trackers_nothing_is_done(plan, work):
     nobody = Trackers(plan, work / "run")
-    nobody.start({"epoch": 0})
+    nobody.begin("id", {}, 0)
     nobody.epoch({"epoch": 1}, None)
-    nobody.finish({})
+    nobody.end({}, None)
     assert not (work / "run").exists()
 
 
 def test_only_epoch_is_needed(plan, work):
     both = made(plan, work, a=("EpochsAlone", {}), b=("EpochsAlone", {}))
-    assert not (work / "run").exists()  # until it starts
-    both.start({"epoch": 0})
-    both.epoch({"epoch": 1}, None)
-    both.finish({})
-    assert all(one.rows == [{"epoch": 1}] for one in both._active.values())
+    assert not (work / "run").exists()  # until it begins
+    both.begin("id", {}, 0)
+    row = {"epoch": 1, "train": {"loss": 2.0}}
+    both.epoch(row, None)
+    both.end({}, None)
+    assert row["epoch"] == 1  # what a tracker changes is its own
+    assert all(one.rows == [{**row, "epoch": -1}] for one in both._active.values())
     assert {path.name for path in (work / "run" / "trackers").iterdir()} == {"a", "b"}
 
 
-@pytest.mark.parametrize("fails", ["start", "epoch", "finish"])
+CALLS = ["begin", "epoch", "end"]
+
+
+@pytest.mark.parametrize("fails", CALLS)
 def test_one_that_fails_is_left_out_with_one_line(plan, work, caplog, fails):
     caplog.set_level(logging.WARNING)
     both = made(plan, work, bad=("Mine", {"fails": [fails]}), good=("EpochsAlone", {}))
     good = both._active["good"]
     network = tf.keras.Sequential([tf.keras.Input((1,)), tf.keras.layers.Dense(1)])
-    both.start({"epoch": 0})
+    both.begin("id", {}, 0)
     for epoch in (1, 2):
         both.epoch({"epoch": epoch}, network)
-    both.finish({})
-    assert [row["epoch"] for row in good.rows] == [1, 2]
+    both.end({}, None)
+    assert len(good.rows) == 2
     (line,) = caplog.messages
     assert line == f"tracker.bad failed (RuntimeError: no {fails}), run goes on without it"
-    before = ("start", "epoch", "epoch")[: ("start", "epoch", "finish").index(fails)]
-    assert [call for call, _ in told(work / "run", "bad")] == list(
-        before if fails != "finish" else ("start", "epoch", "epoch")
-    )
+    before = {"begin": [], "epoch": ["begin"], "end": ["begin", "epoch", "epoch"]}
+    assert [call for call, _ in told(work / "run", "bad")] == before[fails]
+    marks = {path.parent.name for path in (work / "run" / "trackers").glob("*/.ended")}
+    assert marks == {"good"}
+
+
+def test_one_that_would_end_the_program_does_not(plan, work, caplog):
+    both = made(plan, work, a=("Exits", {}), b=("EpochsAlone", {}))
+    both.epoch({"epoch": 1}, None)
+    assert list(both._active) == ["b"]
+    assert "tracker.a failed (SystemExit: 3)" in caplog.text
 
 
 def test_ctrl_c_in_a_tracker_is_ctrl_c(plan, work, monkeypatch):
@@ -164,7 +182,7 @@ MISTAKES = {
     "no such option": (["tracker=tensorbord"], ["'tensorbord'", "did you mean 'tensorboard'"]),
     "one of two": (
         ["tracker=[tensorboard,mein]"],
-        ["no option 'mein' in group 'tracker'", "available: none, tensorboard"],
+        ["no option 'mein' in group 'tracker'", "available: mlflow, none, tensorboard, wandb"],
     ),
     "no such module": (["+tracker.mine._target_=no.such.Thing"], ["tracker.mine", "no.such.Thing"]),
     "no such name": (
@@ -221,6 +239,25 @@ def test_the_other_commands_with_a_tracker_that_can_t_be_made(kd, work, unread, 
 
 
 @pytest.mark.slow
+def test_a_class_of_a_user_with_epoch_alone(kd, work, words):
+    (work / "d" / "tracker").mkdir(parents=True)
+    (work / "d" / "tracker" / "mine.yaml").write_text(
+        "# @package tracker.mine\n_target_: recorder_of_mine.Recorder\n"
+    )
+    (work / "d" / "recorder_of_mine.py").write_text(
+        "class Recorder:\n"
+        "    def epoch(self, row, model):\n"
+        "        print('told of', row['epoch'], model.count_params())\n"
+    )
+    done = kd(*words, "tracker=mine", "--config-dir", "d")
+    assert done.code == 0, done.err
+    size = only_run(work / "outputs")[1]["parameters"]
+    assert [line for line in done.out.splitlines() if line.startswith("told")] == [
+        f"told of {epoch} {size}" for epoch in (1, 2, 3)
+    ]
+
+
+@pytest.mark.slow
 def test_one_beside_the_yaml_of_a_user(kd, work, words):
     """Two at once: ours, and a module in the folder of `--config-dir`."""
     (work / "my_conf" / "tracker").mkdir(parents=True)
@@ -230,35 +267,68 @@ def test_one_beside_the_yaml_of_a_user(kd, work, words):
     (work / "my_conf" / "my_tracker.py").write_text(
         f"from {__name__} import Mine\n\n\n"
         "class Diary(Mine):\n"
-        "    def __init__(self, folder, settings, name):\n"
-        "        super().__init__(folder, {**settings, 'name': name})\n"
+        "    def __init__(self, run, name):\n"
+        "        super().__init__(run)\n"
+        "        self.name = name\n\n"
+        "    def begin(self, run_id, config, resumed_after):\n"
+        "        super().begin(run_id, {**config, 'name': self.name}, resumed_after)\n"
     )
     done = kd(*words, "--config-dir", "my_conf", "tracker=[tensorboard,diary]")
     assert done.code == 0, done.err
     run, record = only_run(work / "outputs")
     assert (run / "trackers" / "tensorboard").is_dir()
     first, *middle, last = told(run, "diary")
-    assert first[0] == "start" and (first[1]["epoch"], first[1]["run_id"]) == (0, record["run_id"])
-    assert first[1]["settings"] == {**record["config"], "name": "mlp"}
+    assert first[0] == "begin" and (first[1]["epoch"], first[1]["run_id"]) == (0, record["run_id"])
+    also = {key: record[key] for key in ("seed", "inputs", "versions")}
+    assert first[1]["config"] == {**record["config"], **also, "name": "mlp"}
     assert epochs(middle) == read_rows(run / "history.jsonl") and len(middle) == 3
     assert len({what["weights"] for _, what in middle}) == 3
-    assert last == ("finish", read_record(run))
+    assert last == ("end", {"record": read_record(run), "error": None})
 
 
 @pytest.mark.slow
-def test_a_finished_run_tells_nobody(kd, work, words):
+def test_a_finished_run_is_told_of_once(kd, work, words):
     assert kd(*words).code == 0
-    done = kd(*words, *mine(kind="Refuses", key=1))  # not even made
-    assert done.code == 0 and "is finished" in done.err
-    assert "was trained without tracker=mine" in done.err and "rerun=true" in done.err
-    run, _ = only_run(work / "outputs")
+    run, record = only_run(work / "outputs")
+    assert kd(*words, *mine(kind="Refuses", key=1)).code == 2
     assert not (run / "trackers").exists()
-    (run / "trackers" / "mine").mkdir(parents=True)  # it had it
-    assert "was trained without" not in kd(*words, *mine(kind="Refuses", key=1)).err
+    # It fails at the end, so it does not know it.
+    done = kd(*words, *mine(fails="[end]"))
+    assert done.code == 0 and "is finished" in done.err and "student 1/3" not in done.err
+    assert f"{run.relative_to(work)} stays without it" in done.err
+    assert kd(*words, *mine()).code == 0
+    assert kd(*words, *mine()).code == 0  # it is told already
+    (begun, *middle, again, last) = told(run)
+    also = {key: record[key] for key in ("seed", "inputs", "versions")}
+    assert begun[1]["config"] == {**record["config"], **also}
+    assert epochs(middle) == read_rows(run / "history.jsonl")
+    assert all(what["weights"] is None for _, what in middle)
+    assert again == ("begin", {**begun[1], "epoch": 3})
+    assert last == ("end", {"record": read_record(run), "error": None})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fails", ["start", "epoch", "finish"])
+def test_a_failure_is_told_in_one_line(kd, work, words):
+    done = kd(*words, *mine(), "learning_rate=1e30")
+    assert done.code == 1
+    (run,) = (path.parent for path in work.rglob("error.json"))
+    begun, ended = told(run)
+    assert begun[0] == "begin"
+    assert ended[0] == "end" and ended[1]["record"] is None
+    assert "is not finite at epoch 1, step 2; lower learning_rate" in ended[1]["error"]
+
+
+@pytest.mark.slow
+def test_the_weights_are_those_without_a_tracker(kd, work, words):
+    hashes = []
+    for more in ([], ["tracker=tensorboard", *mine(fails="[epoch]")]):
+        assert kd(*words, *more, f"outputs=o{len(hashes)}").code == 0
+        hashes.append(only_run(work / f"o{len(hashes)}")[1]["weights_sha256"])
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", CALLS)
 def test_a_tracker_that_fails_loses_nothing(kd, work, words, fails):
     done = kd(*words, *mine(fails=f"[{fails}]"), *mine("other"))
     assert done.code == 0, done.err
@@ -269,7 +339,7 @@ def test_a_tracker_that_fails_loses_nothing(kd, work, words, fails):
     assert warnings == [f"kd: warning: {text}"]
     assert (run / "kd.log").read_text().count(text) == 1
     assert len(epochs(told(run, "other"))) == 3
-    assert len(epochs(told(run))) == (3 if fails == "finish" else 0)
+    assert len(epochs(told(run))) == (3 if fails == "end" else 0)
 
 
 @pytest.mark.parametrize(
@@ -295,8 +365,10 @@ def test_a_stopped_run_continues_without_writing_an_epoch_twice(
     run, record = only_run(work / "outputs")
     calls = told(run)
     assert [row["epoch"] for row in epochs(calls)] == [1, 2, 3]
-    assert [what["epoch"] for call, what in calls if call == "start"] == [0, after]
-    assert calls[-1] == ("finish", read_record(run))
+    assert [what["epoch"] for call, what in calls if call == "begin"] == [0, after]
+    ends = [what for call, what in calls if call == "end"]
+    assert [what["error"] for what in ends] == ["interrupted", None]
+    assert [what["record"] for what in ends] == [None, read_record(run)]
     seen = scalars(run, "validation/nll")
     assert [step for step, _ in seen] == [1, 2, 3]
     assert seen[-1][1] == pytest.approx(record["validation"]["last"]["nll"], rel=1e-5)
@@ -327,7 +399,9 @@ def test_tensorboard_gets_scalars_histograms_and_settings(kd, work, words):
     ((text,),) = [
         tf.make_ndarray(e.tensor_proto).reshape(-1) for e in events(run).Tensors("settings")
     ]
-    assert json.loads(text.decode()) == record["config"]
+    shown = json.loads(text.decode())
+    assert shown["seed"] == record["seed"] and shown["inputs"] == record["inputs"]
+    assert record["config"].items() <= shown.items()
 
 
 @pytest.mark.slow
@@ -340,9 +414,9 @@ def test_the_points_of_a_joint_sweep_have_their_own(kd, work, small):
     assert len(points) == 2
     for point in points:
         calls = told(point)
-        assert calls[0][1]["settings"]["loss"]["alpha"] == read_record(point)["alpha"]
+        assert calls[0][1]["config"]["loss"]["alpha"] == read_record(point)["alpha"]
         assert epochs(calls) == read_rows(point / "history.jsonl")
-        assert calls[-1] == ("finish", read_record(point))
+        assert calls[-1] == ("end", {"record": read_record(point), "error": None})
         where = point.relative_to(work)
         assert done.err.count(f"tracker.bad failed (RuntimeError: no epoch), {where} goes on") == 1
     weights = [[what["weights"] for call, what in told(p) if call == "epoch"] for p in points]
@@ -359,6 +433,10 @@ def test_each_round_of_self_training_has_its_own(kd, work, small):
         calls = told(top / f"round-{number}")
         assert epochs(calls) == read_rows(top / f"round-{number}" / "history.jsonl")
     assert not (top / "trackers").exists()
+    assert kd(*words, "pseudo.threshold=0", *mine(), *mine("later")).code == 0
+    assert [epochs(told(top / f"round-{n}", "later")) for n in (0, 1)] == [
+        epochs(told(top / f"round-{n}")) for n in (0, 1)
+    ]
 
 
 @pytest.mark.slow

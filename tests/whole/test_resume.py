@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig
 
 from kd_cli import cli
-from kd_cli.commands import execute, guide
+from kd_cli.commands import execute, guide, joint
 from kd_cli.config.check import check
 from kd_cli.config.compose import compose
 from kd_cli.files import open_npz, read_rows
@@ -150,6 +150,8 @@ def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset
     [
         pytest.param(["memory_gib=4"], id="in-memory"),
         pytest.param(["memory_gib=0"], id="streamed"),
+        # Three steps an epoch, too, each of up to three batches; and the weights' average.
+        pytest.param(["ema=0.8", "batch_size=16", "accumulate=3"], id="average-and-parts"),
         pytest.param(["augment=flip_crop_mixup", "view=independent"], id="mixed"),
         pytest.param(["augment=flip_crop", "cache.views=2", "memory_gib=0"], id="kept-views"),
         # The layer that the guide has you write, with its own weights and moments.
@@ -290,7 +292,9 @@ def test_a_directory_that_vanishes_is_one_line(place, monkeypatch, capfd):
 def test_the_points_of_a_sweep_trace_once(place, monkeypatch):
     place("sweep")
     session, engines = Session(), set()
-    for one in [*runs((0.1, 0.9)), *runs((0.5,), "temperature=9", "seed=3")]:
+    more = ("ema=0.8", "batch_size=24", "accumulate=2")
+    others = runs((0.5,), "temperature=9", "seed=3", "ema=0.9", *more[1:])
+    for one in [*runs((0.1, 0.9), *more), *others]:
         execute.execute(one, session, table=False)
         engine = session.engine.made
         engines.add(engine)
@@ -300,6 +304,25 @@ def test_the_points_of_a_sweep_trace_once(place, monkeypatch):
     shutil.rmtree(one.out)
     execute.execute(one, session, table=False)
     assert result(one.out) == reused
+
+
+@pytest.mark.slow
+def test_points_with_and_without_an_average_train_together(place, session):
+    """The training is the same, as if alone; what is kept is not."""
+    place("alone")
+    more = ("batch_size=24", "accumulate=2")
+    each = [runs((0.3,), *more)[0], *(runs((0.3,), f"ema={m}", *more)[0] for m in (0.5, 0.9))]
+    for one in each:
+        execute.execute(one, session, table=False)
+    alone = [result(one.out) for one in each]
+    assert len({one["metrics"]["weights_sha256"] for one in alone}) == 3
+    assert len(joint.groups(each, 8)) == 1
+    place("together")
+    execute.execute_together(each, Session())
+    for one, other in zip(each, alone, strict=True):
+        found = result(one.out)
+        assert found["rows"] == approximately(other["rows"])
+        assert found["metrics"]["test"] == pytest.approx(other["metrics"]["test"], rel=1e-5)
 
 
 @pytest.mark.slow
