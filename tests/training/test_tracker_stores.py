@@ -210,8 +210,8 @@ def test_a_sweep_is_one_run_above_its_points(kd, work, small, taught, launcher):
 @pytest.mark.parametrize(
     ("name", "more", "text"),
     [
-        ("mlflow", [], "type: pip install 'kd-cli[mlflow]'"),
-        ("wandb", [], "type: pip install 'kd-cli[wandb]'"),
+        ("mlflow", [], "type: pip install 'mlflow>=3.17,<4'"),
+        ("wandb", [], "type: pip install 'wandb>=0.31,<1'"),
         ("wandb", ["tracker.wandb.mode=on"], "mode=on must be offline or online"),
         ("wandb", ["tracker.wandb.mode=online"], "mode=online needs an account; type: wandb login"),
         ("mlflow", ["tracker.mlflow.model=1"], "model=1 must be true or false"),
