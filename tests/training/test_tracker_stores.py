@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,21 @@ def wandb_records(file: Path):
 
 
 def wandb_run(run: Path) -> dict:
-    """The one run of a directory: what it is, its rows, its summary, and how it ended."""
+    """The one run of a directory: what it is, its rows, its summary, and how it ended.
+
+    W&B's own process writes the file, and may be a moment behind on a busy machine.
+    """
     (file,) = (run / "trackers" / "wandb" / "wandb").glob("offline-run-*/*.wandb")
-    found = {"rows": [], "summary": {}}
+    for _ in range(60):
+        found = wandb_content(file)
+        if {"run", "exit"} <= set(found):
+            break
+        time.sleep(0.5)
+    return found
+
+
+def wandb_content(file: Path) -> dict:
+    found: dict = {"rows": [], "summary": {}}
     for record in wandb_records(file):
         kind = record.WhichOneof("record_type")
         if kind == "run":
