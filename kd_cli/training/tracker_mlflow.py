@@ -44,7 +44,7 @@ class MLflow:
         self, run: TrackedRun, uri: str | None = None, experiment: str = "kd", model: bool = False
     ) -> None:
         if find_spec("mlflow") is None:
-            raise ConfigError("it needs the package mlflow; type: pip install 'kd-cli[mlflow]'")
+            raise ConfigError("it needs the package mlflow; type: pip install 'mlflow>=3.17,<4'")
         if not isinstance(experiment, str) or not experiment.strip():
             raise ValueError(f"experiment={experiment} must be a name")
         if not isinstance(model, bool):

@@ -43,7 +43,7 @@ class WandB:
         model: bool = False,
     ) -> None:
         if find_spec("wandb") is None:
-            raise ConfigError("it needs the package wandb; type: pip install 'kd-cli[wandb]'")
+            raise ConfigError("it needs the package wandb; type: pip install 'wandb>=0.31,<1'")
         if mode not in _MODES:
             raise ValueError(f"mode={mode} must be {' or '.join(_MODES)}")
         if not isinstance(model, bool):

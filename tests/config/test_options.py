@@ -52,7 +52,10 @@ def test_a_network_option_has_every_key_of_its_function(name):
 def test_options_of_one_function_have_the_same_keys(role, option):
     node = OmegaConf.to_container(compose("distill", [f"{role}={option}"]))[role]
     of_teacher = (
-        {"weights", "module", "train_if_missing", "precision", "training", "members", "combine"}
+        {
+            *("weights", "logits", "module", "train_if_missing", "precision", "training"),
+            *("members", "combine"),
+        }
         if role == "teacher"
         else set()
     )
@@ -109,6 +112,7 @@ def test_every_dataset_has_the_common_keys(option):
         words = [f"dataset={option}", *(["what=x"] if command == "evaluate" else [])]
         node = OmegaConf.to_container(compose(command, words))["dataset"]
         common = {"name", "image_shape", "num_classes", "validation_fraction", "source"}
+        common |= {"length", "vocabulary"}  # of texts; null for images
         more = {"labelled_fraction", "labelled_seed", "unlabelled", "split_seed", "limit"}
         assert common | more == set(node) - {"path", "unlabelled_path"}
 

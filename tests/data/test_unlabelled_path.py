@@ -293,7 +293,7 @@ def test_distilling_self_training_and_what_follows(kd, work, folder):
 
     trained = kd("self-train", *data, *SMALL, "rounds=1", "pseudo.threshold=0")
     assert trained.code == 0, trained.err
-    assert "labelled 6 images" in trained.err and "right" not in trained.err
+    assert "labelled 6 examples" in trained.err and "right" not in trained.err
     (top,) = (p for p in (work / "outputs" / "self-train" / "image_folder").iterdir())
     below = only_run(top / "round-1")[1]["pseudo_labels"]
     assert below["unlabelled"] == 6 and "accuracy" not in below
