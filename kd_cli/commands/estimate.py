@@ -216,7 +216,9 @@ def pace(engine: Engine, evaluated: Split) -> Pace | None:
     from kd_cli.networks.predict import predict_rows
 
     (learner,) = engine.learners
-    per_epoch, epochs = engine.steps_per_epoch, itertools.count(1)
+    per_epoch = engine.steps_per_epoch
+    # Steps that train the last layer alone take less than the others.
+    epochs = itertools.count(1 + (learner.head.until // per_epoch if learner.head else 0))
     epoch, done = 0, per_epoch
 
     def steps(run: Callable[[int, int, int], Any]) -> Callable[[int], None]:

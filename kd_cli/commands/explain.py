@@ -117,6 +117,7 @@ def explain(plan: DictConfig, typed: list[str], config_dir: str | None = None) -
     for head, text in [
         ("loss", loss_line(learner.objective)),
         ("schedule", schedule_line(plan, learner.schedule, *assembly.length(plan, dataset))),
+        *([("first", learner.head.words())] if learner.head else []),
         ("optimizer", optimizer_line(plan)),
         *_data_path(plan, dataset, views, engine),
         ("student", f"{plan.student.name}, {_network(learner.model)}"),

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kd_cli.config.adapter import check_adapter
 from kd_cli.config.debug import WHERE_PRESENT, smaller
+from kd_cli.config.head_first import check_head_first
 from kd_cli.config.idle import count_typed_epochs, refuse_idle, refuse_unread
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import UNUSED, VARIABLES, Config, walk
@@ -128,6 +129,7 @@ def check(cfg: DictConfig, overrides: list[str] | tuple[str, ...] = ()) -> DictC
         )
     count_typed_epochs(plan, overrides)
     refuse_idle(plan, overrides)
+    check_head_first(plan, overrides)
     every = plan.dataset.labelled_fraction == 1 and not is_typed("dataset.unlabelled", overrides)
     if every or not is_taught(plan):
         plan.dataset.unlabelled = "leave_out"

@@ -14,11 +14,12 @@ from typing import Any
 
 from omegaconf import II, MISSING
 
-from kd_cli.config.nodes import Cache, Checkpoint, Dataset, Pseudo
+from kd_cli.config.nodes import Cache, Checkpoint, Dataset, EarlyStopping, Pseudo
 from kd_cli.config.row import (
     CHANNELS,
     CLASS_WEIGHTS,
     DEVICE,
+    FACTOR,
     FILES,
     LABELLED,
     MODULE,
@@ -65,20 +66,6 @@ class Input:
 
 
 @dataclass
-class EarlyStopping:
-    patience: int | None = key(
-        None,
-        "stop after so many epochs without a better validation value; null: train to the end",
-        at_least(1, ", or null to train to the end"),
-    )
-    monitor: str = key(
-        "accuracy",
-        "validation accuracy or nll; it also chooses the best epoch",
-        one_of("accuracy", "nll"),
-    )
-
-
-@dataclass
 class Training:
     """How a network is trained: the student's at the root, the teacher's at teacher.training."""
 
@@ -92,6 +79,18 @@ class Training:
     batch_size: int = key(64, "images per step", at_least(1), unused=TRAINS_NOTHING)
     learning_rate: float = key(
         0.001, "initial learning rate", above(0), unused=TRAINS_NOTHING, short=True
+    )
+    freeze_epochs: int = key(
+        0,
+        "so many first epochs train the last layer alone, on features that stay as they are",
+        at_least(0),
+        unused=TRAINS_NOTHING,
+    )
+    fine_tune_factor: float = key(
+        0.1,
+        "the learning rate is multiplied by this after freeze_epochs",
+        FACTOR,
+        unused=TRAINS_NOTHING,
     )
     label_smoothing: float = key(
         0.0,

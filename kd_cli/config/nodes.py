@@ -1,4 +1,4 @@
-"""The keys of `dataset`, `cache`, `checkpoint` and `pseudo`; a part of the table in `keys`."""
+"""Groups of keys inside the table in `keys`, such as those of `dataset` and `cache`."""
 
 # OmegaConf reads the annotations at run time, so they must not be strings.
 from dataclasses import dataclass
@@ -88,4 +88,18 @@ class Pseudo:
         None,
         "epochs of the later rounds; null: those of round 0",
         at_least(1, ", or null for the epochs or steps of round 0"),
+    )
+
+
+@dataclass
+class EarlyStopping:
+    patience: int | None = key(
+        None,
+        "stop after so many epochs without a better validation value; null: train to the end",
+        at_least(1, ", or null to train to the end"),
+    )
+    monitor: str = key(
+        "accuracy",
+        "validation accuracy or nll; it also chooses the best epoch",
+        one_of("accuracy", "nll"),
     )

@@ -95,6 +95,7 @@ DEVICE: Range = (
 )
 SEED: Range = (lambda value: 0 <= value < 2**31, "between 0 and 2147483647")
 SHARE: Range = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+FACTOR: Range = (lambda value: 0 < value <= 1, "above 0 and at most 1")
 MODULE: Range = (
     lambda value: (
         all(part.isidentifier() for part in value.split(".")) and not value.endswith(".py")

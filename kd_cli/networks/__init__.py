@@ -6,6 +6,9 @@
     transformer       vision transformers with a distillation token
     efficientnet      EfficientNet-Lite0, with ImageNet weights out of a package
     bit               BiT ResNets, with their published weights
+    applications      networks of keras.applications, with their own preprocessing
+    published         weights out of Keras's cache, or from their address
+    weights_file      weights of such a network out of a file
     blocks            what residual, mobile and vgg are made of
     wrap              what is put around a network: pixels in, logits out, checked
     doubts            what speaks against a network before it is trained
@@ -37,6 +40,7 @@ from kd_cli import public_names
 
 # The file of each name that YAML uses.
 PUBLIC = {
+    "application": "applications",
     "vit": "transformer",
     "cnn": "simple",
     "mlp": "simple",

@@ -15,6 +15,7 @@ _SPAN = 0.5
 _PASSING = (
     layers.InputLayer,
     layers.Identity,
+    layers.Concatenate,
     layers.Resizing,
     layers.CenterCrop,
     layers.Cropping2D,

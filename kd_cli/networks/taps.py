@@ -92,15 +92,30 @@ class Graph:
         self.last = made[id(logits)]
         _require_graph(model, self.places, what)
 
-    def with_taps(self, names: Sequence[str], logits: bool = True) -> Tapped:
+    def with_taps(self, names: Sequence[str], logits: bool = True, still: int = -1) -> Tapped:
         """images -> [logits, tap, ...]: one model with the layers and weights of the first one.
 
         Args:
             names: Of the taps.
             logits: False leaves them out, and all that no tap needs.
+            still: Number of the place up to which all is computed as in evaluation.
         """
         numbers = [self.places.index(self.find(name)) for name in names]
-        return Tapped(self, [self.last, *numbers] if logits else numbers)
+        return Tapped(self, [self.last, *numbers] if logits else numbers, still)
+
+    def features(self) -> int:
+        """Number of the place `pooled`, behind which there is the last layer alone.
+
+        Raises:
+            ConfigError: There is none: the logits come from several layers.
+        """
+        number = self.places.index(self._head("pooled"))
+        if number not in self._passed_by_all():
+            raise ConfigError(
+                f"the {self.what} has no single last layer that could be trained first: its logits "
+                "come from several layers; leave freeze_epochs out"
+            )
+        return number
 
     def find(self, name: str) -> Place:
         """The place that a tap's name means.
@@ -224,13 +239,15 @@ class Tapped(keras.Model):
     Args:
         graph: Of the network, whose layers it calls.
         numbers: Of the places.
+        still: Number of the place up to which all is computed as in evaluation, in training too.
     """
 
-    def __init__(self, graph: Graph, numbers: Sequence[int]) -> None:
+    def __init__(self, graph: Graph, numbers: Sequence[int], still: int = -1) -> None:
         super().__init__(name=f"{graph.what}_with_taps")
         self.network = graph.model  # so that Keras clears the losses that its layers add
         self._places = graph.places
         self._numbers = list(numbers)
+        self._still = still
         self._needed: set[int] = set()
         for number in range(len(graph.places) - 1, -1, -1):
             if number in self._numbers or number in self._needed:
@@ -245,7 +262,7 @@ class Tapped(keras.Model):
                 values.append(None)
                 return self._places[number].outputs
             if training is not None and "training" in getattr(operation, "_call_context_args", ()):
-                kwargs = {**kwargs, "training": training}
+                kwargs = {**kwargs, "training": training and number > self._still}
             outputs = operation(*args, **kwargs)
             values.append(tree.flatten(outputs)[0])
             return outputs

@@ -145,10 +145,18 @@ def _copied(
 
     try:
         copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
-        copy.set_weights(model.get_weights())
+        set_weights(copy, model.get_weights())
     except Exception as error:  # of a layer of the user's own
         raise CantCopyError(f"a layer can't be copied to {policy} ({first_line(error)})") from error
     return copy
+
+
+def set_weights(model: keras.Model, values: list[np.ndarray]) -> None:
+    """Gives a model other weights; what Normalization makes of its own is made anew."""
+    model.set_weights(values)
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()
 
 
 def check_network(network: Any, num_classes: int, what: str) -> None:

@@ -30,7 +30,7 @@ from kd_cli.config.plans import (
 from kd_cli.config.quoting import command_line, quoted
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_hash, files_of
-from kd_cli.runs.model_file import checkpoint_file
+from kd_cli.runs.model_file import checkpoint_file, weights_file
 from kd_cli.runs.record import Record
 from kd_cli.terminal import shown
 
@@ -100,9 +100,15 @@ def dataset_spec(dataset: DictConfig) -> dict[str, Any]:
 
 
 def network_spec(network: DictConfig) -> dict[str, Any]:
-    """What decides a network's shape and input: its node and its `input` adapter."""
+    """What decides a network's shape, first weights and input: its node and its `input` adapter.
+
+    A file of weights counts by its content.
+    """
     plain = OmegaConf.to_container(network)
-    return {"network": plain["network"], "input": plain["input"]}
+    node, file = plain["network"], weights_file(plain["network"])
+    if file is not None:
+        node = {**node, "weights": content(file)}
+    return {"network": node, "input": plain["input"]}
 
 
 def content(file: str | Path) -> str:
@@ -199,6 +205,8 @@ def run_spec(plan: DictConfig) -> dict[str, Any]:
     spec["dataset"] = dataset_spec(plan.dataset)
     if plan.steps is not None:
         del spec["epochs"]
+    if not plan.freeze_epochs:  # the keys came later; so older runs keep their ids
+        del spec["freeze_epochs"], spec["fine_tune_factor"]
     spec["loss"] = _loss_spec(spec["loss"])
     if "teacher" in spec:
         spec["teacher"] = _teacher_spec(plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,31 @@ def run_beside(file: Path) -> str:
     return f"; its run has recorded how it is built: give the folder, {shown(file.parent)}"
 
 
+def weights_file(network: Mapping[str, Any]) -> str | None:
+    """The file from which a network of keras.applications starts; None for other weights.
+
+    Args:
+        network: Its node; in a record, the file's content stands in its place.
+    """
+    weights = network.get("weights")
+    ours = network.get("_target_") == "kd_cli.networks.application"
+    return weights if ours and weights not in (None, "imagenet") else None
+
+
 def recorded_network(record: Record) -> dict[str, Any]:
-    """How the network in a run's `model.keras` is built again: plain data, for `load_of_run`."""
+    """How the network in a run's `model.keras` is built again: plain data, for `load_of_run`.
+
+    Its weights are in that file, so none are taken from where it started.
+    """
     role = "student" if "student" in record.config else "teacher"
     size = record.config.get("augment", {}).get("size")
+    network = record.config[role]["network"]
+    if weights_file(network) is not None:
+        network = {**network, "weights": None}
     return {
         "role": role,
-        **{key: record.config[role][key] for key in ("network", "input")},
+        "network": network,
+        "input": record.config[role]["input"],
         "precision": record.precision,
         "image_shape": list(view_shape(size, record.dataset.image_shape)),
         "classes": len(record.dataset.class_names),

@@ -30,7 +30,7 @@ from kd_cli.data.dataset import Dataset
 from kd_cli.errors import ConfigError
 from kd_cli.files import files_of
 from kd_cli.runs import identity
-from kd_cli.runs.model_file import EXPORTED, checkpoint_file, has_input, is_run
+from kd_cli.runs.model_file import EXPORTED, checkpoint_file, has_input, is_run, weights_file
 from kd_cli.runs.record import Record, RecordError
 from kd_cli.runs.state import State
 from kd_cli.terminal import brief, shown
@@ -174,6 +174,15 @@ def check_given_files(plan: DictConfig) -> None:
             files_of(path) if key == "teacher.checkpoint" else path.is_file()
         ):
             raise ConfigError(f"{key}={given} is not a file; expected {kind}")
+    for role in ("teacher", "student"):
+        node = OmegaConf.select(plan, f"{role}.network")
+        file = weights_file(node) if node is not None else None
+        used = role == "student" or not is_taught(plan) or not given_by(plan)
+        if used and file is not None and not Path(str(file)).expanduser().is_file():
+            raise ConfigError(
+                f"{role}.network.weights={file} is not a file; expected imagenet, null, or a "
+                ".keras, .weights.h5 or .h5 file"
+            )
     checkpoint = OmegaConf.select(plan, "teacher.checkpoint")
     module = OmegaConf.select(plan, "teacher.module")
     if module is not None and is_run(Path(checkpoint).expanduser()):

@@ -15,7 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_cli.config.instantiate import build
 from kd_cli.config.keys import VARIABLES
-from kd_cli.config.plans import given_by, has_rounds, is_mutual, is_taught, view_shape
+from kd_cli.config.plans import (
+    given_by,
+    has_rounds,
+    is_mutual,
+    is_taught,
+    trains_teacher,
+    view_shape,
+)
 from kd_cli.data.dataset import Dataset
 from kd_cli.device import set_up
 from kd_cli.errors import ConfigError, first_line
@@ -23,6 +30,7 @@ from kd_cli.runs.identity import digest, network_spec
 from kd_cli.runs.model_file import checkpoint_file
 from kd_cli.runs.session import Session
 from kd_cli.training import class_weights
+from kd_cli.training.schedules import smaller_from
 
 if TYPE_CHECKING:
     from kd_cli.data.views import Views
@@ -40,6 +48,7 @@ class Parts:
     objective: Any
     schedule: Any
     network: Any
+    head: Any
 
 
 def length(plan: DictConfig, dataset: Dataset) -> tuple[int, int]:
@@ -124,6 +133,9 @@ def parts(
     """
     steps = length(plan, dataset)
     schedule = build(plan.schedule, "schedule")(*steps)
+    thaw = plan.freeze_epochs * steps[1]
+    if thaw:
+        schedule = smaller_from(schedule, thaw, plan.fine_tune_factor)
     set_up(plan.device)
     import keras
 
@@ -145,6 +157,13 @@ def parts(
 
         path = Path(node.weights).expanduser()
         load_published(model, path, "teacher.weights", new_head=True)
+    objective, model, network, head = _objective(plan, dataset, model, teacher)
+    return Parts(model, _optimizer(plan), objective, schedule, network, head)
+
+
+def _optimizer(plan: DictConfig) -> Any:
+    import keras
+
     # The rate of every step comes from the schedule. Keras refuses whole numbers here and there.
     chosen = OmegaConf.to_container(plan.optimizer)
     if isinstance(chosen.get("momentum"), int):
@@ -155,9 +174,8 @@ def parts(
 
         refuse_idle(optimizer, plan.optimizer)
     if plan.precision == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    objective, model, network = _objective(plan, dataset, model, teacher)
-    return Parts(model, optimizer, objective, schedule, network)
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
 
 
 def _objective(
@@ -165,8 +183,8 @@ def _objective(
     dataset: Dataset,
     model: Any,
     teacher: Features | None,
-) -> tuple[Any, Any, Any]:
-    """The losses, the network that is trained, and the same with the taps that they name."""
+) -> tuple[Any, Any, Any, Any]:
+    """The losses, the network that is trained, the same with taps, and what is trained first."""
     from kd_cli.distillation.objective import of_plan
     from kd_cli.networks.wrap import rebuilt
 
@@ -180,18 +198,31 @@ def _objective(
             return objective.deploy(network, teacher.model)
 
         model = rebuilt(model, change, plan.student.input, plan.precision, "student")
-    network, shapes = model, {}
-    if objective.student_taps:
+    network, shapes, head = model, {}, None
+    if objective.student_taps or plan.freeze_epochs:
         from kd_cli.networks.taps import Graph
+        from kd_cli.training.head_first import HeadFirst
 
-        graph = Graph(model, "student")
-        network = graph.with_taps(objective.student_taps)
+        graph = Graph(model, "teacher" if trains_teacher(plan) else "student")
+        if plan.freeze_epochs:
+            head = HeadFirst(graph, _optimizer(plan), *_thaw(plan, dataset))
+        still = head.still if head else -1
+        network = graph.with_taps(objective.student_taps, still=still)
         shapes = {tap: graph.find(tap).shape for tap in objective.student_taps}
     if teacher is not None:
         split = dataset.train
         labels = split.labels[split.rows]
         objective.build(shapes, teacher.shapes, dataset.num_classes, labels)
-    return objective, model, network
+    return objective, model, network, head
+
+
+def _thaw(plan: DictConfig, dataset: Dataset) -> tuple[int, str]:
+    """The step from which all weights are trained, and what to say of it."""
+    first, every = plan.freeze_epochs, epochs(plan, dataset)
+    rest = f"from epoch {first + 1} on all of them, at {plan.fine_tune_factor:g} times the rate"
+    if first >= every:
+        rest = f"that is the whole training, which has {every} epochs"
+    return first * length(plan, dataset)[1], rest
 
 
 def augmentation(plan: DictConfig, dataset: Dataset, session: Session) -> Views | None:
@@ -258,7 +289,7 @@ def engine_for(
     if engine is not None:
         for learner, plan in zip(engine.learners, plans, strict=True):
             new = parts(plan, dataset, role, features)
-            learner.begin_again(new.model, new.optimizer, new.objective)
+            learner.begin_again(new.model, new.optimizer, new.objective, new.head)
             del new
             gc.collect()  # a Keras model is a cycle: one at a time, not one per point
         engine.data_seed = first.data_seed
@@ -279,6 +310,7 @@ def engine_for(
                 new.schedule,
                 dataset.train.labelled > 0,
                 new.network,
+                new.head,
             )
         )
     engine = Engine(
@@ -310,6 +342,7 @@ def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
         "precision": plan.precision,
         "optimizer": plain["optimizer"],
         "schedule": plain["schedule"],
+        "head first": [plan.freeze_epochs, plan.fine_tune_factor],
         "loss": loss,
         "class_weights": plan.get("class_weights") is not None,
         "combine": plan.teacher.combine if is_taught(plan) else "",
@@ -319,6 +352,7 @@ def _graph(plan: DictConfig, role: str) -> dict[str, Any]:
 def _warm_start(model: Any, node: DictConfig) -> None:
     """Copies the weights of a `.keras` file with the same network into `model`."""
     from kd_cli.networks.keras_file import OwnCodeError, load_keras, load_weights
+    from kd_cli.networks.wrap import set_weights
 
     path = checkpoint_file(node.checkpoint)
     try:
@@ -339,4 +373,4 @@ def _warm_start(model: Any, node: DictConfig) -> None:
         raise ConfigError(
             f"student.checkpoint={path} holds another network than student.network: {first}"
         )
-    model.set_weights(theirs)
+    set_weights(model, theirs)

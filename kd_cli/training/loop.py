@@ -55,6 +55,7 @@ class RunSettings:
         trackers: Are told of every epoch.
         epochs: At most so many.
         total_steps: At most so many steps; ends inside the last epoch.
+        head_epochs: So many first epochs train the last layer alone.
     """
 
     out: Path
@@ -63,6 +64,11 @@ class RunSettings:
     trackers: Trackers
     epochs: int
     total_steps: int
+    head_epochs: int = 0
+
+    def label_in(self, epoch: int) -> str:
+        """Whose progress an epoch is, and what of it is trained where that is not all."""
+        return f"{self.label}, last layer" if epoch <= self.head_epochs else self.label
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ class LoopSettings:
     """Settings that all runs of an engine share.
 
     Attributes:
-        patience: Epochs without a better result before stopping; None never stops.
+        patience: Epochs without a better result before stopping; None never stops. Where the last
+            layer is trained first, they count from the epoch that ends this.
         monitor: `accuracy` or `nll`.
         minutes: Longest time without a saved state.
         prepare: What becomes of stored images in evaluation; None leaves them.
@@ -228,7 +235,9 @@ class Training:
             now.best_epoch, now.best = epoch, now.last
             self.best_weights = model.get_weights()
         if shared.patience is not None and validation is not None:
-            now.stopped = "early stopping" if epoch - now.best_epoch >= shared.patience else ""
+            thawed = self.run.head_epochs if self.run.head_epochs < self.run.epochs else 0
+            since = max(now.best_epoch, thawed)
+            now.stopped = "early stopping" if epoch - since >= shared.patience else ""
         if self._ended or epoch & (epoch - 1) == 0:  # epochs 1, 2, 4, 8, ... and the last
             check_health(now, self.learner, validation or rest, shared.prepare, self.run.label)
         now.seconds = self.before + time.monotonic() - self.started
@@ -305,6 +314,8 @@ def _run_epoch(
     done = begun_at = min(training.now.step for training in active) - first_step
     before = max(training.now.epoch_seconds for training in active)
     engine.start_epoch(epoch, done)
+    if len(trainings) == 1:
+        progress.label = trainings[0].run.label_in(epoch)
     begun = time.monotonic()
     while done < steps and any(training.error is None for training in active):
         chunk_begun = time.monotonic()
@@ -344,7 +355,7 @@ def _run_epoch(
         # After the state: an epoch that is trained again was not told before.
         if training.error is None:
             training.attempt(run.trackers.epoch, row, training.learner.model)
-        progress.epoch(run.label, row, run.epochs, run.out)
+        progress.epoch(run.label_in(epoch), row, run.epochs, run.out)
     peers.fail_together(trainings)
     rows = [row for _, row in ended]
     if len(trainings) > 1 and rows and not engine.mutual:

@@ -1,9 +1,13 @@
-"""Trainings that learn from each other: their states count together, and they fail together."""
+"""Trainings that learn from each other: their step, their states, which count together, and their
+failures, which they share.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+import tensorflow as tf
 
 from kd_cli.runs.state import State
 
@@ -48,3 +52,30 @@ def fail_together(trainings: Sequence[Training]) -> None:
                 f"{training.run.label} ended, because it learns from {broken[0].run.label}, which "
                 "has failed"
             )
+
+
+def step_together(
+    learners: Sequence[Any],
+    step: tf.Tensor,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    index: tf.Tensor,
+) -> None:
+    """One step of learners (`step.Learner`) that teach each other.
+
+    All look at the batch with the weights of the last step. Then each learns from its labels and
+    from what the others said, as its losses' teacher: logits [B, k - 1, K] without a gradient.
+    (Algorithm 1 of Zhang et al. 2018 asks the others again after each update: more passes.)
+    """
+    tapes = [tf.GradientTape(persistent=one.head is not None) for one in learners]
+    seen = []
+    for learner, tape in zip(learners, tapes, strict=True):
+        with tape:
+            seen.append(learner._outputs(images, index))
+    said = [tf.stop_gradient(one["logits"]) for one in seen]
+    for number, (learner, tape) in enumerate(zip(learners, tapes, strict=True)):
+        others = tf.stack([one for n, one in enumerate(said) if n != number], axis=1)
+        with tape:  # it goes on
+            means = learner._means(labels, seen[number], {"logits": others}, step)
+            loss = learner._scaled(means, step)
+        learner._update(step, tape, loss, labels, seen[number]["logits"], means)

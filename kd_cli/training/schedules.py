@@ -154,3 +154,14 @@ def multistep(
         return learning_rate * factor**passed
 
     return schedule
+
+
+def smaller_from(schedule: Schedule, first: int, factor: float) -> Schedule:
+    """A schedule whose rates are multiplied by `factor` from the step `first` on."""
+
+    def smaller(step: Any) -> Any:
+        import tensorflow as tf
+
+        return schedule(step) * tf.where(tf.cast(step, tf.int64) >= first, factor, 1.0)
+
+    return smaller

@@ -23,6 +23,8 @@ from kd_cli.distillation.objective import Objective
 from kd_cli.distillation.teacher_features import unpacked
 from kd_cli.networks.fused_batch_norm import fuse_batch_norm
 from kd_cli.networks.predict import LiveTeacher, predictor
+from kd_cli.training.head_first import HeadFirst
+from kd_cli.training.peers import step_together
 
 REGULARISATION = "regularisation"  # a network's own losses, as a term
 
@@ -38,7 +40,8 @@ class Learner:
         labelled: Whether training images have labels. Without any the loss gets None, and there
             is no training accuracy; where some have none their label is -1.
         network: images -> [logits, tap, ...] with the layers of `model`, for an objective that
-            names taps of the student.
+            names taps of the student, or a head that is trained first.
+        head: The head that is trained alone in the first steps; None trains all weights at once.
 
     Attributes:
         terms: Names of the loss's terms.
@@ -56,6 +59,7 @@ class Learner:
         schedule: Callable[[Any], Any],
         labelled: bool = True,
         network: keras.Model | None = None,
+        head: HeadFirst | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -63,8 +67,11 @@ class Learner:
         self.schedule = schedule
         self.labelled = labelled
         self.network = network or model
+        self.head = head
         fuse_batch_norm(model)
         optimizer.build(self.trainable_variables)
+        if head is not None:
+            head.build(objective.trainable_variables)
         self.terms = objective.terms(model.output_shape[-1], labelled)
         # (A network's own losses may appear only when it is called: one column is theirs.)
         self.sums = tf.Variable(tf.zeros([len(self.terms) + 3], tf.float64), trainable=False)
@@ -85,17 +92,24 @@ class Learner:
     def variables(self) -> list[Any]:
         """All that a training changes: weights, statistics, dropout's seeds, moments, sums."""
         own = [*self.model.variables, *self.objective.variables]
-        return [*own, *self.optimizer.variables, self.sums]
+        first = self.head.optimizer.variables if self.head is not None else []
+        return [*own, *self.optimizer.variables, *first, self.sums]
 
     def begin_again(
-        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        objective: Objective,
+        head: HeadFirst | None = None,
     ) -> None:
-        """Takes over the initial values of a fresh model, optimizer and objective.
+        """Takes over the initial values of a fresh model, optimizer, objective and head.
 
         The traced step, which holds this learner's variables, stays as it is.
         """
         optimizer.build([*model.trainable_variables, *objective.trainable_variables])
         fresh = [*model.variables, *objective.variables, *optimizer.variables]
+        if head is not None:
+            fresh += head.build(objective.trainable_variables)
         for mine, theirs in zip(self.variables[:-1], fresh, strict=True):
             mine.assign(theirs)
         self.objective.begin_again(objective)
@@ -181,10 +195,16 @@ class Learner:
         teacher: Mapping[str, Any] | None,
         index: tf.Tensor,
     ) -> None:
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=self.head is not None) as tape:
             logits, means = self.forward(images, labels, teacher, index, step)
-            loss = self.optimizer.scale_loss(tf.add_n(means))
+            loss = self._scaled(means, step)
         self._update(step, tape, loss, labels, logits, means)
+
+    def _scaled(self, means: list[tf.Tensor], step: tf.Tensor) -> tf.Tensor:
+        loss = tf.add_n(means)
+        if self.head is None:
+            return self.optimizer.scale_loss(loss)
+        return self.head.scale_loss(loss, step, self.optimizer)
 
     def _update(
         self,
@@ -196,10 +216,20 @@ class Learner:
         means: list[tf.Tensor],
     ) -> None:
         """Moves the weights along the gradient of `loss`, and adds to the epoch's sums."""
-        variables = self.trainable_variables
-        gradients = tape.gradient(loss, variables)
-        self.learning_rate.assign(tf.cast(self.schedule(step), tf.float32))
-        self.optimizer.apply(gradients, variables)
+        rate = tf.cast(self.schedule(step), tf.float32)
+        self.learning_rate.assign(rate)
+
+        def move(optimizer: Any, variables: list[Any]) -> None:
+            gradients = tape.gradient(loss, variables)
+            optimizer.learning_rate.assign(rate)
+            optimizer.apply(gradients, variables)
+
+        whole = functools.partial(move, self.optimizer, self.trainable_variables)
+        if self.head is None:
+            whole()
+        else:
+            alone = functools.partial(move, self.head.optimizer, self.head.variables)
+            self.head.choose(step, alone, whole)
 
         count = tf.cast(tf.shape(labels)[0], tf.float64)
         # Mixed labels are shares [B, K]: the larger counts.
@@ -218,33 +248,6 @@ class Learner:
     @functools.cached_property
     def predict(self) -> Callable[[tf.Tensor], tf.Tensor]:
         return predictor(self.model)
-
-
-def step_together(
-    learners: Sequence[Learner],
-    step: tf.Tensor,
-    images: tf.Tensor,
-    labels: tf.Tensor,
-    index: tf.Tensor,
-) -> None:
-    """One step of learners that teach each other.
-
-    All look at the batch with the weights of the last step. Then each learns from its labels and
-    from what the others said, as its losses' teacher: logits [B, k - 1, K] without a gradient.
-    (Algorithm 1 of Zhang et al. 2018 asks the others again after each update: more passes.)
-    """
-    tapes = [tf.GradientTape() for _ in learners]
-    seen = []
-    for learner, tape in zip(learners, tapes, strict=True):
-        with tape:
-            seen.append(learner._outputs(images, index))
-    said = [tf.stop_gradient(one["logits"]) for one in seen]
-    for number, (learner, tape) in enumerate(zip(learners, tapes, strict=True)):
-        others = tf.stack([one for n, one in enumerate(said) if n != number], axis=1)
-        with tape:  # it goes on
-            means = learner._means(labels, seen[number], {"logits": others}, step)
-            loss = learner.optimizer.scale_loss(tf.add_n(means))
-        learner._update(step, tape, loss, labels, seen[number]["logits"], means)
 
 
 class Engine:

@@ -137,6 +137,8 @@ def train(
     deployed = [one.objective.deployed for one in engine.learners]
     for text in dict.fromkeys(Deployed(**one).words() for one in deployed if one):
         log.info("student: what is trained and saved is %s", text)
+    for text in dict.fromkeys(one.head.words() for one in engine.learners if one.head):
+        log.info("%s: %s", role, text)
     settings = [
         RunSettings(
             run.out,
@@ -145,6 +147,7 @@ def train(
             trackers_of(run, session),
             epochs=assembly.epochs(run.plan, dataset),
             total_steps=assembly.length(run.plan, dataset)[0],
+            head_epochs=run.plan.freeze_epochs,
         )
         for run in runs
     ]

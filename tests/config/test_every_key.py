@@ -366,12 +366,18 @@ def test_every_key_of_a_network_changes_it(option, key):
 
 # --- the table's keys ---
 
+APPLICATION = [
+    "train-student", "student=application", "student.network.architecture=MobileNet",
+    "student.network.weights=imagenet",
+]  # fmt: skip
 # Another value for each key that is no place, with what it needs, and the command that has it.
 TABLE = {
     "epochs": ["epochs=7"],
     "steps": ["steps=7"],
     "batch_size": ["batch_size=7"],
     "learning_rate": ["learning_rate=0.5"],
+    "freeze_epochs": [*APPLICATION, "freeze_epochs=7"],
+    "fine_tune_factor": [*APPLICATION, "freeze_epochs=7", "fine_tune_factor=0.5"],
     "label_smoothing": ["train-student", "label_smoothing=0.5"],
     "seed": ["seed=7"],
     "init_seed": ["init_seed=7"],

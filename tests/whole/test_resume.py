@@ -49,6 +49,7 @@ def result(out: Path) -> dict:
 
 DATA = ("dataset=npz", "dataset.path=quarters.npz", *SMALL)
 # A teacher whose head a student can reuse.
+BEGUN = [f"network.{key}" for key in ("filters=[4,4]", "batch_norm=true", "units=[5]")]
 POOLING = ("teacher=resnet8", "teacher.network.widths=[3,4,6]", "epochs=2", "teacher_dir=pooling")
 # Dropout, moments, a moving rate, early stopping and a batch that does not divide the epoch.
 TRICKY = (
@@ -72,6 +73,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         assert cli.main(["train-teacher", *DATA]) == 0
         assert cli.main(["train-teacher", *DATA[:2], *POOLING]) == 0
+        begun = [f"teacher.{key}" for key in BEGUN]
+        words = ["teacher=cnn", *begun, "epochs=1", "teacher_dir=begun"]
+        assert cli.main(["train-teacher", *DATA[:2], *words]) == 0
     return folder
 
 
@@ -169,6 +173,16 @@ def test_a_failure_at_any_write_loses_nothing(place, monkeypatch, alphas, offset
                 "student.network.block_dropout=0.2",
             ],
             id="simkd",
+        ),
+        # The last layer first: killed in both phases, each with its own optimizer.
+        pytest.param(
+            [
+                "student=cnn",
+                *(f"student.{key}" for key in BEGUN),
+                "student.checkpoint=begun",
+                "freeze_epochs=2",
+            ],
+            id="head-first",
         ),
     ],
 )
