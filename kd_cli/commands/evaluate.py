@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from kd_cli.commands.evaluate_network import network_of
+from kd_cli.commands.evaluate_network import network_of, teacher_of_run
 from kd_cli.commands.evaluate_target import (
     Target,
     check_same,
@@ -217,30 +217,11 @@ def _ask_teacher(
                 arrays |= found
                 return ""
     from kd_cli.distillation import prepare
-    from kd_cli.distillation import teacher as teachers
 
-    known, spec = target.record.teacher, target.record.config.get("teacher", {})
-    bare = {"size": None, "scale": 1.0, "offset": 0.0}
-    others = dict.fromkeys(("checkpoint", "logits", "weights", "precision", "module"))
-    node = {**others, **spec}
-    node = {"input": bare, **node}
-    path = Path(known.path)
-    if node["weights"] is not None:
-        node["weights"] = str(path)
-    elif node["logits"] is not None:
-        node["logits"] = str(path)
-    else:
-        node["checkpoint"] = str(path)
-    if not path.exists():
-        return f"{shown(path)} is gone"
-    plain = OmegaConf.to_container(plan)
-    asked = OmegaConf.create({**plain, "teacher": node, "cache": {"logits": "none"}})
     try:
-        teacher = teachers.find(asked, dataset, session)
+        teacher, asked = teacher_of_run(plan, target.record, dataset, session)
     except ConfigError as error:
         return str(error)
-    if teacher.weights_sha256 != known.weights_sha256:
-        return f"{shown(path)} holds another teacher now"
     arrays |= prepare.ask(teacher, asked, dataset, views, session).arrays
     return ""
 

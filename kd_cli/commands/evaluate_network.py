@@ -6,6 +6,7 @@ import logging
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +21,14 @@ from kd_cli.export.formats import FORMATS
 from kd_cli.export.tensors import fitted
 from kd_cli.files import file_hash
 from kd_cli.runs.model_file import recorded_network, run_beside
+from kd_cli.runs.record import Record
+from kd_cli.runs.session import Session
 from kd_cli.terminal import shown
 
 if TYPE_CHECKING:
     import keras
 
+    from kd_cli.distillation.teacher import Teacher
     from kd_cli.export.tensors import Opened
 
 log = logging.getLogger("kd")
@@ -150,6 +154,33 @@ def _probe(
     noise = np.random.default_rng(0).uniform(0, 1, (2, *shape)) * [[[[32]]], [[[255]]]]
     images = np.concatenate([np.zeros((1, *shape)), np.full((1, *shape), 255), noise])
     return opened(prepared(images.astype(np.float32)))
+
+
+def teacher_of_run(
+    plan: DictConfig, record: Record, dataset: Dataset, session: Session
+) -> tuple[Teacher, DictConfig]:
+    """The teacher that a run was distilled from, and the plan with which it was found.
+
+    Raises:
+        ConfigError: It is gone, can't be read, or is another one now.
+    """
+    from kd_cli.distillation import teacher as teachers
+
+    known, spec = record.teacher, record.config.get("teacher", {})
+    bare = {"size": None, "scale": 1.0, "offset": 0.0}
+    others = dict.fromkeys(("checkpoint", "logits", "weights", "precision", "module"))
+    node = {"input": bare, **others, **spec}
+    path = Path(known.path)
+    given = next((key for key in ("weights", "logits") if node[key] is not None), "checkpoint")
+    node[given] = str(path)
+    if not path.exists():
+        raise ConfigError(f"{shown(path)} is gone")
+    plain = OmegaConf.to_container(plan)
+    asked = OmegaConf.create({**plain, "teacher": node, "cache": {"logits": "none"}})
+    teacher = teachers.find(asked, dataset, session)
+    if teacher is None or teacher.weights_sha256 != known.weights_sha256:
+        raise ConfigError(f"{shown(path)} holds another teacher now")
+    return teacher, asked
 
 
 def keras_model(plan: DictConfig, target: Target, dataset: Dataset) -> tuple[keras.Model, str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from kd_cli.commands import export_page
 from kd_cli.commands.evaluate_network import keras_model
 from kd_cli.commands.evaluate_target import (
     Target,
@@ -98,6 +99,8 @@ def _asked(request: Request) -> tuple[DictConfig, Target, Format]:
     """What is exported, on which data, in which format; checked without TensorFlow."""
     plan = plan_of(request, "writes")
     row = formats.check(plan.format, plan.precision)
+    if plan.format == "page" and plan.softmax:
+        raise ConfigError("softmax=true changes nothing: a page shows probabilities; leave it out")
     for override in request.overrides if plan.precision != "int8" else ():
         if place_of(override) in ("calibration", "seed"):
             raise ConfigError(
@@ -187,9 +190,11 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
     from kd_cli.networks.wrap import CantCopyError, in_float32
 
     runtime = row.load()
-    views = assembly.augmentation(plan, dataset, Session())
+    session = Session()
+    views = assembly.augmentation(plan, dataset, session)
     prepare = views.evaluate if views is not None else None
     model, weights = keras_model(plan, target, dataset)
+    added = None
     shape = dataset.inputs.sized(plan.augment.size).shape
     drawn = None
     if plan.precision == "int8":
@@ -202,6 +207,9 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
             try:
                 model = in_float32(model)
                 source = graph.write(model, shape, plan.softmax, Path(scratch) / "saved_model")
+                if plan.format == "page":
+                    added = export_page.beside(plan, target, dataset, prepare, shape, session)
+                    source = runtime.PageGraph(**vars(source), beside=added.beside)
                 runtime.convert(source, made, plan.precision, drawn.images if drawn else None)
                 opened = runtime.open_file(made)
             except (
@@ -226,6 +234,9 @@ def _export(plan: DictConfig, target: Target, row: Format, path: Path, sha256: s
                 "file": cost.measure(plan.format, made, opened.image.numbers(image)),
             }
         result = _result(plan, target, dataset, opened, outputs, reference, drawn)
+        if added is not None:
+            result["teacher"] = export_page.check_teacher(plan, added, made, dataset, prepare)
+            result["warnings"] += added.left_out
         result |= costs["file"] | {
             "file": path.name,
             "bytes": bytes_of(made),
@@ -365,6 +376,10 @@ def _print(record: ExportRecord, path: Path) -> None:
     for label, tensors in (("takes", record.inputs), ("gives", record.outputs)):
         for one in tensors:
             print(f"{label:<12}{one.name} {one.dtype} {one.shape}{_meaning(one)}")
+    if record.teacher is not None:
+        one = record.teacher
+        agrees = f"{100 * one.agreement:.2f} % of {one.images} test images as in Keras"
+        print(f"teacher     {one.network} beside it, {one.bytes:,} bytes, {agrees}")
     print(f"ran with    {record.runtime}, {record.cores} cores, load {record.load_average:.1f}")
     print(f"file        {shown(path)}")
     print(f"written     {shown(record_path(path))}")

@@ -49,7 +49,7 @@ VIEWS = ("consistent", "independent", "fixed_teacher")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 # Of a file that is exported, and its formats.
 FILE_PRECISIONS = ("float32", "float16", "dynamic", "int8")
-FORMATS = ("litert", "onnx", "saved_model")
+FORMATS = ("litert", "onnx", "saved_model", "page")
 
 
 @dataclass

@@ -6,6 +6,9 @@
     litert        LiteRT (TensorFlow Lite): writes, names, refuses, opens
     onnx_file     ONNX: the same, through tf2onnx and onnxruntime
     saved_model   SavedModel: a copy, opened as a teacher's is
+    page          a page for a browser (page.html, page.js, network.js), checked in V8
+    operations    a network as a list of simple operations, for network.js
+    drawing       how large and thick things are in a data set, for drawings like them
     calibration   the training images that set the ranges of int8 numbers
     network       a file as a Keras network that is only asked, for teachers
     check         how far a file is from the network that it was made of, and what to say of that

@@ -80,6 +80,15 @@ FORMATS = {
         versions=("onnx", "onnxruntime", "tf2onnx"),
     ),
     "saved_model": Format("SavedModel", "", ("float32",), "saved_model"),
+    "page": Format(
+        "page",
+        ".html",
+        ("float32", "float16"),
+        "page",
+        extra="page",
+        packages=("py_mini_racer",),
+        versions=("mini-racer",),
+    ),
 }
 
 

@@ -58,13 +58,21 @@ def convert(graph: Graph, path: Path, precision: str, images: np.ndarray | None)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.int8
+    path.write_bytes(_named(converted(converter), graph.output))
+
+
+def converted(converter: Any) -> bytes:
+    """What a converter of TensorFlow's makes.
+
+    Raises:
+        CantConvertError: An operation that LiteRT has not.
+    """
     try:
         with quiet(tells=False), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a free batch axis
-            content = converter.convert()
+            return converter.convert()
     except Exception as error:  # of the converter, the quantiser or MLIR
         raise CantConvertError(_reason(error)) from error
-    path.write_bytes(_named(content, graph.output))
 
 
 def _reason(error: Exception) -> str:

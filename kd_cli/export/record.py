@@ -54,6 +54,17 @@ class ReferenceRecord(Part):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ShownTeacher(Part):
+    what: str = says("its run's directory, or its file")
+    network: str = says("its name")
+    weights_sha256: str = says("SHA-256 of its weights, as in metrics.json")
+    bytes: int = says("of its weights in the page, before they are written as text")
+    images: int = says("test images, the first ones, on which it was compared with Keras")
+    agreement: float = says("share of them with the same top class")
+    largest_difference: float = says("of a logit")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ExportRecord(Part):
     """What `NAME.json` holds."""
 
@@ -70,6 +81,7 @@ class ExportRecord(Part):
     class_names: list[str] = says("names of the classes in the order of the outputs")
     dataset: dict = says("name, image_shape, test images, fingerprint, split_fingerprint")
     calibration: CalibrationRecord | None = may_say("of int8")
+    teacher: ShownTeacher | None = may_say("of a page: the teacher beside the student")
     test: dict = says("of the file: accuracy, nll, agreement with Keras, largest_difference, ...")
     latency: dict = says("one image with one_thread and all_threads: median_ms, p95_ms, ...")
     peak_memory_bytes: int = says("of a process with one thread: Python, runtime and file")

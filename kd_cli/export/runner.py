@@ -5,6 +5,7 @@ Its one argument is a JSON object: format, file, image (an .npy of one image), t
 It prints a JSON object: median_ms, p95_ms, runs, peak_memory_bytes.
 """
 
+import atexit
 import json
 import re
 import sys
@@ -60,7 +61,19 @@ def onnx(file, image, threads):
     return lambda: session.run(None, {name: image})[0]
 
 
-RUNTIMES = {"litert": litert, "onnx": onnx, "saved_model": saved_model}
+def page(file, image, threads):
+    from py_mini_racer import MiniRacer
+
+    engine = MiniRacer()
+    atexit.register(engine.close)  # its threads must end before Python does
+    data = re.search(r'id="data">(.*?)</script>', Path(file).read_text("utf-8"), re.DOTALL)[1]
+    engine.eval(Path(__file__).with_name("network.js").read_text("utf-8"))
+    engine.eval(f"const image = Float32Array.from({json.dumps(image.reshape(-1).tolist())});")
+    engine.eval(f"const run = kd.network({data}.networks[0]);")
+    return lambda: engine.eval("run(image)[0]")
+
+
+RUNTIMES = {"litert": litert, "onnx": onnx, "saved_model": saved_model, "page": page}
 
 
 def peak_memory():

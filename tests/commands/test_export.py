@@ -270,10 +270,21 @@ REFUSED = {
         ["precision=int4 must be float32, float16, dynamic or int8"],
     ),
     "a precision of training": (["export", "x", "precision=mixed_bfloat16"], ["must be float32"]),
-    "unknown format": (["export", "x", "format=pdf"], ["must be litert, onnx or saved_model"]),
+    "unknown format": (
+        ["export", "x", "format=pdf"],
+        ["must be litert, onnx, saved_model or page"],
+    ),
     "a precision that the format has not": (
         ["export", "x", "format=onnx", "precision=float16"],
         ["format=onnx holds float32 or int8; leave precision out, or type format=litert"],
+    ),
+    "a page of whole numbers": (
+        ["export", "x", "format=page", "precision=int8"],
+        ["format=page holds float32 or float16"],
+    ),
+    "probabilities of a page": (
+        ["export", "x", "format=page", "softmax=true"],
+        ["softmax=true changes nothing: a page shows probabilities"],
     ),
     "no calibration": (["export", "x", "calibration=0"], ["calibration=0 must be at least 1"]),
     "idle calibration": (["export", "x", "calibration=9"], ["calibration=9 changes nothing"]),
@@ -307,7 +318,7 @@ def test_a_missing_package_is_told_with_the_command(kd, work, file, data, monkey
     assert not (work / "outputs").exists()
 
 
-@pytest.mark.parametrize("words", [["format=onnx"], ["format=saved_model"]])
+@pytest.mark.parametrize("words", [["format=onnx"], ["format=saved_model"], ["format=page"]])
 def test_other_formats(kd, work, file, data, words):
     done = kd("export", "my.keras", *data, *words)
     assert done.code == 0, done.err
@@ -438,3 +449,31 @@ def test_killed_anywhere_it_leaves_no_half_file(work, file, data):
     assert sorted(p.name for p in path.parent.iterdir()) == [
         ".export.lock", "my-int8.json", "my-int8.tflite",
     ]  # fmt: skip
+
+
+def test_a_page_of_a_distilled_student(kd, work, monkeypatch):
+    """The teacher is beside it, or the page says why not."""
+    from kd_cli.export import page
+
+    assert kd("distill", "epochs=1", "teacher.training.epochs=1", "dataset.limit=100").code == 0
+    done = kd("export", "outputs/latest", "format=page")
+    assert done.code == 0, done.err
+    path, record = only(work, ".html")
+    assert path.name == "student-page-float32.html"
+    (teacher,) = work.glob("outputs/teachers/*/metrics.json")
+    taught = json.loads(teacher.read_text())
+    assert record["teacher"]["weights_sha256"] == taught["weights_sha256"]
+    # Weights of 53,002 parameters, and a number each for the scale and the offset of the input.
+    assert 4 * taught["parameters"] <= record["teacher"]["bytes"] <= 4 * taught["parameters"] + 8
+    assert record["teacher"]["agreement"] == 1 and "teacher     cnn beside it" in done.out
+    data = json.loads(path.read_text().split('id="data">')[1].split("</script>")[0])
+    assert [one["role"] for one in data["networks"]] == ["student", "teacher"]
+    labels = [one["label"] for one in data["examples"]]
+    assert len(labels) == 20 and labels[:10] == list(range(10)) == labels[10:]
+    monkeypatch.setattr(page, "MOST_OF_TEACHER", 1000)
+    done = kd("export", "outputs/latest", "format=page", "precision=float16")
+    assert done.code == 0
+    sentence = "the page is without the teacher: its weights take 106,"
+    assert sentence in done.err and "a page has room for 1,000" in done.err
+    record = json.loads(path.with_name("student-page-float16.json").read_text())
+    assert "teacher" not in record and record["warnings"][0].startswith(sentence)

@@ -29,7 +29,8 @@ def test_the_wheel_works_from_another_directory(work):
         f"kd_cli/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")
     }
     assert shipped <= packed
-    assert "kd_cli/data/digits.npz" in packed
+    page = {f"kd_cli/export/{name}" for name in ("page.html", "page.js", "network.js")}
+    assert page | {"kd_cli/data/digits.npz"} <= packed
     assert not any(name.startswith(("tests/", "conf/")) for name in packed)
     subprocess.run(
         [*pip, "install", "--quiet", "--no-deps", "--target", "site", str(wheel)], check=True
