@@ -20,6 +20,7 @@ from kd_cli.commands.search import Search
 from kd_cli.commands.search_result import fresh_seeds, show
 from kd_cli.commands.spaces import Space, split
 from kd_cli.commands.table import COMMANDS, Request
+from kd_cli.config.inputs import Images, inputs_of
 from kd_cli.config.keys import UNUSED
 from kd_cli.config.overrides import is_typed, override_key, place_of, scratch_overrides
 from kd_cli.errors import ConfigError
@@ -93,7 +94,8 @@ def scratch_space(search: Search, typed: Sequence[str]) -> tuple[list[str], list
     """The overrides and the spaces of the scratch student's search.
 
     It may choose all that the distilled student may and it can use, and by default its learning
-    rate, label smoothing, weight decay and augmentation. What has been typed with one value stays.
+    rate, label smoothing, weight decay and, of images, augmentation. What has been typed with one
+    value stays.
 
     Args:
         search: Of the distilled student.
@@ -114,7 +116,7 @@ def scratch_space(search: Search, typed: Sequence[str]) -> tuple[list[str], list
         decay = plan.optimizer.weight_decay
         found = f"tag(log,interval({decay / 100:.4g},{decay * 10:.4g}))" if decay else _DECAYS
         defaults.append(f"optimizer.weight_decay={found}")
-    if not plan.augment.train:
+    if isinstance(inputs_of(plan.dataset), Images) and not plan.augment.train:
         defaults.append("augment=choice(none,flip_crop)")
     added = [one for one in defaults if not is_typed(place_of(one), own)]
     single, spaces = split([*own, *added], search.config_dir)

@@ -280,6 +280,7 @@ def test_a_pruned_run_is_not_finished_and_may_be_continued(work, small):
     assert record.weights_sha256 == undisturbed.weights_sha256
 
 
+@pytest.mark.slow
 def test_values_that_were_tried_are_answered_from_their_points(kd, work, small, taught):
     pytest.importorskip("optuna")
     words = [*small[:2], "teacher=mlp", "teacher.network.units=[16]", *small[-2:], "sweep=mine"]

@@ -44,6 +44,14 @@ def test_by_default_the_scratch_student_chooses_what_matters_to_it(work):
     }
 
 
+def test_texts_are_not_augmented(work):
+    rows = [f"{'good' if n % 2 else 'bad'} film {n % 3},{n % 2}" for n in range(60)]
+    (work / "reviews.csv").write_text("\n".join(["text,label", *rows]))
+    texts = ["dataset=text", "dataset.path=reviews.csv", "teacher=bag", "student=bag"]
+    _, spaces = spaces_of("alpha=interval(0,1)", *texts)
+    assert set(spaces) == {"learning_rate", "label_smoothing", "optimizer.weight_decay"}
+
+
 def test_it_may_choose_what_the_distilled_student_may_and_keeps_what_was_typed(work):
     words = ["alpha=interval(0,1)", "learning_rate=interval(0.1,0.2)", "batch_size=choice(32,64)"]
     single, spaces = spaces_of(
